@@ -1,0 +1,57 @@
+"""Turn BatchNorm networks into GroupNorm + Weight Standardization networks that keep what they learned."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from normswap.checking import Checks, check
+    from normswap.checkpoint import load, save
+    from normswap.conversion import convert, inspect
+    from normswap.errors import (
+        AlreadyConverted,
+        BadStatistics,
+        CheckFailed,
+        CheckpointError,
+        InvalidOption,
+        NeedsExampleInput,
+        NormswapError,
+        NothingToConvert,
+        PlanMismatch,
+        UnknownModel,
+        UnsupportedModel,
+        WeightsUnavailable,
+    )
+    from normswap.folding import fold
+    from normswap.plan import Action, Entry, Options, Plan
+    from normswap.surgery import apply, plan_of
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "checking": ("Checks", "check"),
+    "checkpoint": ("load", "save"),
+    "conversion": ("convert", "inspect"),
+    "errors": (
+        "AlreadyConverted", "BadStatistics", "CheckFailed", "CheckpointError", "InvalidOption", "NeedsExampleInput",
+        "NormswapError", "NothingToConvert", "PlanMismatch", "UnknownModel", "UnsupportedModel", "WeightsUnavailable",
+    ),
+    "folding": ("fold",),
+    "plan": ("Action", "Entry", "Options", "Plan"),
+    "surgery": ("apply", "plan_of"),
+}  # fmt: skip
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that the command line's help needs no torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'normswap' has no attribute {name!r}")
+    value = getattr(import_module(f"normswap.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,130 @@
+"""Convert a model: inspect, rehearse on the meta device, apply. The orchestrator of the other files."""
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from normswap.checking import structural_checks
+from normswap.copying import copy_model, meta_copy
+from normswap.errors import AlreadyConverted, CheckFailed, NothingToConvert
+from normswap.layers import WeightStandardized
+from normswap.plan import Options, Plan
+from normswap.planning import make_plan
+from normswap.surgery import PLAN, apply
+from normswap.tracing import Trace, trace
+from normswap.wrapping import refuse_unsupported, unwrap
+
+
+def convert(
+    model: nn.Module,
+    *,
+    groups: int = 32,
+    group_size: int | None = None,
+    to: str = "group",
+    ws: str = "auto",
+    affine: str = "match",
+    example_input: Any = None,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    inplace: bool = False,
+    check: bool = True,
+) -> nn.Module:
+    """Turn a BatchNorm network into a GroupNorm + Weight Standardization network that keeps what it learned.
+
+    >>> model = convert(timm.create_model("resnet50", pretrained=True))
+
+    Args:
+        model: Any network; timm, torchvision and your own. ``torch.compile``, DDP and DataParallel are unwrapped.
+        groups: Largest group count; each layer gets the largest divisor of its channels that fits (Wu & He 2018).
+        group_size: Channels a group instead of `groups`.
+        to: ``"group"``, ``"layer"`` (one group) or ``"instance"`` (one channel a group).
+        ws: Weight standardization of the convolutions in front of replaced norms. ``"adaptive"`` keeps their kernels
+            exactly and only training moves them; ``"standard"`` is the paper's (Qiao et al. 2019, equation 2);
+            ``"auto"`` is adaptive where the norms are trained and standard where they are fresh; or ``"none"``.
+        affine: ``"match"`` finds the affine values with which GroupNorm does what BatchNorm did; ``"copy"`` keeps γ, β.
+        example_input: A tensor, a tuple of positional arguments or a dict of keyword arguments, of which only shapes
+            are used; by default it is made up from what the model says about itself.
+        include: Glob patterns of qualified names; only these layers are touched.
+        exclude: Glob patterns of layers to leave alone.
+        inplace: Change `model` instead of a copy. Parameters stay the same objects either way of counting, so an
+            optimizer made before stays valid.
+        check: Rehearse on the meta device and compare every module's output shape before anything is changed.
+
+    Returns:
+        The converted network; `normswap.plan_of` tells what was done.
+
+    Raises:
+        NothingToConvert: The model holds no BatchNorm, or the options leave all of it alone.
+        UnsupportedModel: It is scripted, quantized, sharded or uninitialized.
+        NeedsExampleInput: No forward pass ran with a made-up input.
+        CheckFailed: The rehearsal did not hold; the model is as it was.
+    """
+    options = Options(groups, group_size, to, ws, affine, include, exclude)  # type: ignore[arg-type]
+    refuse_unsupported(model)
+    network = unwrap(model)
+    plan, before = _inspected(network, example_input, options)
+    if not plan.changes:
+        _nothing_to_do(network, plan)
+        return network if inplace else copy_model(network)
+    if check:
+        _rehearse(network, plan, before)
+    return apply(network, plan, inplace=inplace)
+
+
+def inspect(
+    model: nn.Module,
+    *,
+    groups: int = 32,
+    group_size: int | None = None,
+    to: str = "group",
+    ws: str = "auto",
+    affine: str = "match",
+    example_input: Any = None,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+) -> Plan:
+    """Return what `convert` would do, with the same arguments; the model is only read.
+
+    >>> print(inspect(model))
+
+    Raises:
+        UnsupportedModel: It is scripted, quantized, sharded or uninitialized.
+        NeedsExampleInput: No forward pass ran with a made-up input.
+    """
+    options = Options(groups, group_size, to, ws, affine, include, exclude)  # type: ignore[arg-type]
+    refuse_unsupported(model)
+    return _inspected(unwrap(model), example_input, options)[0]
+
+
+def _inspected(model: nn.Module, example_input: Any, options: Options) -> tuple[Plan, Trace]:
+    found = trace(model, example_input)
+    return make_plan(model, found, options), found
+
+
+def _nothing_to_do(model: nn.Module, plan: Plan) -> None:
+    standardized = sum(isinstance(module, WeightStandardized) for module in model.modules())
+    if PLAN in vars(model) and not plan.norms:
+        warnings.warn(
+            f"{type(model).__name__} was converted before ({standardized} weight-standardized convolutions); unchanged",
+            AlreadyConverted,
+            stacklevel=3,
+        )
+    elif not plan.norms:
+        raise NothingToConvert(f"{type(model).__name__} holds no BatchNorm; nothing to convert")
+    else:
+        first = plan.norms[0]
+        raise NothingToConvert(
+            f"all {len(plan.norms)} norms of {type(model).__name__} are left alone ({first.name}: {first.reason}); "
+            "change include= or exclude="
+        )
+
+
+def _rehearse(model: nn.Module, plan: Plan, before: Trace) -> None:
+    """Convert a copy that holds no data, and look at it, before the real model is touched."""
+    rehearsed = apply(meta_copy(model), plan, inplace=True)
+    checks = structural_checks(rehearsed, plan, trace(rehearsed, before.inputs), before)
+    if not checks:
+        failed = checks.failed[0]
+        raise CheckFailed(f"{failed.name}: {failed.detail}; convert with check=False to look at the result")

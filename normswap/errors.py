@@ -1,0 +1,49 @@
+"""Every error normswap raises on purpose, named by what the user can do about it."""
+
+
+class NormswapError(Exception):
+    """Base of all errors of this package; the message is one line and ends with the next step."""
+
+
+class InvalidOption(NormswapError, ValueError):
+    """Correct an option: its value, or its combination with another one."""
+
+
+class UnsupportedModel(NormswapError, TypeError):
+    """Convert the model at another stage of its life: before scripting, quantizing, wrapping or sharding it."""
+
+
+class NeedsExampleInput(NormswapError):
+    """Pass ``example_input=``: no forward pass ran with an input made up from the model."""
+
+
+class NothingToConvert(NormswapError):
+    """Nothing matched: the model holds no BatchNorm, or the options leave all of it alone."""
+
+
+class PlanMismatch(NormswapError):
+    """Apply the plan to the network it was made for: a layer is missing or of another kind."""
+
+
+class BadStatistics(NormswapError, ValueError):
+    """Repair the weights: running statistics are negative or not finite."""
+
+
+class CheckpointError(NormswapError):
+    """Give another file or folder: this one is missing, damaged or not what it claims to be."""
+
+
+class CheckFailed(NormswapError):
+    """Look at the failed check: the converted network does not behave as promised."""
+
+
+class UnknownModel(NormswapError, LookupError):
+    """Choose another model name; the message lists the nearest ones."""
+
+
+class WeightsUnavailable(NormswapError):
+    """Pass ``--weights FILE`` or ``--no-pretrained``: the pretrained weights cannot be had from here."""
+
+
+class AlreadyConverted(UserWarning):
+    """The network was converted before; nothing was changed."""

@@ -1,0 +1,60 @@
+"""How many groups a layer gets: integers in, integers out."""
+
+from normswap.errors import InvalidOption
+
+MIN_CHANNELS = 2
+"""Channels a group needs to be more than instance norm (Wu & He 2018: ResNet-50 has 2 at its narrowest)."""
+
+MIN_ELEMENTS = 16
+"""Elements (channels × positions) a group needs for its statistics to mean anything."""
+
+
+def divisors(number: int) -> list[int]:
+    """Return the divisors of `number`, largest first."""
+    small = [d for d in range(1, int(number**0.5) + 1) if number % d == 0]
+    return sorted({*small, *(number // d for d in small)}, reverse=True)
+
+
+def num_groups_for(
+    num_channels: int, *, groups: int = 32, group_size: int | None = None, to: str = "group", positions: int | None = None
+) -> int:
+    """Return the group count for one layer.
+
+    >>> num_groups_for(48)
+    24
+    >>> num_groups_for(64, group_size=16)
+    4
+    >>> num_groups_for(64, positions=1)
+    4
+
+    Args:
+        num_channels: Channels C of the layer.
+        groups: Largest count wanted; the largest divisor of C at most this is taken that leaves at least
+            2 channels and 16 elements to a group, else 1.
+        group_size: Channels a group wanted instead of `groups` (Wu & He 2018, section 4.1, table 3 right); the smallest
+            divisor of C at least this that leaves 16 elements to a group.
+        to: ``"group"``, ``"layer"`` (one group) or ``"instance"`` (one channel a group, more where that would leave
+            a group a single element, whose normalized value is always zero).
+        positions: Spatial positions of the layer's input (H·W; 1 for (N, C)); None where unknown.
+
+    Raises:
+        InvalidOption: A count below 1, or an unknown `to`.
+    """
+    if to not in ("group", "layer", "instance"):
+        raise InvalidOption(f"to={to!r} is not one of 'group', 'layer', 'instance'")
+    for option, value in (("groups", groups), ("group_size", group_size)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise InvalidOption(f"{option}={value!r} must be a whole number of at least 1")
+    if to == "layer":
+        return 1
+    if to == "instance":
+        wanted, smallest, elements = num_channels, 1, 2
+    elif group_size is not None:
+        wanted, smallest, elements = num_channels // group_size, group_size, MIN_ELEMENTS
+    else:
+        wanted, smallest, elements = groups, MIN_CHANNELS, MIN_ELEMENTS
+    for count in divisors(num_channels):
+        channels = num_channels // count
+        if count <= wanted and channels >= smallest and (positions is None or channels * positions >= elements):
+            return count
+    return 1

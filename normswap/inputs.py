@@ -1,0 +1,133 @@
+"""Make up example inputs for a model that says nothing about them."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from normswap.families import is_batch_norm, is_conv, num_channels
+
+SIDES = (224, 64, 32, 256, 128, 299, 512, 16, 8)
+"""Sides of made-up images, in the order they are tried."""
+
+
+def as_call(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return positional and keyword arguments: a tuple is positional arguments, a dict keyword arguments."""
+    if isinstance(example_input, tuple):
+        return example_input, {}
+    if isinstance(example_input, Mapping):
+        return (), dict(example_input)
+    return (example_input,), {}
+
+
+def candidates(model: nn.Module, batch: int = 2) -> Iterator[Tensor]:
+    """Yield meta tensors the model may accept, likeliest first.
+
+    The size comes from timm's ``pretrained_cfg`` where there is one, else channels and rank come from the first layer
+    that tells them: a convolution, a linear layer or a norm.
+    """
+    size = _declared_size(model)
+    if size is not None:
+        yield torch.empty(batch, *size, device="meta")
+    for module in model.modules():
+        if is_conv(module):
+            channels, rank = int(module.in_channels), len(module.kernel_size)  # type: ignore[arg-type]
+            for side in SIDES:
+                yield torch.empty(batch, channels, *_sides(side, rank), device="meta")
+            return
+        if isinstance(module, nn.Linear):
+            yield torch.empty(batch, module.in_features, device="meta")
+            yield torch.empty(batch, 4, module.in_features, device="meta")
+            return
+        if is_batch_norm(module):
+            for rank in (2, 1, 3, 0):
+                yield torch.empty(batch, num_channels(module), *_sides(SIDES[2], rank), device="meta")
+            return
+
+
+def _declared_size(model: nn.Module) -> tuple[int, ...] | None:
+    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    size = config.get("input_size") if isinstance(config, Mapping) else None
+    return tuple(size) if size else None
+
+
+def _sides(side: int, rank: int) -> tuple[int, ...]:
+    """Video gets few frames: (16, side/2, side/2)."""
+    return (max(side // 14, 4), side // 2, side // 2) if rank == 3 else (side,) * rank
+
+
+def batch_size(value: Any) -> int:
+    """Return how many samples an example holds: the length of a list, or the first size of the first tensor."""
+    if isinstance(value, list):
+        return len(value)
+    if isinstance(value, Tensor):
+        return value.shape[0] if value.ndim else 1
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else ()
+    return batch_size(next(iter(items))) if items else 1
+
+
+def materialize(value: Any, device: torch.device, dtype: torch.dtype, *, seed: int) -> Any:
+    """Return random tensors of the same shapes: normal floats (of `dtype` where float32), zeros for whole numbers."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def made(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
+        kind = dtype if tensor.dtype is torch.float32 else tensor.dtype
+        return torch.randn(tensor.shape, generator=generator).to(device, kind)
+
+    return tree_map_only(Tensor, made, value)
+
+
+def vary(value: Any, batch: int, *, seed: int) -> Any:
+    """Return the example with every sample but the first replaced by another random one."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def other(tensor: Tensor) -> Tensor:
+        noise = torch.randn(tensor.shape, generator=generator).to(tensor.device, tensor.dtype)
+        return noise if tensor.is_floating_point() else tensor
+
+    if isinstance(value, tuple):
+        return tuple(vary(item, batch, seed=seed) for item in value)
+    if isinstance(value, list):
+        return [*value[:1], *(tree_map_only(Tensor, other, item) for item in value[1:])]
+    return tree_map_only(
+        Tensor, lambda t: torch.cat([t[:1], other(t[1:])]) if t.ndim and t.shape[0] == batch else t, value
+    )
+
+
+def describe(value: Any) -> Any:
+    """Return example inputs as JSON data: shapes and types, no values. None where a part is no tensor or container."""
+    if isinstance(value, Tensor):
+        return {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, (list, tuple)):
+        items = [describe(item) for item in value]
+        return None if None in items else {type(value).__name__: items}
+    if isinstance(value, Mapping):
+        fields = {str(key): describe(item) for key, item in value.items()}
+        return None if None in fields.values() else {"dict": fields}
+    return None
+
+
+def rebuild(spec: Any) -> Any:
+    """Return meta tensors in the containers that `describe` recorded.
+
+    Raises:
+        ValueError: The data is not what `describe` writes.
+    """
+    if not isinstance(spec, dict) or not spec:
+        raise ValueError(f"an example input cannot be {spec!r}")
+    if "tensor" in spec:
+        dtype = getattr(torch, str(spec.get("dtype")), None)
+        shape = spec["tensor"]
+        if not isinstance(dtype, torch.dtype) or not all(isinstance(n, int) and 0 <= n < 2**20 for n in shape):
+            raise ValueError(f"{spec!r} is not a tensor's shape and dtype")
+        return torch.empty(shape, dtype=dtype, device="meta")
+    ((kind, items),) = spec.items()
+    if kind == "dict":
+        return {key: rebuild(item) for key, item in items.items()}
+    if kind in ("list", "tuple"):
+        return [rebuild(item) for item in items] if kind == "list" else tuple(rebuild(item) for item in items)
+    raise ValueError(f"{kind!r} is not a container of example inputs")

@@ -1,0 +1,189 @@
+"""The plan: an immutable record of what happens to every norm and every convolution, and why."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from enum import StrEnum
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+from normswap.errors import InvalidOption, PlanMismatch
+from normswap.groups import num_groups_for
+
+SCHEMA = 1
+"""Version of the JSON form; a newer one is refused."""
+
+
+class Action(StrEnum):
+    """What happens to a layer."""
+
+    GROUP_NORM = "group_norm"
+    STANDARDIZE = "standardize"
+    KEEP = "keep"
+
+
+def _chosen(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InvalidOption(f"{option}={value!r} is not one of {', '.join(map(repr, allowed))}")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for; see `normswap.convert` for each."""
+
+    groups: int = 32
+    group_size: int | None = None
+    to: str = "group"
+    ws: str = "auto"
+    affine: str = "match"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse values no layer could be converted with."""
+        num_groups_for(1, groups=self.groups, group_size=self.group_size, to=self.to)
+        _chosen("ws", self.ws, ("auto", "adaptive", "standard", "none"))
+        _chosen("affine", self.affine, ("match", "copy"))
+        for option in ("include", "exclude"):
+            value = getattr(self, option)
+            object.__setattr__(self, option, (value,) if isinstance(value, str) else tuple(value))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One layer of the network.
+
+    Attributes:
+        name: Qualified name, as first registered; `aliases` are its other names.
+        kind: Class name of the layer.
+        role: ``"norm"`` or ``"conv"``.
+        action: What happens to it.
+        reason: Why.
+        fed_by: For a norm, the first layers or operators upstream that change values.
+        feeds: For a convolution, the first ones downstream.
+        channels: Channels of a norm, output channels of a convolution.
+        shape: (N, C, *) shape of a norm's input in the trace; None if it was not reached.
+        groups_asked: Group count wanted; `groups` the one used.
+        eps: Epsilon of the norm, or of the standardization.
+        affine: ``"match"`` or ``"copy"``: where the affine values of the new norm come from.
+        then: Modules inside a norm subclass that keep running after the normalization.
+        ws: ``"adaptive"`` or ``"standard"``.
+        by_user: Left alone because an include or exclude pattern says so.
+    """
+
+    name: str
+    kind: str
+    role: str
+    action: Action
+    reason: str
+    aliases: tuple[str, ...] = ()
+    fed_by: tuple[str, ...] = ()
+    feeds: tuple[str, ...] = ()
+    channels: int = 0
+    shape: tuple[int, ...] | None = None
+    groups_asked: int | None = None
+    groups: int | None = None
+    eps: float | None = None
+    affine: str | None = None
+    then: tuple[str, ...] = ()
+    ws: str | None = None
+    by_user: bool = False
+
+    @property
+    def changes(self) -> bool:
+        """Whether the layer is replaced."""
+        return self.action is not Action.KEEP
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion does to every norm and convolution of a network; ``str(plan)`` is a table."""
+
+    options: Options
+    entries: tuple[Entry, ...]
+    warnings: tuple[str, ...] = ()
+    inputs: Any = None
+
+    @property
+    def norms(self) -> tuple[Entry, ...]:
+        """Entries of the BatchNorm-like layers."""
+        return tuple(entry for entry in self.entries if entry.role == "norm")
+
+    @property
+    def convs(self) -> tuple[Entry, ...]:
+        """Entries of the convolutions."""
+        return tuple(entry for entry in self.entries if entry.role == "conv")
+
+    @property
+    def changes(self) -> tuple[Entry, ...]:
+        """Entries of the layers that are replaced."""
+        return tuple(entry for entry in self.entries if entry.changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON data from which `from_dict` makes an equal plan."""
+        entries = [{k: v for k, v in _plain(asdict(e)).items() if v not in (None, [], False)} for e in self.entries]
+        return {
+            "schema": SCHEMA,
+            "options": _plain(asdict(self.options)),
+            "entries": entries,
+            "warnings": list(self.warnings),
+            "inputs": self.inputs,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the plan that `to_dict` wrote.
+
+        Raises:
+            PlanMismatch: The data is no plan, or one of a newer schema.
+        """
+        schema = data.get("schema") if isinstance(data, Mapping) else None
+        if not isinstance(schema, int) or schema > SCHEMA:
+            raise PlanMismatch(
+                f"this plan has schema {schema!r}, this normswap reads up to {SCHEMA}; upgrade normswap or convert again"
+            )
+        try:
+            options = Options(**_tuples(data["options"]))
+            entries = tuple(Entry(**_tuples(e) | {"action": Action(e["action"])}) for e in data["entries"])
+            return cls(options, entries, tuple(map(str, data["warnings"])), data["inputs"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanMismatch(f"this is not a plan ({type(error).__name__}: {error}); convert the model again") from error
+
+    def with_entries(self, entries: Mapping[str, Entry]) -> Self:
+        """Return the plan with some entries replaced, by name."""
+        return replace(self, entries=tuple(entries.get(entry.name, entry) for entry in self.entries))
+
+    def __str__(self) -> str:
+        """Return the plan as a table for people."""
+        from normswap.report import plan_table
+
+        return plan_table(self)
+
+
+def _plain(data: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
+
+
+def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    known = {f.name for kind in (Options, Entry) for f in fields(kind)}
+    if unknown := set(data) - known:
+        raise ValueError(f"unknown field {sorted(unknown)[0]!r}")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+
+
+def as_plan(plan: Plan | str | PathLike[str]) -> Plan:
+    """Return the plan itself, or the one in a converted checkpoint's ``config.json``.
+
+    Raises:
+        PlanMismatch: The file holds no plan.
+    """
+    if isinstance(plan, Plan):
+        return plan
+    try:
+        data = json.loads(Path(plan).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PlanMismatch(f"{plan}: no plan can be read ({error}); pass a converted checkpoint's config.json") from error
+    if not isinstance(data, dict) or not isinstance(data.get("normswap"), dict):
+        raise PlanMismatch(f"{plan}: holds no normswap plan; pass a converted checkpoint's config.json")
+    return Plan.from_dict(data["normswap"].get("plan"))

@@ -1,0 +1,230 @@
+"""Decide what happens to every norm and convolution, from a trace. Nothing is changed here."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from normswap.copying import module_names
+from normswap.families import eps_of, is_batch_norm, is_conv, num_channels
+from normswap.graph import Kind
+from normswap.groups import num_groups_for
+from normswap.inputs import describe
+from normswap.layers import WeightStandardized
+from normswap.operators import VIEWS
+from normswap.plan import Action, Entry, Options, Plan
+from normswap.standardization import EPS
+from normswap.tracing import ConvFacts, NormFacts, Trace
+
+FUSIONS = ("fuse", "reparameterize", "switch_to_deploy", "convert_to_deploy")
+"""Methods by which networks fold a BatchNorm into its convolution, as timm and the papers' code name them."""
+
+_ARITHMETIC = frozenset("mul add sub div rsqrt sqrt reciprocal pow addcmul empty batch_norm".split())
+
+
+def make_plan(model: nn.Module, trace: Trace, options: Options) -> Plan:
+    """Return the plan for `model`: one entry for every BatchNorm-like module and every convolution."""
+    names = module_names(model)
+    modules = {found[0]: module for module in model.modules() for found in [names[id(module)]]}
+    norms = {
+        name: _plan_norm(name, tuple(names[id(m)][1:]), m, trace.norms.get(name), options)
+        for name, m in modules.items()
+        if is_batch_norm(m)
+    }
+    trained = {name for name in norms if is_trained(modules[name])}
+    convs = {
+        name: _plan_conv(name, tuple(names[id(m)][1:]), m, trace.convs.get(name), options, norms, trained)
+        for name, m in modules.items()
+        if is_conv(m) or isinstance(m, WeightStandardized) or name in trace.convs
+    }
+    norms = {name: _plan_affine(entry, options, trained) for name, entry in norms.items()}
+    planned = norms | _share_fate_of_tied_weights(convs, modules)
+    entries = tuple(planned[name] for name in modules if name in planned)
+    return Plan(options, entries, tuple(_warnings(modules, norms, trace)), describe(trace.inputs))
+
+
+def is_trained(norm: nn.Module) -> bool:
+    """Tell whether a norm's statistics or affine part have left their initial values (0 and 1)."""
+    for key, fresh in (("running_mean", 0), ("running_var", 1), ("bias", 0)):
+        value = getattr(norm, key, None)
+        if isinstance(value, torch.Tensor) and not value.is_meta and bool((value != fresh).any()):
+            return True
+    weight = getattr(norm, "weight", None)  # some networks start with a weight of zero throughout
+    return isinstance(weight, torch.Tensor) and not weight.is_meta and bool((weight != weight.reshape(-1)[0]).any())
+
+
+def _plan_norm(name: str, aliases: tuple[str, ...], norm: nn.Module, facts: NormFacts | None, options: Options) -> Entry:
+    channels = num_channels(norm)
+    then, obstacle = _what_follows(name, norm, facts)
+    base = Entry(
+        name, type(norm).__name__, "norm", Action.KEEP, "", aliases,
+        fed_by=tuple(_label(node.kind, node.name) for node in facts.fed_by) if facts else (),
+        channels=channels, shape=facts.shape if facts else None, eps=eps_of(norm), then=then,
+    )  # fmt: skip
+    positions = math.prod(facts.shape[2:]) if facts else None
+    if refusal := _left_by_user(name, options):
+        return replace(base, reason=refusal, by_user=True)
+    if obstacle:
+        return replace(base, reason=obstacle)
+    if channels * (positions or 2) < 2:
+        return replace(base, reason="one value a sample: any group would erase it")
+    groups = num_groups_for(
+        channels, groups=options.groups, group_size=options.group_size, to=options.to, positions=positions
+    )
+    asked = {"layer": 1, "instance": channels}.get(options.to) or (
+        options.groups if options.group_size is None else max(channels // options.group_size, 1)
+    )
+    return replace(
+        base, action=Action.GROUP_NORM, reason=_norm_reason(facts, groups, asked), groups_asked=asked, groups=groups
+    )
+
+
+def _norm_reason(facts: NormFacts | None, groups: int, asked: int) -> str:
+    if facts is None:
+        return "never runs; replaced all the same"
+    kinds = {node.kind for node in facts.fed_by}
+    via = "+".join(sorted(kind.value for kind in facts.via))
+    if len(facts.fed_by) == 1:
+        source = f"follows one {next(iter(kinds)).value}" if kinds & {Kind.CONV, Kind.LINEAR, Kind.NORM} else (
+            f"follows {facts.fed_by[0].name}"
+        )  # fmt: skip
+    else:
+        source = "follows " + " and ".join(sorted(kind.value for kind in kinds)) if kinds else "follows constants"
+    fewer = f"; {groups} of {asked} groups fit" if groups != asked else ""
+    return f"{source}{f' through {via}' if via else ''}{fewer}"
+
+
+def _what_follows(name: str, norm: nn.Module, facts: NormFacts | None) -> tuple[tuple[str, ...], str]:
+    """Return the child modules to carry over, or why the norm's own forward cannot be carried over."""
+    children = tuple(child for child, _ in norm.named_children())
+    if facts is None or not facts.steps:
+        return children, ""
+    called = [step.removeprefix("module:") for step in facts.steps if step.startswith("module:")]
+    followed = tuple(child.removeprefix(f"{name}." if name else "") for child in called)
+    if unknown := [child for child in followed if child not in children]:
+        return (), f"its forward runs {unknown[0]}, which is not a child of it"
+    harmless = VIEWS | ({"empty", "batch_norm"} if isinstance(norm, _BatchNorm) else _ARITHMETIC)
+    if extra := [step for step in facts.steps if not step.startswith("module:") and step not in harmless]:
+        return (), f"its forward also computes {extra[0]}, which GroupNorm would lose"
+    first = next((i for i, step in enumerate(facts.steps) if step.startswith("module:")), len(facts.steps))
+    if any(step not in VIEWS for step in facts.steps[first:] if not step.startswith("module:")):
+        return (), f"its forward runs {called[0]} before it normalizes"
+    return followed, ""
+
+
+def _plan_conv(
+    name: str,
+    aliases: tuple[str, ...],
+    conv: nn.Module,
+    facts: ConvFacts | None,
+    options: Options,
+    norms: dict[str, Entry],
+    trained: set[str],
+) -> Entry:
+    feeds = tuple(_label(node.kind, node.name) for node in facts.read_by) if facts else ()
+    channels = int(getattr(conv, "out_channels", 0) or 0)
+    base = Entry(name, type(conv).__name__, "conv", Action.KEEP, "", aliases, feeds=feeds, channels=channels)
+    if refusal := _left_by_user(name, options) or ("weight standardization is off" if options.ws == "none" else ""):
+        return replace(base, reason=refusal, by_user=True)
+    if obstacle := _conv_obstacle(conv, facts, norms):
+        return replace(base, reason=obstacle)
+    assert facts is not None
+    ends = {node.name for node in facts.read_by if node.kind is Kind.NORM}
+    frozen = not conv._parameters["weight"].requires_grad  # type: ignore[union-attr]
+    form = options.ws if options.ws != "auto" else "adaptive" if ends & trained or frozen else "standard"
+    if form == "standard" and frozen:
+        return replace(base, reason="its weight is frozen: the standard form would change a filter that is fixed")
+    via = "+".join(sorted(kind.value for kind in facts.via))
+    reason = "its norm is trained" if ends & trained else "its norm is fresh"
+    if via:
+        reason = f"every path ends in a norm, through {via}; {reason}"
+    return replace(base, action=Action.STANDARDIZE, reason=reason, ws=form, eps=EPS)
+
+
+def _conv_obstacle(conv: nn.Module, facts: ConvFacts | None, norms: dict[str, Entry]) -> str:
+    """Return why a convolution must stay as it is, or nothing."""
+    if isinstance(conv, WeightStandardized):
+        return "weight-standardized already"
+    if facts is None:
+        return "no forward pass reaches it"
+    if not facts.plain or not is_conv(conv) or conv._parameters.get("weight") is None:
+        return "its kernel is computed in the forward pass or is a buffer, not a parameter"
+    if facts.weight_reads:
+        return f"its weight is also read by {sorted(facts.weight_reads)[0]}"
+    if facts.leaves:
+        return "its output leaves the network"
+    replaced = [node for node in facts.read_by if node.kind is Kind.NORM and norms[node.name].changes]
+    if other := [n for n in facts.read_by if n.kind not in (Kind.NORM, Kind.OTHER_NORM)]:
+        return f"its output is read by {_label(other[0].kind, other[0].name)}"
+    if kept := [n for n in facts.read_by if n.kind is Kind.NORM and not norms[n.name].changes]:
+        return f"its output is read by {kept[0].name}, which is left as it is"
+    if not replaced:
+        return "no norm that is replaced reads its output"
+    weight = conv._parameters["weight"]
+    if weight.numel() == int(conv.out_channels):  # type: ignore[arg-type, union-attr]
+        return "one weight a filter (fan-in 1): standardizing would erase it"
+    return ""
+
+
+def _plan_affine(entry: Entry, options: Options, trained: set[str]) -> Entry:
+    """Match a trained norm's running statistics; a fresh one's say nothing, so its affine part is copied."""
+    if not entry.changes:
+        return entry
+    return replace(entry, affine=options.affine if entry.name in trained else "copy")
+
+
+def _share_fate_of_tied_weights(convs: dict[str, Entry], modules: dict[str, nn.Module]) -> dict[str, Entry]:
+    """Standardize modules that share one weight only together."""
+    owners: dict[int, list[str]] = {}
+    for name in convs:
+        weight = modules[name]._parameters.get("weight")
+        if weight is not None:
+            owners.setdefault(id(weight), []).append(name)
+    tied = dict(convs)
+    for names in owners.values():
+        kept = [name for name in names if not convs[name].changes]
+        for name in names if kept else ():
+            if convs[name].changes:
+                reason = f"shares its weight with {kept[0]}, which is left as it is"
+                tied[name] = replace(convs[name], action=Action.KEEP, reason=reason, ws=None, eps=None)
+    return tied
+
+
+def _left_by_user(name: str, options: Options) -> str:
+    if options.include and not any(fnmatchcase(name, pattern) for pattern in options.include):
+        return "no include pattern matches"
+    excluded = next((pattern for pattern in options.exclude if fnmatchcase(name, pattern)), None)
+    return f"excluded by {excluded!r}" if excluded else ""
+
+
+def _warnings(modules: dict[str, nn.Module], norms: dict[str, Entry], trace: Trace) -> Iterator[str]:
+    if trace.stopped_by:
+        yield f"the forward pass stopped after the last norm ({trace.stopped_by})"
+    flattened = [n for n, facts in trace.norms.items() if facts.shape[0] != trace.batch]
+    if flattened:
+        yield (
+            f"{len(flattened)} norms see a flattened batch ({flattened[0]} and others): "
+            "GroupNorm takes its statistics from one row of it, not from one sample"
+        )
+    never = [name for name, entry in norms.items() if entry.shape is None]
+    if never:
+        yield f"{len(never)} norms were never reached ({never[0]}, …); their convolutions stay plain"
+    for name in trace.functional_norms:
+        yield f"{name or 'the model'} calls batch_norm itself, without a module; it still depends on the batch"
+    fusing = [name for name, m in modules.items() if any(callable(getattr(m, method, None)) for method in FUSIONS)]
+    if fusing and norms:
+        yield (
+            f"{len(fusing)} modules can fold BatchNorm into convolutions ({fusing[0] or 'the model'}, …); "
+            "that no longer works after conversion: fold before it, or not at all"
+        )
+
+
+def _label(kind: Kind, name: str) -> str:
+    return name if kind in (Kind.CONV, Kind.LINEAR, Kind.NORM) else f"<{name}>"
+
+
+

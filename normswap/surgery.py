@@ -1,0 +1,179 @@
+"""Apply a plan to a model: the only file that changes one."""
+
+from collections.abc import Mapping
+from os import PathLike
+
+import torch
+from torch import Tensor, nn
+
+from normswap.copying import copy_model, module_names
+from normswap.errors import BadStatistics, PlanMismatch
+from normswap.families import is_batch_norm, is_conv, num_channels
+from normswap.layers import GroupNormAct, WeightStandardized, carry_state, ws_class
+from normswap.matching import centred, closed_form, standardized_statistics
+from normswap.plan import Entry, Plan, as_plan
+from normswap.standardization import filters, kernel
+from normswap.wrapping import unwrap
+
+PLAN = "_normswap_plan"
+"""Attribute of a converted model that holds its plan."""
+
+Change = tuple[nn.Parameter, Tensor]
+
+
+def apply(model: nn.Module, plan: Plan | str | PathLike[str], *, inplace: bool = False) -> nn.Module:
+    """Replace the layers that `plan` names, and nothing else.
+
+    >>> state = converted.state_dict()                      # after fine-tuning
+    >>> fresh = apply(timm.create_model("resnet50"), "OUT/config.json")
+    >>> fresh.load_state_dict(state)
+
+    Every replacement is built before the first is put in place; an error leaves the model as it was. The Parameter
+    objects are carried over, so an optimizer made before an in-place conversion stays valid. Works on the meta device.
+
+    Args:
+        model: The network the plan was made for, or one of the same architecture.
+        plan: A plan, or the path of a converted checkpoint's ``config.json``.
+        inplace: Change `model` itself instead of a copy.
+
+    Returns:
+        The converted network.
+
+    Raises:
+        PlanMismatch: A layer is missing, is of another kind or has another number of channels.
+        BadStatistics: A norm's running statistics are negative or not finite.
+    """
+    plan = as_plan(plan)
+    model = unwrap(model)
+    _verify(model, plan)
+    model = model if inplace else copy_model(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    replacements: dict[int, nn.Module] = {}
+    changes: list[Change] = []
+    for entry in plan.changes:
+        old = modules[entry.name]
+        if entry.role == "norm":
+            new, values = _group_norm(entry, old, _standard_feeder(entry, plan, modules))
+        else:
+            new, values = _weight_standardized(entry, old)
+        replacements[id(old)] = new
+        changes += values
+    model = replace_modules(model, replacements)
+    with torch.no_grad():
+        for parameter, value in changes:
+            parameter.copy_(value)
+    vars(model)[PLAN] = plan
+    return model
+
+
+def plan_of(model: nn.Module) -> Plan:
+    """Return the plan that a converted model was made with.
+
+    Raises:
+        PlanMismatch: The model was not converted by normswap, or only a part of a converted model was passed.
+    """
+    plan = getattr(unwrap(model), PLAN, None)
+    if not isinstance(plan, Plan):
+        raise PlanMismatch(f"{type(model).__name__} carries no plan; pass the model that normswap.convert returned")
+    return plan
+
+
+def _verify(model: nn.Module, plan: Plan) -> None:
+    names = module_names(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for entry in plan.changes:
+        module = modules.get(entry.name)
+        if module is None:
+            raise PlanMismatch(f"{entry.name}: the plan names it, {type(model).__name__} has no such layer; "
+                               "apply the plan to the network it was made for")  # fmt: skip
+        found = num_channels(module) if is_batch_norm(module) else getattr(module, "out_channels", None)
+        fits = is_batch_norm(module) if entry.role == "norm" else is_conv(module)
+        if not fits or found != entry.channels or sorted(names[id(module)]) != sorted((entry.name, *entry.aliases)):
+            raise PlanMismatch(
+                f"{entry.name}: the plan was made for a {entry.kind} of {entry.channels} channels, found "
+                f"{type(module).__name__} of {found}; apply the plan to the unconverted network it was made for"
+            )
+
+
+def _group_norm(entry: Entry, old: nn.Module, feeder: nn.Module | None) -> tuple[nn.Module, list[Change]]:
+    """Build a norm's replacement and the affine values it gets once it is in place."""
+    assert entry.groups is not None
+    assert entry.eps is not None
+    then = {name: child for name, child in old.named_children() if name in entry.then}
+    then = {name: then[name] for name in entry.then}
+    new: nn.GroupNorm
+    if then:
+        new = GroupNormAct(entry.groups, entry.channels, then=then, eps=entry.eps, device="meta")
+    else:
+        new = nn.GroupNorm(entry.groups, entry.channels, eps=entry.eps, device="meta")
+    like = next((t for t in (*old.parameters(False), *old.buffers(False)) if t.is_floating_point()), torch.empty(0))
+    for key, fresh in (("weight", 1.0), ("bias", 0.0)):
+        parameter = old._parameters.get(key)
+        if parameter is None:
+            value = old._buffers.get(key)
+            value = torch.full((entry.channels,), fresh, dtype=like.dtype, device=like.device) if value is None else value
+            parameter = nn.Parameter(value.detach().clone(), requires_grad=False)
+        new._parameters[key] = parameter
+    carry_state(old, new)
+    if entry.affine != "match" or new.weight.is_meta:
+        return new, []
+    gamma, beta = _matched(entry, old, new, feeder)
+    return new, [(new.weight, gamma), (new.bias, beta)]
+
+
+def _matched(entry: Entry, old: nn.Module, new: nn.GroupNorm, feeder: nn.Module | None) -> tuple[Tensor, Tensor]:
+    mean, var = (getattr(old, key, None) for key in ("running_mean", "running_var"))
+    if mean is None or var is None:
+        return new.weight.detach(), new.bias.detach()
+    if not bool(torch.isfinite(mean).all() & torch.isfinite(var).all() & (var >= 0).all()):
+        raise BadStatistics(
+            f"{entry.name}: running statistics are negative or not finite; repair the checkpoint or pass affine='copy'"
+        )
+    if feeder is not None:
+        mean, var = standardized_statistics(filters(feeder.weight.detach()), feeder.bias, mean, var)  # type: ignore[arg-type, operator]
+    return closed_form(
+        new.weight.detach(), new.bias.detach(), mean, var, eps=new.eps, num_groups=new.num_groups
+    )
+
+
+def _standard_feeder(norm: Entry, plan: Plan, modules: Mapping[str, nn.Module]) -> nn.Module | None:
+    """Return the one convolution in front of a norm, where the standard form changes its kernel."""
+    feeder = next((e for e in plan.convs if norm.fed_by == (e.name,)), None)
+    if feeder is None or feeder.ws != "standard" or feeder.channels != norm.channels:
+        return None
+    conv = modules[feeder.name]
+    return None if getattr(conv, "transposed", False) else conv
+
+
+def _weight_standardized(entry: Entry, old: nn.Module) -> tuple[nn.Module, list[Change]]:
+    """Build a convolution's replacement; in the standard form its stored filters are centred too."""
+    assert entry.eps is not None
+    new = ws_class(type(old)).of(old, adaptive=entry.ws == "adaptive", eps=entry.eps)
+    weight = new._parameters["weight"]
+    assert weight is not None
+    if entry.ws == "adaptive" or weight.is_meta:
+        return new, []
+    layout = {"transposed": bool(new.transposed), "groups": int(new.groups)}  # type: ignore[arg-type]
+    rows = centred(filters(weight.detach(), **layout))  # type: ignore[arg-type]
+    return new, [(weight, kernel(rows, weight.shape, **layout))]  # type: ignore[arg-type]
+
+
+def replace_modules(model: nn.Module, replacements: Mapping[int, nn.Module]) -> nn.Module:
+    """Put every replacement, by ``id`` of its original, into every slot that holds the original.
+
+    Returns:
+        The model, or its replacement where the model itself is replaced.
+    """
+    for module in list(model.modules()):
+        for slots in (module._modules, *_plain_containers(module)):
+            for key, child in list(slots.items()) if isinstance(slots, dict) else list(enumerate(slots)):
+                if isinstance(child, nn.Module) and id(child) in replacements:
+                    slots[key] = replacements[id(child)]  # type: ignore[index]
+    return replacements.get(id(model), model)
+
+
+def _plain_containers(module: nn.Module) -> list[dict[object, object] | list[object]]:
+    """Return the module's own attributes, and the lists and dicts among them: some hold modules a second time."""
+    own = vars(module)
+    nested = [value for key, value in own.items() if not key.startswith("_") and isinstance(value, (list, dict))]
+    return [own, *nested]  # type: ignore[list-item]

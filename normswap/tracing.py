@@ -1,0 +1,177 @@
+"""Run a model once on the meta device and report what feeds each norm and what reads each convolution."""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from normswap.copying import copy_model, meta_copy, module_names
+from normswap.errors import NeedsExampleInput
+from normswap.families import is_batch_norm
+from normswap.graph import Kind, Node
+from normswap.inputs import as_call, batch_size, candidates
+from normswap.recording import Recorder, Shapes, tensors_in
+
+
+@dataclass(frozen=True)
+class NormFacts:
+    """What one BatchNorm-like module sees: its (N, C, *) input shape, what feeds it and what its forward does."""
+
+    shape: tuple[int, ...]
+    fed_by: tuple[Node, ...]
+    via: frozenset[Kind]
+    steps: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ConvFacts:
+    """What happens to the output of one convolution weight, over all its calls.
+
+    `plain` tells that the operator read the parameter itself and not something computed from it.
+    """
+
+    plain: bool
+    read_by: tuple[Node, ...]
+    via: frozenset[Kind]
+    leaves: bool
+    weight_reads: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One forward pass (two where the first left norms out): facts by qualified name, as first registered."""
+
+    norms: dict[str, NormFacts]
+    convs: dict[str, ConvFacts]
+    shapes: dict[str, Shapes]
+    batch: int
+    inputs: Any
+    functional_norms: tuple[str, ...] = ()
+    stopped_by: str | None = None
+
+
+def trace(model: nn.Module, example_input: Any = None) -> Trace:
+    """Trace `model` without changing it or copying its data.
+
+    Args:
+        model: Any module; it is copied to the meta device.
+        example_input: A tensor, a tuple of positional or a dict of keyword arguments; only shapes and types are used.
+            None makes one up.
+
+    Raises:
+        NeedsExampleInput: No forward pass ran to its end, or to the last norm.
+    """
+    inputs = candidates(model) if example_input is None else iter([example_input])
+    failures: list[str] = []
+    best: Trace | None = None
+    for value in inputs:
+        found = _run(model, value, training=False, data=False)
+        if found.stopped_by is None or (found.norms and not unreached(model, found)):
+            return _with_training_pass(model, value, found)
+        failures.append(f"{_describe(value)}: {found.stopped_by}")
+        best = found if best is None or len(found.norms) > len(best.norms) else best
+        if example_input is not None:
+            found = _run(model, value, training=False, data=True)
+            if found.stopped_by is None or (found.norms and not unreached(model, found)):
+                return _with_training_pass(model, value, found)
+            failures.append(f"with data: {found.stopped_by}")
+    tried = failures[-1] if example_input is not None else failures[0] if failures else "no layer tells the input's size"
+    advice = "pass another example_input=" if example_input is not None else "pass example_input="
+    raise NeedsExampleInput(f"no forward pass of {type(model).__name__} ran ({tried}); {advice}")
+
+
+def unreached(model: nn.Module, found: Trace) -> list[str]:
+    """Return the BatchNorm-like modules that the pass did not reach."""
+    return [
+        name for name, module in model.named_modules() if is_batch_norm(module) and name not in found.norms
+    ]
+
+
+def _with_training_pass(model: nn.Module, example_input: Any, first: Trace) -> Trace:
+    """Add what a pass in train mode reaches, where the one in eval mode left norms out (auxiliary heads)."""
+    if not unreached(model, first):
+        return first
+    second = _run(model, example_input, training=True, data=False)
+    if not set(second.norms) - set(first.norms):
+        return first
+    convs = dict(second.convs)
+    for name, facts in first.convs.items():
+        convs[name] = _merged(facts, convs[name]) if name in convs else facts
+    return Trace(
+        second.norms | first.norms, convs, second.shapes | first.shapes, first.batch, first.inputs,
+        tuple({*first.functional_norms, *second.functional_norms}), first.stopped_by,
+    )  # fmt: skip
+
+
+def _run(model: nn.Module, example_input: Any, *, training: bool, data: bool) -> Trace:
+    copy = copy_model(model) if data else meta_copy(model)
+    copy.train(training)
+    names = {key: found[0] for key, found in module_names(copy).items()}
+    norms = {id(m): names[id(m)] for m in copy.modules() if is_batch_norm(m)}
+    recorder = Recorder(copy, norms, names)
+    device = next((t.device for t in copy.parameters()), torch.device("cpu")) if data else torch.device("meta")
+    placed = tree_map_only(Tensor, lambda t: _placed(t, device), example_input)
+    args, kwargs = as_call(placed)
+    inputs = list(tensors_in((args, kwargs)))
+    recorder.begin(inputs)
+    stopped_by = None
+    with torch.no_grad(), warnings.catch_warnings(), recorder:
+        warnings.simplefilter("ignore")
+        try:
+            recorder.finish(tensors_in(copy(*args, **kwargs)))
+        except Exception as error:
+            stopped_by = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    batch = batch_size(args[0] if args else kwargs)
+    return Trace(
+        dict(_norm_facts(recorder)), dict(_conv_facts(recorder)), recorder.shapes, batch,
+        tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), placed),
+        tuple(sorted(recorder.functional_norms)), stopped_by,
+    )  # fmt: skip
+
+
+def _placed(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type == "meta" or not tensor.is_meta:
+        return torch.empty_like(tensor, device=device) if device.type == "meta" else tensor.to(device)
+    return torch.randn(tensor.shape, device=device).to(tensor.dtype)
+
+
+def _norm_facts(recorder: Recorder) -> Iterator[tuple[str, NormFacts]]:
+    graph = recorder.graph
+    for name, indices in recorder.norm_nodes.items():
+        fed_by, via = graph.feeders(parent for index in indices for parent in graph.nodes[index].parents)
+        steps = tuple(recorder.norm_steps.get(name, ()))
+        yield name, NormFacts(recorder.norm_inputs[name][0], _distinct(fed_by), frozenset(via), steps)
+
+
+def _conv_facts(recorder: Recorder) -> Iterator[tuple[str, ConvFacts]]:
+    graph, children = recorder.graph, recorder.graph.children()
+    found: dict[str, ConvFacts] = {}
+    for index, node in enumerate(graph.nodes):
+        if node.kind is not Kind.CONV:
+            continue
+        read_by, via, leaves = graph.readers(index, children)
+        leaf = recorder.plain_convs.get(index)
+        reads = frozenset(recorder.parameter_reads.get(leaf, set()) - {"convolution", "deform_conv2d"}) if leaf else frozenset()
+        facts = ConvFacts(leaf is not None, _distinct(read_by), frozenset(via), leaves, reads)
+        found[node.name] = _merged(found[node.name], facts) if node.name in found else facts
+    yield from found.items()
+
+
+def _merged(a: ConvFacts, b: ConvFacts) -> ConvFacts:
+    return ConvFacts(
+        a.plain and b.plain, _distinct([*a.read_by, *b.read_by]), a.via | b.via, a.leaves or b.leaves,
+        a.weight_reads | b.weight_reads,
+    )  # fmt: skip
+
+
+def _distinct(nodes: list[Node]) -> tuple[Node, ...]:
+    return tuple({(node.kind, node.name): node for node in nodes}.values())
+
+
+def _describe(value: Any) -> str:
+    return ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(value)) or type(value).__name__
+

@@ -1,0 +1,49 @@
+"""Look inside wrappers, and refuse models that cannot be converted as they are."""
+
+from torch import nn
+from torch.nn.parameter import UninitializedTensorMixin
+
+from normswap.errors import UnsupportedModel
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the network inside ``torch.compile``, DistributedDataParallel and DataParallel wrappers."""
+    while True:
+        if "_orig_mod" in model._modules:
+            inner = model._modules["_orig_mod"]
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        else:
+            return model
+        assert inner is not None
+        model = inner
+
+
+def refuse_unsupported(model: object) -> None:
+    """Raise where surgery would do nothing or do harm.
+
+    Raises:
+        UnsupportedModel: With the way on.
+    """
+    import torch
+
+    if isinstance(model, torch.export.ExportedProgram):
+        raise UnsupportedModel("an ExportedProgram holds no modules to replace; convert the model before torch.export")
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModel(f"{type(model).__name__} is not an nn.Module; pass the network itself")
+    for name, module in model.named_modules():
+        where = name or type(module).__name__
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedModel(f"{where} is a ScriptModule; convert the Python model before torch.jit.script")
+        if type(module).__module__.startswith(("torch.ao.", "torch.nn.quantized", "torch.nn.intrinsic")):
+            raise UnsupportedModel(
+                f"{where} is a quantized or QAT module ({type(module).__name__}); convert before torch.ao.quantization"
+            )
+        if any(isinstance(p, UninitializedTensorMixin) for p in module.parameters(recurse=False)) or any(
+            isinstance(b, UninitializedTensorMixin) for b in module.buffers(recurse=False)
+        ):
+            raise UnsupportedModel(f"{where} is an uninitialized Lazy module; run one forward pass first")
+        if type(module).__name__ == "FullyShardedDataParallel" or any(
+            type(p).__name__ == "DTensor" or type(p.data).__name__ == "DTensor" for p in module.parameters(recurse=False)
+        ):
+            raise UnsupportedModel(f"{where} is sharded (FSDP or DTensor parameters); convert before sharding")
