@@ -124,7 +124,8 @@ def _nothing_to_do(model: nn.Module, plan: Plan) -> None:
 def _rehearse(model: nn.Module, plan: Plan, before: Trace) -> None:
     """Convert a copy that holds no data, and look at it, before the real model is touched."""
     rehearsed = apply(meta_copy(model), plan, inplace=True)
-    checks = structural_checks(rehearsed, plan, trace(rehearsed, before.inputs), before)
+    after = trace(rehearsed, before.inputs, training_pass=before.training_pass)
+    checks = structural_checks(rehearsed, plan, after, before)
     if not checks:
         failed = checks.failed[0]
         raise CheckFailed(f"{failed.name}: {failed.detail}; convert with check=False to look at the result")

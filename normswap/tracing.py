@@ -50,17 +50,19 @@ class Trace:
     shapes: dict[str, Shapes]
     batch: int
     inputs: Any
+    training_pass: bool = False
     functional_norms: tuple[str, ...] = ()
     stopped_by: str | None = None
 
 
-def trace(model: nn.Module, example_input: Any = None) -> Trace:
+def trace(model: nn.Module, example_input: Any = None, *, training_pass: bool = False) -> Trace:
     """Trace `model` without changing it or copying its data.
 
     Args:
         model: Any module; it is copied to the meta device.
         example_input: A tensor, a tuple of positional or a dict of keyword arguments; only shapes and types are used.
             None makes one up.
+        training_pass: Trace in train mode as well, even where the pass in eval mode reaches every norm.
 
     Raises:
         NeedsExampleInput: No forward pass ran to its end, or to the last norm.
@@ -71,13 +73,13 @@ def trace(model: nn.Module, example_input: Any = None) -> Trace:
     for value in inputs:
         found = _run(model, value, training=False, data=False)
         if found.stopped_by is None or (found.norms and not unreached(model, found)):
-            return _with_training_pass(model, value, found)
+            return _with_training_pass(model, value, found, training_pass)
         failures.append(f"{_describe(value)}: {found.stopped_by}")
         best = found if best is None or len(found.norms) > len(best.norms) else best
         if example_input is not None:
             found = _run(model, value, training=False, data=True)
             if found.stopped_by is None or (found.norms and not unreached(model, found)):
-                return _with_training_pass(model, value, found)
+                return _with_training_pass(model, value, found, training_pass)
             failures.append(f"with data: {found.stopped_by}")
     tried = failures[-1] if example_input is not None else failures[0] if failures else "no layer tells the input's size"
     advice = "pass another example_input=" if example_input is not None else "pass example_input="
@@ -91,18 +93,18 @@ def unreached(model: nn.Module, found: Trace) -> list[str]:
     ]
 
 
-def _with_training_pass(model: nn.Module, example_input: Any, first: Trace) -> Trace:
+def _with_training_pass(model: nn.Module, example_input: Any, first: Trace, wanted: bool) -> Trace:
     """Add what a pass in train mode reaches, where the one in eval mode left norms out (auxiliary heads)."""
-    if not unreached(model, first):
+    if not (wanted or unreached(model, first)):
         return first
     second = _run(model, example_input, training=True, data=False)
-    if not set(second.norms) - set(first.norms):
+    if not (wanted or set(second.norms) - set(first.norms)):
         return first
     convs = dict(second.convs)
     for name, facts in first.convs.items():
         convs[name] = _merged(facts, convs[name]) if name in convs else facts
     return Trace(
-        second.norms | first.norms, convs, second.shapes | first.shapes, first.batch, first.inputs,
+        second.norms | first.norms, convs, second.shapes | first.shapes, first.batch, first.inputs, True,
         tuple({*first.functional_norms, *second.functional_norms}), first.stopped_by,
     )  # fmt: skip
 
@@ -128,7 +130,7 @@ def _run(model: nn.Module, example_input: Any, *, training: bool, data: bool) ->
     batch = batch_size(args[0] if args else kwargs)
     return Trace(
         dict(_norm_facts(recorder)), dict(_conv_facts(recorder)), recorder.shapes, batch,
-        tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), placed),
+        tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), placed), training,
         tuple(sorted(recorder.functional_norms)), stopped_by,
     )  # fmt: skip
 

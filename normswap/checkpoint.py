@@ -1,0 +1,210 @@
+"""Write a converted network to a folder and rebuild it from there."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+import normswap
+from normswap.atomic import replacing
+from normswap.card import model_card
+from normswap.checking import Checks
+from normswap.errors import CheckpointError, PlanMismatch
+from normswap.plan import Plan
+from normswap.sources import Source, find, source_of
+from normswap.standardization import FORMULA
+from normswap.surgery import apply, plan_of
+from normswap.weights import fill, read_state_dict
+from normswap.wrapping import unwrap
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+
+
+def save(
+    model: nn.Module,
+    directory: str | PathLike[str],
+    *,
+    source: str | Source | None = None,
+    checks: Checks | None = None,
+) -> Path:
+    """Write a converted network as ``model.safetensors``, ``config.json`` and ``README.md``.
+
+    >>> save(model, "OUT", source="torchvision/resnet18")
+
+    The configuration is timm's schema plus a ``normswap`` block with the plan. Files are written under temporary names
+    and renamed, the configuration last. timm's networks know their source; without one, `load` needs the network.
+
+    Args:
+        model: A converted network, fine-tuned or not.
+        directory: Folder to write to; made if missing, files of an earlier checkpoint are replaced.
+        source: Name that rebuilds the unconverted architecture, as ``normswap list`` prints it.
+        checks: Result of `normswap.check` to keep with the checkpoint.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: The folder cannot be written, or `source` builds another network.
+        PlanMismatch: The network was not converted by normswap.
+    """
+    model, directory = unwrap(model), Path(directory)
+    plan = plan_of(model)
+    source = find(source) if isinstance(source, str) else source or source_of(model)
+    tensors, tied = _distinct_tensors(model)
+    if source is not None:
+        _must_rebuild(source, plan, {**tensors, **{name: tensors[kept] for name, kept in tied.items()}})
+    config = _config(model, plan, source, tied, checks)
+    metadata = {"format": "pt", "normswap": json.dumps(config["normswap"])}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with replacing(directory / WEIGHTS) as path:
+            safetensors.torch.save_file(tensors, path, metadata=metadata)
+            config["normswap"]["sha256"] = _digest(path)
+        with replacing(directory / CARD) as path:
+            path.write_text(model_card(config), encoding="utf-8")
+        with replacing(directory / CONFIG) as path:
+            path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot be written ({error.strerror or error}); choose another folder") from error
+    return directory
+
+
+def load(
+    directory: str | PathLike[str], *, num_classes: int | None = None, model: nn.Module | None = None
+) -> nn.Module:
+    """Rebuild a converted network, with its weights, from the folder that `save` wrote.
+
+    >>> model = load("OUT", num_classes=10)
+
+    Args:
+        directory: The folder.
+        num_classes: Outputs of a new head; tensors of the head that no longer fit keep their initialization.
+        model: The unconverted network to start from, where the checkpoint names no source (your own classes).
+
+    Returns:
+        The network in eval mode; `normswap.plan_of` gives its plan.
+
+    Raises:
+        CheckpointError: A file is missing, damaged or belongs to another checkpoint.
+        PlanMismatch: `model` is not the network the checkpoint was made from.
+    """
+    directory = Path(directory)
+    config = read_config(directory)
+    block = config["normswap"]
+    plan = Plan.from_dict(block.get("plan"))
+    if _digest(directory / WEIGHTS) != block.get("sha256"):
+        raise CheckpointError(f"{directory / WEIGHTS}: does not belong to {CONFIG} beside it; save the checkpoint again")
+    if model is None:
+        if block.get("source") is None:
+            raise CheckpointError(f"{directory}: names no registered model; pass load(directory, model=YourNetwork())")
+        changed = {} if num_classes is None else {"num_classes": num_classes}
+        model = Source.from_dict(block["source"]).build(**changed)
+    model = apply(model, plan)
+    state = read_state_dict(directory / WEIGHTS)
+    state.update({name: state[kept] for name, kept in block.get("tied", {}).items() if kept in state})
+    fill(model, state, name=str(directory / WEIGHTS), may_drop_head=num_classes is not None)
+    return model.eval()
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Return a checkpoint's configuration.
+
+    Raises:
+        CheckpointError: There is none, or it is not normswap's.
+    """
+    try:
+        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{directory}: holds no {CONFIG}; pass a folder that normswap wrote") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{directory / CONFIG}: cannot be read ({error}); save the checkpoint again") from error
+    if not isinstance(config, dict) or not isinstance(config.get("normswap"), dict):
+        raise CheckpointError(f"{directory / CONFIG}: is not normswap's; pass a folder that normswap wrote")
+    return config
+
+
+def _distinct_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the state's tensors, contiguous and on the CPU, and the names that share a tensor with an earlier one."""
+    tensors: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor) or value.is_meta:
+            what = "has no data (meta device)" if isinstance(value, Tensor) else f"is a {type(value).__name__}, not a tensor"
+            raise CheckpointError(f"{name}: {what}; it cannot be saved")
+        key = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if value.numel() and key in seen:
+            tied[name] = seen[key]
+            continue
+        seen[key] = name
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return tensors, tied
+
+
+def _must_rebuild(source: Source, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
+    """Prove, before anything is written, that the source and the plan give a network with these tensors."""
+    try:
+        with torch.device("meta"):
+            base = source.build()
+    except Exception:  # some networks compute with weights while they are built
+        base = source.build()
+    try:
+        built = apply(base, plan, inplace=True).state_dict()
+    except PlanMismatch as error:
+        raise CheckpointError(f"source {source.name!r} builds another network ({error})") from error
+    for name in sorted({*built, *tensors}):
+        ours, theirs = (x[name].shape if name in x else None for x in (tensors, built))
+        if ours != theirs:
+            raise CheckpointError(
+                f"source {source.name!r} builds another network ({name}: {_size(theirs)} there, {_size(ours)} here); "
+                "pass the source it was made from"
+            )
+
+
+def _config(
+    model: nn.Module, plan: Plan, source: Source | None, tied: dict[str, str], checks: Checks | None
+) -> dict[str, Any]:
+    versions = {"normswap": normswap.__version__, "torch": torch.__version__}
+    pretrained = getattr(model, "pretrained_cfg", None)
+    config: dict[str, Any] = {"architecture": "normswap"}
+    for key in ("num_classes", "num_features", "global_pool"):
+        if isinstance(getattr(model, key, None), (int, str)):
+            config[key] = getattr(model, key)
+    if isinstance(pretrained, Mapping):
+        config["pretrained_cfg"] = {k: v for k, v in pretrained.items() if _is_json(v) and v is not None}
+    config["normswap"] = {
+        "schema": 1,
+        "versions": versions,
+        "source": None if source is None else source.to_dict(),
+        "weight_standardization": FORMULA,
+        "tied": tied,
+        "plan": plan.to_dict(),
+        "checks": None if checks is None else checks.to_dict(),
+    }
+    return config
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); pass a folder that normswap wrote") from error
+
+
+def _size(shape: torch.Size | None) -> str:
+    return "missing" if shape is None else str(tuple(shape))

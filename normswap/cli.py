@@ -1,0 +1,265 @@
+"""The command line: the only file that turns errors into exit codes. Nothing heavy is imported before a verb runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from normswap import __version__, errors
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from normswap.plan import Plan
+    from normswap.sources import Source
+
+FAILED, USAGE, NOTHING, INTERRUPTED = 1, 2, 3, 130
+EXIT_CODES: tuple[tuple[type[errors.NormswapError], int], ...] = (
+    (errors.NothingToConvert, NOTHING),
+    (errors.InvalidOption, USAGE),
+    (errors.UnknownModel, USAGE),
+    (errors.NormswapError, FAILED),
+)
+
+EPILOG = "Exit codes: 0 done, 1 failed or a check did not hold, 2 usage, 3 nothing to convert, 130 interrupted."
+
+
+class Output:
+    """Where a verb's result goes: one JSON object or text on stdout; notes on stderr, for a terminal only."""
+
+    def __init__(self, as_json: bool, quiet: bool) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+
+    def result(self, data: dict[str, Any], text: str) -> None:
+        """Print the result."""
+        if self.as_json:
+            click.echo(json.dumps({"schema": 1, **data}))
+        elif not self.quiet:
+            click.echo(text)
+
+    def note(self, text: str) -> None:
+        """Say what is going on to a person who waits."""
+        if sys.stderr.isatty() and not self.quiet and not self.as_json:
+            click.echo(text, err=True)
+
+
+def verb(function: Callable[..., None]) -> Callable[..., None]:
+    """Add --json and -q to a verb, and turn errors into one line and an exit code."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+    @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+    @wraps(function)
+    def wrapped(as_json: bool, quiet: bool, **arguments: Any) -> None:
+        try:
+            function(Output(as_json, quiet), **arguments)
+        except errors.NormswapError as error:
+            fail(error, as_json)
+
+    return wrapped
+
+
+def fail(error: errors.NormswapError, as_json: bool) -> NoReturn:
+    """Print an error and exit with its code."""
+    data = {"schema": 1, "error": {"type": type(error).__name__, "message": str(error)}}
+    if as_json:
+        click.echo(json.dumps({**getattr(error, "partial", {}), **data}))
+    else:
+        click.echo(f"normswap: {error}", err=True)
+    sys.exit(next(code for kind, code in EXIT_CODES if isinstance(error, kind)))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG)
+@click.version_option(__version__, "-V", "--version", prog_name="normswap")
+def cli() -> None:
+    """Turn BatchNorm networks into GroupNorm + Weight Standardization networks that keep what they learned."""
+
+
+def conversion_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that convert and inspect share."""
+    options = (
+        click.option("--groups", type=int, default=32, show_default=True, metavar="N", help="Largest group count."),
+        click.option("--group-size", type=int, metavar="N", help="Channels a group, instead of --groups."),
+        click.option("--to", type=click.Choice(["group", "layer", "instance"]), default="group", show_default=True),
+        click.option(
+            "--ws", type=click.Choice(["auto", "adaptive", "standard", "none"]), default="auto", show_default=True,
+            help="Weight standardization form.",
+        ),
+        click.option(
+            "--affine", type=click.Choice(["match", "copy"]), default="match", show_default=True,
+            help="Match BatchNorm's function, or copy its affine part.",
+        ),
+        click.option("--include", multiple=True, metavar="GLOB", help="Touch only layers whose name matches."),
+        click.option("--exclude", multiple=True, metavar="GLOB", help="Leave layers whose name matches alone."),
+        click.option(
+            "--pretrained/--no-pretrained", default=True, show_default=True, help="Start from the registry's weights."
+        ),
+        click.option("--weights", type=click.Path(path_type=Path), metavar="FILE", help="Start from a checkpoint."),
+    )  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@cli.command()
+@click.argument("model")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Folder; default MODEL-normswap.")
+@click.option("--dry-run", is_flag=True, help="Show the plan, write nothing.")
+@click.option("--force", is_flag=True, help="Replace an earlier checkpoint in DIR.")
+@conversion_options
+@verb
+def convert(
+    out: Output, model: str, output: Path | None, dry_run: bool, force: bool, pretrained: bool, weights: Path | None,
+    **options: Any,
+) -> None:  # fmt: skip
+    """Convert MODEL, check the result and write a checkpoint.
+
+    MODEL is a timm or torchvision name: resnet50, timm/resnet50.a1_in1k, torchvision/vgg16_bn.
+    """
+    from normswap.plan import Options
+
+    Options(**options)
+    target = output or Path(f"{model.replace('/', '-')}-normswap")
+    if not dry_run and not force and (target / "config.json").exists():
+        raise errors.CheckpointError(f"{target}: holds a checkpoint already; pass --force or another -o")
+    network, source = _open(out, model, pretrained and not weights, weights, options)
+    if dry_run:
+        _show_plan(out, network, options)
+        return
+    from normswap import check, plan_of, report, save
+    from normswap import convert as convert_model
+
+    out.note(f"converting {source.name} …")
+    converted = convert_model(network, **options)
+    plan = plan_of(converted)
+    out.note("checking …")
+    checks = check(converted, network)
+    if checks:
+        out.note("writing …")
+        save(converted, target, source=source, checks=checks)
+    text = "\n".join([*report.summary(plan), "", str(checks), "", f"wrote {target}" if checks else "wrote nothing"])
+    saved = str(target) if checks else None
+    out.result({"output": saved, "plan": plan.to_dict(), "checks": checks.to_dict()}, text)
+    if not checks:
+        raise errors.CheckFailed(f"{checks.failed[0].name}: {checks.failed[0].detail}; nothing was written")
+
+
+@cli.command()
+@click.argument("model")
+@conversion_options
+@verb
+def inspect(out: Output, model: str, pretrained: bool, weights: Path | None, **options: Any) -> None:
+    """Show what would happen to every norm and convolution of MODEL, or what happened in a converted folder."""
+    if (Path(model) / "config.json").exists():
+        from normswap.plan import as_plan
+
+        plan = as_plan(Path(model) / "config.json")
+        out.result({"plan": plan.to_dict()}, str(plan))
+        return
+    network, _ = _open(out, model, pretrained and not weights, weights, options)
+    _show_plan(out, network, options)
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--against", metavar="MODEL", help="Compare module shapes and gradients with this model.")
+@verb
+def check(out: Output, directory: Path, against: str | None) -> None:
+    """Rebuild the checkpoint in DIRECTORY and check that it behaves as promised."""
+    from normswap import check as check_model
+    from normswap import load
+
+    converted = load(directory)
+    original = None
+    if against is not None:
+        from normswap.sources import find
+
+        original = find(against).build()
+    checks = check_model(converted, original)
+    out.result({"checks": checks.to_dict()}, str(checks))
+    if not checks:
+        raise errors.CheckFailed(f"{directory}: {checks.failed[0].name}: {checks.failed[0].detail}")
+
+
+@cli.command(name="list")
+@click.argument("pattern", default="*")
+@verb
+def list_models(out: Output, pattern: str) -> None:
+    """List the models that can be built by name; PATTERN is a glob such as '*resnet*'."""
+    from fnmatch import fnmatchcase
+
+    from normswap import sources
+
+    found = [f"{registry}/{name}" for registry in sources.REGISTRIES for name in sources.names(registry)]
+    chosen = [name for name in found if fnmatchcase(name, pattern) or fnmatchcase(name.partition("/")[2], pattern)]
+    if not chosen:
+        raise errors.UnknownModel(f"no model matches {pattern!r}; quote the pattern, as in '*resnet*'")
+    out.result({"models": chosen}, "\n".join(chosen))
+
+
+@cli.command()
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the curves (needs normswap[plot]).")
+@verb
+def demo(out: Output, plot: Path | None) -> None:
+    """Convert a small trained network and fine-tune it at batch size 2, beside BatchNorm: a minute, no network."""
+    from normswap import demo as demonstration
+
+    result = demonstration.run(note=out.note)
+    if plot is not None:
+        demonstration.draw(result, plot)
+    out.result(result.to_dict(), str(result))
+
+
+def _open(
+    out: Output, name: str, pretrained: bool, weights: Path | None, options: dict[str, Any]
+) -> tuple[nn.Module, Source]:
+    """Build the model a user named; where its weights cannot be had, show the plan before failing."""
+    out.note("loading torch and timm …")
+    from normswap.sources import find
+
+    source = find(name)
+    try:
+        network = source.build(pretrained=pretrained)
+    except errors.WeightsUnavailable as error:
+        from normswap import inspect as inspect_model
+        from normswap import report
+
+        plan = inspect_model(source.build(), **options)
+        error.partial = {"plan": plan.to_dict()}  # type: ignore[attr-defined]
+        if not out.as_json and not out.quiet:
+            click.echo("\n".join(["would convert:", *report.summary(plan)]))
+        raise
+    if weights is not None:
+        from normswap.weights import fill, read_state_dict
+
+        fill(network, read_state_dict(weights), name=str(weights))
+    return network, source
+
+
+def _show_plan(out: Output, network: nn.Module, options: dict[str, Any]) -> None:
+    from normswap import inspect as inspect_model
+
+    plan: Plan = inspect_model(network, **options)
+    out.result({"plan": plan.to_dict()}, str(plan))
+    if not plan.changes:
+        raise errors.NothingToConvert(f"{type(network).__name__} holds no BatchNorm to convert")
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("normswap: interrupted; nothing was written half", err=True)
+        sys.exit(INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(FAILED)

@@ -1,0 +1,178 @@
+"""Build a model from its name, with or without pretrained weights; only names of known registries are built."""
+
+import difflib
+import inspect as signatures
+import os
+import socket
+import threading
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from normswap.errors import CheckpointError, UnknownModel, WeightsUnavailable
+
+REGISTRIES = ("timm", "torchvision")
+WAYS_ON = "pass --weights FILE for a checkpoint you have, or --no-pretrained for random weights"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a network came from, and what rebuilds its architecture: a registry, a name and plain arguments."""
+
+    registry: str
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse anything but a name in a known registry: checkpoints carry sources, and must not name code."""
+        if self.registry not in REGISTRIES or not isinstance(self.name, str):
+            raise CheckpointError(f"source {self.registry!r}/{self.name!r} is not a model of {' or '.join(REGISTRIES)}")
+        if not all(isinstance(v, (str, int, float, bool, type(None))) for v in self.arguments.values()):
+            raise CheckpointError(f"source {self.name}: arguments must be plain values")
+
+    def build(self, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
+        """Build the network; without pretrained weights it is initialized anew.
+
+        Raises:
+            UnknownModel: The registry does not hold it.
+            WeightsUnavailable: The pretrained weights do not exist or cannot be reached.
+        """
+        arguments = {**self.arguments, **arguments}
+        if self.registry == "timm":
+            return _build_timm(self.name, pretrained, arguments)
+        return _build_torchvision(self.name, pretrained, arguments)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Self:
+        """Return the source that `to_dict` wrote.
+
+        Raises:
+            CheckpointError: The data is no source.
+        """
+        if not isinstance(data, Mapping) or set(data) != {"registry", "name", "arguments"}:
+            raise CheckpointError("the checkpoint's source is damaged; convert the model again")
+        return cls(data["registry"], data["name"], dict(data["arguments"]))
+
+
+def find(name: str) -> Source:
+    """Return the source that a user's model name means: ``resnet50``, ``timm/resnet50.a1_in1k``, ``torchvision/vgg16_bn``.
+
+    A bare name is looked up in timm first, then in torchvision.
+
+    Raises:
+        UnknownModel: With the nearest names.
+    """
+    registry, _, rest = name.partition("/")
+    wanted = (registry,) if registry in REGISTRIES and rest else REGISTRIES
+    bare = rest if registry in REGISTRIES and rest else name
+    for candidate in wanted:
+        if bare.split(".")[0] in names(candidate):
+            return Source(candidate, bare)
+    known = [n for candidate in wanted for n in names(candidate)]
+    near = difflib.get_close_matches(bare, known, n=4, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else "see `normswap list`"
+    raise UnknownModel(f"no model named {bare!r} in {' or '.join(wanted)}; {hint}")
+
+
+def names(registry: str) -> list[str]:
+    """Return the architectures of a registry."""
+    if registry == "timm":
+        import timm
+
+        return list(timm.list_models())
+    import torchvision
+
+    return [name for name in torchvision.models.list_models() if not name.startswith("quantized_")]
+
+
+def source_of(model: nn.Module) -> Source | None:
+    """Return what timm remembers of a model it built; other models do not know their names."""
+    config = getattr(model, "pretrained_cfg", None)
+    if not isinstance(config, Mapping) or not config.get("architecture"):
+        return None
+    name = config["architecture"] + (f".{config['tag']}" if config.get("tag") else "")
+    arguments = {k: v for k, v in getattr(model, "_model_args", {}).items() if isinstance(v, (str, int, float, bool))}
+    arguments.setdefault("num_classes", getattr(model, "num_classes", None))
+    return Source("timm", name, {k: v for k, v in arguments.items() if v is not None})
+
+
+def _build_timm(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
+    import timm
+
+    if not timm.is_model(name.split(".")[0]):
+        raise UnknownModel(f"timm has no model named {name!r}; it may need a newer timm")
+    if pretrained:
+        config = timm.get_pretrained_cfg(name)
+        if config is None or not config.has_weights:
+            raise WeightsUnavailable(f"timm has no pretrained weights for {name}; {WAYS_ON}")
+        _must_be_reachable(name, config.url or "", config.hf_hub_id)
+    model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+    return model
+
+
+def _build_torchvision(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
+    from torchvision import models
+
+    try:
+        builder = models.get_model_builder(name)
+    except ValueError as error:
+        raise UnknownModel(f"torchvision has no model named {name!r}; it may need a newer torchvision") from error
+    accepted = signatures.signature(builder).parameters
+    if "weights_backbone" in accepted:
+        arguments = {"weights_backbone": None, **arguments}
+    if not pretrained:
+        model: nn.Module = models.get_model(name, weights=None, **arguments)
+        return model
+    choices = models.get_model_weights(name)
+    if not len(choices):
+        raise WeightsUnavailable(f"torchvision has no pretrained weights for {name}; {WAYS_ON}")
+    _must_be_reachable(name, choices.DEFAULT.url, None)
+    model = models.get_model(name, weights="DEFAULT", **arguments)
+    return model
+
+
+def _must_be_reachable(name: str, url: str, hub_id: str | None) -> None:
+    """Fail within seconds where neither a cache nor the network has the weights; the hub's client retries for minutes."""
+    if hub_id:
+        import huggingface_hub
+        from huggingface_hub import constants
+
+        files = ("model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin", "open_clip_model.safetensors")
+        if any(isinstance(huggingface_hub.try_to_load_from_cache(hub_id, file), str) for file in files):
+            return
+        offline, url = constants.HF_HUB_OFFLINE, constants.ENDPOINT
+        if offline:
+            raise WeightsUnavailable(f"HF_HUB_OFFLINE is set and the weights of {name} are not cached; {WAYS_ON}")
+    elif os.path.exists(os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(urllib.parse.urlparse(url).path))):
+        return
+    if not _answers(url):
+        host = urllib.parse.urlparse(url).hostname
+        raise WeightsUnavailable(f"the pretrained weights of {name} cannot be had: {host} does not answer; {WAYS_ON}")
+
+
+def _answers(url: str, timeout: float = 4.0) -> bool:
+    """Tell whether the host, or the proxy in front of it, accepts a connection within `timeout` seconds."""
+    parts = urllib.parse.urlparse(urllib.request.getproxies().get(urllib.parse.urlparse(url).scheme) or url)
+    address = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+    answered: list[bool] = []
+
+    def connect() -> None:
+        try:
+            with socket.create_connection(address, timeout=timeout):
+                answered.append(True)
+        except OSError:
+            answered.append(False)
+
+    attempt = threading.Thread(target=connect, daemon=True)  # a name server that hangs has no time-out of its own
+    attempt.start()
+    attempt.join(timeout)
+    return bool(answered and answered[0])

@@ -1,0 +1,103 @@
+"""Read a state dict from somebody's file: safetensors or a torch pickle of tensors, told apart by content."""
+
+import pickle
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from normswap.errors import CheckpointError
+
+NESTED = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model")
+"""Where training scripts keep the tensors inside a checkpoint, averaged weights first, as timm picks them."""
+
+
+def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint by name; nothing in the file is executed.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; pass the path of a .safetensors or .pth checkpoint")
+    with path.open("rb") as file:
+        head = file.read(512)
+    if (stranger := _not_a_checkpoint(head)) is not None:
+        raise CheckpointError(f"{path}: is {stranger}, not a checkpoint; download the file itself")
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        return _tensors_of(path, _unpickled(path))
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: is truncated or no checkpoint ({error}); get a fresh copy") from error
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], *, name: str, may_drop_head: bool = False) -> None:
+    """Load a state dict strictly.
+
+    Args:
+        model: Network that receives the tensors.
+        state: Tensors by name.
+        name: What to call the state in errors.
+        may_drop_head: Leave tensors of another shape as the network initialized them.
+
+    Raises:
+        CheckpointError: Names or shapes differ.
+    """
+    own = model.state_dict()
+    missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    if missing or unexpected:
+        which = f"{missing[0]} is missing" if missing else f"{unexpected[0]} is not in the network"
+        count = len(missing) + len(unexpected)
+        raise CheckpointError(f"{name}: does not fit ({which}; {count} names differ); use the model it was saved from")
+    misfits = [key for key in own if own[key].shape != state[key].shape]
+    if misfits and not may_drop_head:
+        key = misfits[0]
+        raise CheckpointError(
+            f"{name}: {key} is {tuple(state[key].shape)}, the network has {tuple(own[key].shape)}; "
+            "use the model it was saved from"
+        )
+    model.load_state_dict({key: own[key] if key in misfits else state[key] for key in own})
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: holds Python objects, not only tensors; save model.state_dict() to a new file and pass that"
+        ) from error
+    except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+        if "TorchScript" in str(error) or "torch.jit" in str(error):
+            reason = "is a TorchScript archive; save the state_dict of the Python model instead"
+        else:
+            reason = "is truncated or no checkpoint; get a fresh copy"
+        raise CheckpointError(f"{path}: {reason}") from error
+
+
+def _tensors_of(path: Path, data: Any) -> dict[str, Tensor]:
+    """Find the state dict in what a training script saved."""
+    for _ in range(3):
+        if isinstance(data, Mapping) and data and all(isinstance(value, Tensor) for value in data.values()):
+            return {str(key): value for key, value in data.items()}
+        inner = next((data[key] for key in NESTED if isinstance(data.get(key), Mapping)), None) if isinstance(data, Mapping) else None
+        if inner is None:
+            break
+        data = inner
+    raise CheckpointError(f"{path}: holds no state dict; save model.state_dict() to a new file and pass that")
+
+
+def _not_a_checkpoint(head: bytes) -> str | None:
+    """Say what a file is that is often mistaken for a checkpoint."""
+    text = head.lstrip().lower()
+    if text.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer"
+    if text.startswith((b"<!doctype", b"<html")):
+        return "an HTML page"
+    return "an empty file" if not head else None
