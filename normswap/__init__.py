@@ -23,32 +23,57 @@ if TYPE_CHECKING:
     )
     from normswap.folding import fold
     from normswap.plan import Action, Entry, Options, Plan
+    from normswap.sources import Source
     from normswap.surgery import apply, plan_of
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "checking": ("Checks", "check"),
-    "checkpoint": ("load", "save"),
-    "conversion": ("convert", "inspect"),
-    "errors": (
-        "AlreadyConverted", "BadStatistics", "CheckFailed", "CheckpointError", "InvalidOption", "NeedsExampleInput",
-        "NormswapError", "NothingToConvert", "PlanMismatch", "UnknownModel", "UnsupportedModel", "WeightsUnavailable",
-    ),
-    "folding": ("fold",),
-    "plan": ("Action", "Entry", "Options", "Plan"),
-    "surgery": ("apply", "plan_of"),
-}  # fmt: skip
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = [
+    "Action",
+    "AlreadyConverted",
+    "BadStatistics",
+    "CheckFailed",
+    "CheckpointError",
+    "Checks",
+    "Entry",
+    "InvalidOption",
+    "NeedsExampleInput",
+    "NormswapError",
+    "NothingToConvert",
+    "Options",
+    "Plan",
+    "PlanMismatch",
+    "Source",
+    "UnknownModel",
+    "UnsupportedModel",
+    "WeightsUnavailable",
+    "apply",
+    "check",
+    "convert",
+    "fold",
+    "inspect",
+    "load",
+    "plan_of",
+    "save",
+]
 
-__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
+_HOMES = {
+    "checking": "Checks check",
+    "checkpoint": "load save",
+    "conversion": "convert inspect",
+    "folding": "fold",
+    "plan": "Action Entry Options Plan",
+    "sources": "Source",
+    "surgery": "apply plan_of",
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use, so that the command line's help needs no torch."""
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module 'normswap' has no attribute {name!r}")
-    value = getattr(import_module(f"normswap.{_HOME[name]}"), name)
+    value = getattr(import_module(f"normswap.{_HOME.get(name, 'errors')}"), name)
     globals()[name] = value
     return value
 

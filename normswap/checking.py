@@ -1,4 +1,4 @@
-"""Check that a converted network behaves as promised, by structure on the meta device and by numbers on real tensors."""
+"""Check that a converted network behaves as promised: structure on the meta device, numbers on real tensors."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from normswap.copying import copy_model, module_names
 from normswap.families import is_batch_norm
 from normswap.inputs import as_call, batch_size, materialize, rebuild, vary
 from normswap.plan import Plan
-from normswap.recording import tensors_in
+from normswap.recording import Shapes, tensors_in
 from normswap.surgery import plan_of
 from normswap.tracing import Trace, trace
 from normswap.wrapping import unwrap
@@ -97,7 +97,7 @@ def structural_checks(converted: nn.Module, plan: Plan, after: Trace, before: Tr
 
 def _same_shapes(plan: Plan, after: Trace, before: Trace | None) -> Check:
     if before is None:
-        expected = {e.name: (e.shape,) for e in plan.norms if e.shape is not None and e.changes}
+        expected: dict[str, Shapes] = {e.name: (e.shape,) for e in plan.norms if e.shape is not None and e.changes}
     else:
         expected = {name: shapes for name, shapes in before.shapes.items() if name in after.shapes}
     wrong = [name for name, shapes in expected.items() if name in after.shapes and after.shapes[name] != shapes]

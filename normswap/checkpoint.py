@@ -71,7 +71,9 @@ def save(
         with replacing(directory / CONFIG) as path:
             path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise CheckpointError(f"{directory}: cannot be written ({error.strerror or error}); choose another folder") from error
+        raise CheckpointError(
+            f"{directory}: cannot be written ({error.strerror or error}); choose another folder"
+        ) from error
     return directory
 
 
@@ -99,11 +101,13 @@ def load(
     block = config["normswap"]
     plan = Plan.from_dict(block.get("plan"))
     if _digest(directory / WEIGHTS) != block.get("sha256"):
-        raise CheckpointError(f"{directory / WEIGHTS}: does not belong to {CONFIG} beside it; save the checkpoint again")
+        raise CheckpointError(
+            f"{directory / WEIGHTS}: does not belong to {CONFIG} beside it; save the checkpoint again"
+        )
     if model is None:
         if block.get("source") is None:
             raise CheckpointError(f"{directory}: names no registered model; pass load(directory, model=YourNetwork())")
-        changed = {} if num_classes is None else {"num_classes": num_classes}
+        changed: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
         model = Source.from_dict(block["source"]).build(**changed)
     model = apply(model, plan)
     state = read_state_dict(directory / WEIGHTS)
@@ -136,7 +140,11 @@ def _distinct_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, st
     seen: dict[tuple[Any, ...], str] = {}
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor) or value.is_meta:
-            what = "has no data (meta device)" if isinstance(value, Tensor) else f"is a {type(value).__name__}, not a tensor"
+            what = (
+                "has no data (meta device)"
+                if isinstance(value, Tensor)
+                else f"is a {type(value).__name__}, not a tensor"
+            )
             raise CheckpointError(f"{name}: {what}; it cannot be saved")
         key = (value.data_ptr(), value.shape, value.stride(), value.dtype)
         if value.numel() and key in seen:
@@ -203,7 +211,9 @@ def _digest(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); pass a folder that normswap wrote") from error
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}); pass a folder that normswap wrote"
+        ) from error
 
 
 def _size(shape: torch.Size | None) -> str:

@@ -46,9 +46,7 @@ def eps_of(norm: nn.Module) -> float:
 
 
 def _vector(module: nn.Module, name: str) -> Tensor | None:
-    value = module._parameters.get(name)
-    if value is None:
-        value = module._buffers.get(name)
+    value = {**module._buffers, **module._parameters}.get(name)
     return value if isinstance(value, Tensor) and value.ndim == 1 else None
 
 

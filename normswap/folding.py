@@ -30,7 +30,9 @@ def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     plan = vars(model).get(PLAN)
     if isinstance(plan, Plan):
         kept = {
-            e.name: replace(e, action=Action.KEEP, reason=f"weight standardization ({e.ws}) folded in", ws=None, eps=None)
+            e.name: replace(
+                e, action=Action.KEEP, reason=f"weight standardization ({e.ws}) folded in", ws=None, eps=None
+            )
             for e in plan.convs
             if e.changes
         }

@@ -16,7 +16,12 @@ def divisors(number: int) -> list[int]:
 
 
 def num_groups_for(
-    num_channels: int, *, groups: int = 32, group_size: int | None = None, to: str = "group", positions: int | None = None
+    num_channels: int,
+    *,
+    groups: int = 32,
+    group_size: int | None = None,
+    to: str = "group",
+    positions: int | None = None,
 ) -> int:
     """Return the group count for one layer.
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map_only
 
-from normswap.families import is_batch_norm, is_conv, num_channels
+from normswap.families import is_batch_norm, num_channels
 
 SIDES = (224, 64, 32, 256, 128, 299, 512, 16, 8)
 """Sides of made-up images, in the order they are tried."""
@@ -28,22 +29,24 @@ def candidates(model: nn.Module, batch: int = 2) -> Iterator[Tensor]:
     The size comes from timm's ``pretrained_cfg`` where there is one, else channels and rank come from the first layer
     that tells them: a convolution, a linear layer or a norm.
     """
-    size = _declared_size(model)
-    if size is not None:
-        yield torch.empty(batch, *size, device="meta")
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    for shape in _shapes(model):
+        yield torch.empty(batch, *shape, dtype=dtype, device="meta")
+
+
+def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
+    declared = _declared_size(model)
+    if declared is not None:
+        yield declared
     for module in model.modules():
-        if is_conv(module):
-            channels, rank = int(module.in_channels), len(module.kernel_size)  # type: ignore[arg-type]
-            for side in SIDES:
-                yield torch.empty(batch, channels, *_sides(side, rank), device="meta")
+        if isinstance(module, _ConvNd):
+            yield from ((module.in_channels, *_sides(side, len(module.kernel_size))) for side in SIDES)
             return
         if isinstance(module, nn.Linear):
-            yield torch.empty(batch, module.in_features, device="meta")
-            yield torch.empty(batch, 4, module.in_features, device="meta")
+            yield from ((module.in_features,), (4, module.in_features))
             return
         if is_batch_norm(module):
-            for rank in (2, 1, 3, 0):
-                yield torch.empty(batch, num_channels(module), *_sides(SIDES[2], rank), device="meta")
+            yield from ((num_channels(module), *_sides(SIDES[2], rank)) for rank in (2, 1, 3, 0))
             return
 
 

@@ -1,7 +1,6 @@
 """The layers a converted network holds: GroupNormAct and the weight-standardized convolutions."""
 
-import functools
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,12 +52,15 @@ class WeightStandardized(nn.Module):
     """What every weight-standardized convolution shares.
 
     The raw filters stay the parameter ``weight``. In the *adaptive* form two frozen parameters of shape
-    (out_channels,), ``ws_gain`` and ``ws_offset``, bring the standardized filters back to the kernel they were taken from;
-    in the *standard* form both are None. They are parameters and not buffers so that Opacus accepts the layer.
+    (out_channels,), ``ws_gain`` and ``ws_offset``, bring the standardized filters back to the kernel they were taken
+    from; in the *standard* form both are None. They are parameters and not buffers so that Opacus accepts the layer.
     """
 
     weight: Any
     bias: Any
+    transposed: Any
+    groups: Any
+    _conv_forward: Any
     ws_gain: nn.Parameter | None
     ws_offset: nn.Parameter | None
     ws_eps: float
@@ -159,22 +161,22 @@ class WeightInForward(WeightStandardized):
 
     def __reduce__(self) -> Any:
         """Pickle by the class it standardizes: the class in between is made on demand and has no import path."""
-        return _blank, (conv_class(self),), self.__getstate__()
+        return _blank, (conv_class(self),), dict(self.__dict__)
 
 
-class WSConvTranspose1d(WeightInForward, nn.ConvTranspose1d):
+class WSConvTranspose1d(WeightInForward, nn.ConvTranspose1d):  # type: ignore[override]
     """Weight-standardized ``nn.ConvTranspose1d``."""
 
 
-class WSConvTranspose2d(WeightInForward, nn.ConvTranspose2d):
+class WSConvTranspose2d(WeightInForward, nn.ConvTranspose2d):  # type: ignore[override]
     """Weight-standardized ``nn.ConvTranspose2d``."""
 
 
-class WSConvTranspose3d(WeightInForward, nn.ConvTranspose3d):
+class WSConvTranspose3d(WeightInForward, nn.ConvTranspose3d):  # type: ignore[override]
     """Weight-standardized ``nn.ConvTranspose3d``."""
 
 
-_EXACT: dict[type[nn.Module], type[WeightStandardized]] = {
+_CLASSES: dict[type[nn.Module], type[WeightStandardized]] = {
     nn.Conv1d: WSConv1d,
     nn.Conv2d: WSConv2d,
     nn.Conv3d: WSConv3d,
@@ -184,17 +186,16 @@ _EXACT: dict[type[nn.Module], type[WeightStandardized]] = {
 }
 
 
-@functools.cache
 def ws_class(plain: type[nn.Module]) -> type[WeightStandardized]:
     """Return the weight-standardized class for a convolution class, made on demand for subclasses of torch's own."""
-    if plain in _EXACT:
-        return _EXACT[plain]
-    return type(f"WS{plain.__name__}", (WeightInForward, plain), {"__module__": __name__})
+    if plain not in _CLASSES:
+        _CLASSES[plain] = type(f"WS{plain.__name__}", (WeightInForward, plain), {"__module__": __name__})
+    return _CLASSES[plain]
 
 
 def conv_class(module: WeightStandardized) -> type[nn.Module]:
     """Return the convolution class that `module` was made from."""
-    return next(cls for cls in type(module).__mro__ if not issubclass(cls, WeightStandardized))
+    return cast(type[nn.Module], next(c for c in type(module).__mro__ if not issubclass(c, WeightStandardized)))
 
 
 def _blank(plain: type[nn.Module]) -> WeightStandardized:
@@ -221,5 +222,6 @@ def plain_conv(module: WeightStandardized) -> nn.Module:
         del conv._parameters[name]
     with torch.no_grad():
         folded = module.standardized_weight()
-    conv._parameters["weight"] = nn.Parameter(folded, requires_grad=module._parameters["weight"].requires_grad)
+    raw = module._parameters["weight"]
+    conv._parameters["weight"] = nn.Parameter(folded, requires_grad=raw is not None and raw.requires_grad)
     return conv

@@ -9,8 +9,9 @@ from torch import Tensor
 from normswap.graph import Kind
 
 VIEWS = frozenset(
-    """view reshape unsafe_view reshape_alias permute transpose t expand slice select split split_with_sizes unsafe_split
-    unsafe_split_with_sizes chunk unsafe_chunk unbind unsqueeze squeeze clone contiguous to_copy detach alias as_strided
+    """view reshape unsafe_view reshape_alias permute transpose t expand slice select split split_with_sizes
+        unsafe_split unsafe_split_with_sizes chunk unsafe_chunk unbind unsqueeze squeeze clone contiguous to_copy
+    detach alias as_strided
     flatten unflatten roll flip rot90 index_select gather index take pixel_shuffle pixel_unshuffle unfold im2col col2im
     native_dropout dropout constant_pad_nd pad reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d
     replication_pad2d replication_pad3d repeat copy copy_ lift lift_fresh movedim narrow channel_shuffle
@@ -22,7 +23,8 @@ POOLS = frozenset(
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
     adaptive_max_pool3d mean upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_nearest_exact1d
     upsample_nearest_exact2d upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d upsample_bilinear2d_aa
-    upsample_bicubic2d upsample_bicubic2d_aa upsample_trilinear3d max_unpool2d grid_sampler_2d grid_sampler_3d""".split()
+    upsample_bicubic2d upsample_bicubic2d_aa upsample_trilinear3d max_unpool2d grid_sampler_2d
+    grid_sampler_3d""".split()
 )
 ADDS = frozenset("add sub rsub lerp".split())
 SCALES = frozenset("mul div neg addcmul".split())

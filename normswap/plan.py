@@ -140,15 +140,16 @@ class Plan:
         """
         schema = data.get("schema") if isinstance(data, Mapping) else None
         if not isinstance(schema, int) or schema > SCHEMA:
-            raise PlanMismatch(
-                f"this plan has schema {schema!r}, this normswap reads up to {SCHEMA}; upgrade normswap or convert again"
-            )
+            readable = f"this normswap reads up to {SCHEMA}"
+            raise PlanMismatch(f"this plan has schema {schema!r}, {readable}; upgrade normswap or convert again")
         try:
             options = Options(**_tuples(data["options"]))
             entries = tuple(Entry(**_tuples(e) | {"action": Action(e["action"])}) for e in data["entries"])
             return cls(options, entries, tuple(map(str, data["warnings"])), data["inputs"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise PlanMismatch(f"this is not a plan ({type(error).__name__}: {error}); convert the model again") from error
+            raise PlanMismatch(
+                f"this is not a plan ({type(error).__name__}: {error}); convert the model again"
+            ) from error
 
     def with_entries(self, entries: Mapping[str, Entry]) -> Self:
         """Return the plan with some entries replaced, by name."""
@@ -183,7 +184,9 @@ def as_plan(plan: Plan | str | PathLike[str]) -> Plan:
     try:
         data = json.loads(Path(plan).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise PlanMismatch(f"{plan}: no plan can be read ({error}); pass a converted checkpoint's config.json") from error
+        raise PlanMismatch(
+            f"{plan}: no plan can be read ({error}); pass a converted checkpoint's config.json"
+        ) from error
     if not isinstance(data, dict) or not isinstance(data.get("normswap"), dict):
         raise PlanMismatch(f"{plan}: holds no normswap plan; pass a converted checkpoint's config.json")
     return Plan.from_dict(data["normswap"].get("plan"))

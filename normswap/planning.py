@@ -23,7 +23,9 @@ from normswap.tracing import ConvFacts, NormFacts, Trace
 FUSIONS = ("fuse", "reparameterize", "switch_to_deploy", "convert_to_deploy")
 """Methods by which networks fold a BatchNorm into its convolution, as timm and the papers' code name them."""
 
-_ARITHMETIC = frozenset("mul add sub div rsqrt sqrt reciprocal pow addcmul empty batch_norm".split())
+_ARITHMETIC = frozenset(
+    ["mul", "add", "sub", "div", "rsqrt", "sqrt", "reciprocal", "pow", "addcmul", "empty", "batch_norm"]
+)
 
 
 def make_plan(model: nn.Module, trace: Trace, options: Options) -> Plan:
@@ -57,7 +59,9 @@ def is_trained(norm: nn.Module) -> bool:
     return isinstance(weight, torch.Tensor) and not weight.is_meta and bool((weight != weight.reshape(-1)[0]).any())
 
 
-def _plan_norm(name: str, aliases: tuple[str, ...], norm: nn.Module, facts: NormFacts | None, options: Options) -> Entry:
+def _plan_norm(
+    name: str, aliases: tuple[str, ...], norm: nn.Module, facts: NormFacts | None, options: Options
+) -> Entry:
     channels = num_channels(norm)
     then, obstacle = _what_follows(name, norm, facts)
     base = Entry(
@@ -225,6 +229,3 @@ def _warnings(modules: dict[str, nn.Module], norms: dict[str, Entry], trace: Tra
 
 def _label(kind: Kind, name: str) -> str:
     return name if kind in (Kind.CONV, Kind.LINEAR, Kind.NORM) else f"<{name}>"
-
-
-

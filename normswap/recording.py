@@ -134,7 +134,9 @@ class Recorder(TorchDispatchMode):
         written = _written(func, operands)
         reading = operands[1:] if name == "copy" and written and len(operands) > 1 else operands
         data = sorted({index for tensor in reading for index in self._reads(tensor)})
-        sources = frozenset[str]().union(*(self._source.get(id(t), frozenset()) for t in operands if not self._reads(t)))
+        sources = frozenset[str]().union(
+            *(self._source.get(id(t), frozenset()) for t in operands if not self._reads(t))
+        )
         if not data:
             self._note_constant(name, operands, made, sources)
             return

@@ -64,7 +64,7 @@ class Source:
 
 
 def find(name: str) -> Source:
-    """Return the source that a user's model name means: ``resnet50``, ``timm/resnet50.a1_in1k``, ``torchvision/vgg16_bn``.
+    """Return the source of a name: ``resnet50``, ``timm/resnet50.a1_in1k``, ``torchvision/vgg16_bn``.
 
     A bare name is looked up in timm first, then in torchvision.
 
@@ -101,8 +101,10 @@ def source_of(model: nn.Module) -> Source | None:
         return None
     name = config["architecture"] + (f".{config['tag']}" if config.get("tag") else "")
     arguments = {k: v for k, v in getattr(model, "_model_args", {}).items() if isinstance(v, (str, int, float, bool))}
-    arguments.setdefault("num_classes", getattr(model, "num_classes", None))
-    return Source("timm", name, {k: v for k, v in arguments.items() if v is not None})
+    num_classes = getattr(model, "num_classes", None)
+    if isinstance(num_classes, int):
+        arguments.setdefault("num_classes", num_classes)
+    return Source("timm", name, arguments)
 
 
 def _build_timm(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
@@ -136,12 +138,12 @@ def _build_torchvision(name: str, pretrained: bool, arguments: dict[str, Any]) -
     if not len(choices):
         raise WeightsUnavailable(f"torchvision has no pretrained weights for {name}; {WAYS_ON}")
     _must_be_reachable(name, choices.DEFAULT.url, None)
-    model = models.get_model(name, weights="DEFAULT", **arguments)
-    return model
+    trained: nn.Module = models.get_model(name, weights="DEFAULT", **arguments)
+    return trained
 
 
 def _must_be_reachable(name: str, url: str, hub_id: str | None) -> None:
-    """Fail within seconds where neither a cache nor the network has the weights; the hub's client retries for minutes."""
+    """Fail within seconds where neither cache nor network has the weights; the hub's client retries for minutes."""
     if hub_id:
         import huggingface_hub
         from huggingface_hub import constants
@@ -152,7 +154,9 @@ def _must_be_reachable(name: str, url: str, hub_id: str | None) -> None:
         offline, url = constants.HF_HUB_OFFLINE, constants.ENDPOINT
         if offline:
             raise WeightsUnavailable(f"HF_HUB_OFFLINE is set and the weights of {name} are not cached; {WAYS_ON}")
-    elif os.path.exists(os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(urllib.parse.urlparse(url).path))):
+    elif os.path.exists(
+        os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(urllib.parse.urlparse(url).path))
+    ):
         return
     if not _answers(url):
         host = urllib.parse.urlparse(url).hostname

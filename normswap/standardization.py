@@ -48,7 +48,7 @@ def gain_and_offset(rows: Tensor, eps: float = EPS) -> tuple[Tensor, Tensor]:
 
 def _swap_channels(weight: Tensor, groups: int) -> Tensor:
     """Exchange the two channel axes within each group: (g·a, b, *k) becomes (g·b, a, *k). It undoes itself."""
-    split = weight.unflatten(0, (groups, weight.shape[0] // groups))
+    split = weight.view(groups, weight.shape[0] // groups, *weight.shape[1:])
     return split.transpose(1, 2).flatten(0, 1)
 
 

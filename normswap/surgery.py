@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from normswap.copying import copy_model, module_names
 from normswap.errors import BadStatistics, PlanMismatch
 from normswap.families import is_batch_norm, is_conv, num_channels
-from normswap.layers import GroupNormAct, WeightStandardized, carry_state, ws_class
+from normswap.layers import GroupNormAct, carry_state, ws_class
 from normswap.matching import centred, closed_form, standardized_statistics
 from normswap.plan import Entry, Plan, as_plan
 from normswap.standardization import filters, kernel
@@ -111,7 +111,9 @@ def _group_norm(entry: Entry, old: nn.Module, feeder: nn.Module | None) -> tuple
         parameter = old._parameters.get(key)
         if parameter is None:
             value = old._buffers.get(key)
-            value = torch.full((entry.channels,), fresh, dtype=like.dtype, device=like.device) if value is None else value
+            value = (
+                torch.full((entry.channels,), fresh, dtype=like.dtype, device=like.device) if value is None else value
+            )
             parameter = nn.Parameter(value.detach().clone(), requires_grad=False)
         new._parameters[key] = parameter
     carry_state(old, new)
@@ -131,9 +133,7 @@ def _matched(entry: Entry, old: nn.Module, new: nn.GroupNorm, feeder: nn.Module 
         )
     if feeder is not None:
         mean, var = standardized_statistics(filters(feeder.weight.detach()), feeder.bias, mean, var)  # type: ignore[arg-type, operator]
-    return closed_form(
-        new.weight.detach(), new.bias.detach(), mean, var, eps=new.eps, num_groups=new.num_groups
-    )
+    return closed_form(new.weight.detach(), new.bias.detach(), mean, var, eps=new.eps, num_groups=new.num_groups)
 
 
 def _standard_feeder(norm: Entry, plan: Plan, modules: Mapping[str, nn.Module]) -> nn.Module | None:
@@ -153,7 +153,7 @@ def _weight_standardized(entry: Entry, old: nn.Module) -> tuple[nn.Module, list[
     assert weight is not None
     if entry.ws == "adaptive" or weight.is_meta:
         return new, []
-    layout = {"transposed": bool(new.transposed), "groups": int(new.groups)}  # type: ignore[arg-type]
+    layout = {"transposed": bool(new.transposed), "groups": int(new.groups)}
     rows = centred(filters(weight.detach(), **layout))  # type: ignore[arg-type]
     return new, [(weight, kernel(rows, weight.shape, **layout))]  # type: ignore[arg-type]
 
@@ -168,7 +168,7 @@ def replace_modules(model: nn.Module, replacements: Mapping[int, nn.Module]) -> 
         for slots in (module._modules, *_plain_containers(module)):
             for key, child in list(slots.items()) if isinstance(slots, dict) else list(enumerate(slots)):
                 if isinstance(child, nn.Module) and id(child) in replacements:
-                    slots[key] = replacements[id(child)]  # type: ignore[index]
+                    slots[key] = replacements[id(child)]  # type: ignore[index, call-overload]
     return replacements.get(id(model), model)
 
 

@@ -81,16 +81,16 @@ def trace(model: nn.Module, example_input: Any = None, *, training_pass: bool = 
             if found.stopped_by is None or (found.norms and not unreached(model, found)):
                 return _with_training_pass(model, value, found, training_pass)
             failures.append(f"with data: {found.stopped_by}")
-    tried = failures[-1] if example_input is not None else failures[0] if failures else "no layer tells the input's size"
+    tried = (
+        failures[-1] if example_input is not None else failures[0] if failures else "no layer tells the input's size"
+    )
     advice = "pass another example_input=" if example_input is not None else "pass example_input="
     raise NeedsExampleInput(f"no forward pass of {type(model).__name__} ran ({tried}); {advice}")
 
 
 def unreached(model: nn.Module, found: Trace) -> list[str]:
     """Return the BatchNorm-like modules that the pass did not reach."""
-    return [
-        name for name, module in model.named_modules() if is_batch_norm(module) and name not in found.norms
-    ]
+    return [name for name, module in model.named_modules() if is_batch_norm(module) and name not in found.norms]
 
 
 def _with_training_pass(model: nn.Module, example_input: Any, first: Trace, wanted: bool) -> Trace:
@@ -157,7 +157,11 @@ def _conv_facts(recorder: Recorder) -> Iterator[tuple[str, ConvFacts]]:
             continue
         read_by, via, leaves = graph.readers(index, children)
         leaf = recorder.plain_convs.get(index)
-        reads = frozenset(recorder.parameter_reads.get(leaf, set()) - {"convolution", "deform_conv2d"}) if leaf else frozenset()
+        reads = (
+            frozenset(recorder.parameter_reads.get(leaf, set()) - {"convolution", "deform_conv2d"})
+            if leaf
+            else frozenset()
+        )
         facts = ConvFacts(leaf is not None, _distinct(read_by), frozenset(via), leaves, reads)
         found[node.name] = _merged(found[node.name], facts) if node.name in found else facts
     yield from found.items()
@@ -176,4 +180,3 @@ def _distinct(nodes: list[Node]) -> tuple[Node, ...]:
 
 def _describe(value: Any) -> str:
     return ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(value)) or type(value).__name__
-

@@ -33,7 +33,7 @@ def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
     if head[:2] == b"PK" or head[:1] == b"\x80":
         return _tensors_of(path, _unpickled(path))
     try:
-        return safetensors.torch.load_file(path)
+        return dict(safetensors.torch.load_file(path))
     except (safetensors.SafetensorError, ValueError, OSError) as error:
         raise CheckpointError(f"{path}: is truncated or no checkpoint ({error}); get a fresh copy") from error
 
@@ -86,7 +86,11 @@ def _tensors_of(path: Path, data: Any) -> dict[str, Tensor]:
     for _ in range(3):
         if isinstance(data, Mapping) and data and all(isinstance(value, Tensor) for value in data.values()):
             return {str(key): value for key, value in data.items()}
-        inner = next((data[key] for key in NESTED if isinstance(data.get(key), Mapping)), None) if isinstance(data, Mapping) else None
+        inner = (
+            next((data[key] for key in NESTED if isinstance(data.get(key), Mapping)), None)
+            if isinstance(data, Mapping)
+            else None
+        )
         if inner is None:
             break
         data = inner

@@ -1,7 +1,7 @@
 """Look inside wrappers, and refuse models that cannot be converted as they are."""
 
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from normswap.errors import UnsupportedModel
 
@@ -39,11 +39,9 @@ def refuse_unsupported(model: object) -> None:
             raise UnsupportedModel(
                 f"{where} is a quantized or QAT module ({type(module).__name__}); convert before torch.ao.quantization"
             )
-        if any(isinstance(p, UninitializedTensorMixin) for p in module.parameters(recurse=False)) or any(
-            isinstance(b, UninitializedTensorMixin) for b in module.buffers(recurse=False)
-        ):
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if any(isinstance(tensor, (UninitializedParameter, UninitializedBuffer)) for tensor in own):
             raise UnsupportedModel(f"{where} is an uninitialized Lazy module; run one forward pass first")
-        if type(module).__name__ == "FullyShardedDataParallel" or any(
-            type(p).__name__ == "DTensor" or type(p.data).__name__ == "DTensor" for p in module.parameters(recurse=False)
-        ):
+        sharded = any("DTensor" in (type(tensor).__name__, type(tensor.data).__name__) for tensor in own)
+        if sharded or type(module).__name__ == "FullyShardedDataParallel":
             raise UnsupportedModel(f"{where} is sharded (FSDP or DTensor parameters); convert before sharding")

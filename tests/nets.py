@@ -266,7 +266,8 @@ CASES: dict[str, Case] = {
     "shared norm": Case(Shared, IMAGE, ONE, {"a", "b"}),
     "plain list": Case(InLists, IMAGE, ONE, {"conv"}),
     "auxiliary head": Case(
-        lambda: Auxiliary(conv=conv(), bn=bn(), aux=conv(8), aux_bn=bn()), IMAGE, {"bn": 4, "aux_bn": 4}, {"conv", "aux"}
+        lambda: Auxiliary(conv=conv(), bn=bn(), aux=conv(8), aux_bn=bn()), IMAGE, {"bn": 4, "aux_bn": 4},
+        {"conv", "aux"},
     ),
     "dead code": Case(
         lambda: DeadCode(conv=conv(), bn=bn(), old=conv(), old_bn=bn()), IMAGE, {"bn": 4, "old_bn": 4}, {"conv"},

@@ -1,0 +1,171 @@
+"""Save and load."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from nets import CASES
+from safetensors.torch import load_file, save_file
+from timm.layers import GroupNormAct
+from torch import nn
+from torchvision.models import resnet18
+
+import normswap
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = normswap.convert(timm.create_model("resnet18", num_classes=10))
+    return normswap.save(model, tmp_path_factory.mktemp("checkpoints") / "OUT")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "levit_128s", "tf_efficientnet_b0"])
+def test_loads_bit_for_bit(name: str, tmp_path: Path) -> None:
+    model = normswap.convert(timm.create_model(name)).eval()
+    loaded = normswap.load(normswap.save(model, tmp_path))
+    x = torch.randn(2, 3, 224, 224)
+    assert torch.equal(loaded(x), model(x))
+    assert normswap.plan_of(loaded) == normswap.plan_of(model)
+
+
+def test_torchvision_by_name(tmp_path: Path) -> None:
+    model = normswap.convert(resnet18(num_classes=3)).eval()
+    with pytest.raises(
+        normswap.CheckpointError, match=r"builds another network \(fc.bias: \(1000,\) there, \(3,\) here\)"
+    ):
+        normswap.save(model, tmp_path / "wrong", source="torchvision/resnet18")
+    assert not (tmp_path / "wrong").exists()
+    source = normswap.Source("torchvision", "resnet18", {"num_classes": 3})
+    loaded = normswap.load(normswap.save(model, tmp_path / "right", source=source))
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(loaded(x), model(x))
+
+
+def test_own_network_with_tied_weights_and_fine_tuned(tmp_path: Path) -> None:
+    case = CASES["shared norm"]
+    model = normswap.convert(case.build(), example_input=torch.zeros(case.shape))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    normswap.save(model, tmp_path)
+    with pytest.raises(normswap.CheckpointError, match=r"names no registered model; pass load\(directory, model="):
+        normswap.load(tmp_path)
+    loaded = normswap.load(tmp_path, model=case.build())
+    x = torch.randn(case.shape)
+    assert torch.equal(loaded(x), model.eval()(x))
+    with pytest.raises(normswap.PlanMismatch, match="has no such layer"):
+        normswap.load(tmp_path, model=nn.Linear(3, 3))
+
+
+def test_head_of_another_size(folder: Path) -> None:
+    loaded = normswap.load(folder, num_classes=7)
+    assert loaded(torch.randn(1, 3, 64, 64)).shape == (1, 7)
+    assert torch.equal(loaded.state_dict()["conv1.weight"], load_file(folder / "model.safetensors")["conv1.weight"])
+
+
+def test_bare_state_dict_after_fine_tuning(folder: Path) -> None:
+    tuned = normswap.load(folder)
+    state = tuned.state_dict()
+    fresh = normswap.apply(timm.create_model("resnet18", num_classes=10), folder / "config.json").eval()
+    fresh.load_state_dict(state, strict=True)
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(fresh(x), tuned(x))
+
+
+def test_plain_network_given_the_file_computes_the_same_function(folder: Path) -> None:
+    plain = timm.create_model("resnet18", num_classes=10, norm_layer="groupnorm").eval()
+    plain.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    loaded = normswap.load(folder)
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(plain(x), loaded(x), rtol=1e-3, atol=1e-4)
+
+
+def test_configuration_is_timms_plus_ours(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architecture"] == "normswap"
+    assert config["pretrained_cfg"]["classifier"] == "fc"
+    assert config["num_classes"] == 10
+    norm = next(e for e in config["normswap"]["plan"]["entries"] if e["name"] == "bn1")
+    assert (norm["groups"], norm["eps"]) == (32, 1e-5)
+    assert config["normswap"]["source"] == {
+        "registry": "timm",
+        "name": "resnet18.a1_in1k",
+        "arguments": {"num_classes": 10},
+    }
+    assert "20 layers" in (folder / "README.md").read_text()
+
+
+def test_files_have_the_umasks_permissions_and_no_leftovers(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        normswap.save(normswap.convert(timm.create_model("test_resnet")), tmp_path / "OUT")
+    finally:
+        os.umask(old)
+    files = sorted((tmp_path / "OUT").iterdir())
+    assert [file.name for file in files] == ["README.md", "config.json", "model.safetensors"]
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o640}
+
+
+def test_failed_write_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = normswap.convert(timm.create_model("test_resnet")).eval()
+    normswap.save(model, tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(normswap.CheckpointError, match="cannot be written \\(No space left on device\\)"):
+        normswap.save(model, tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_tensors_of_another_checkpoint_are_refused(folder: Path, tmp_path: Path) -> None:
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(normswap.CheckpointError, match="does not belong to config.json beside it"):
+        normswap.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "holds no config.json; pass a folder that normswap wrote"),
+        ("{", "cannot be read"),
+        ("{}", "is not normswap's"),
+        ('{"normswap": {"plan": {"schema": 99}}}', "this plan has schema 99, this normswap reads up to 1"),
+        ('{"normswap": {"plan": {"schema": 1}}}', "this is not a plan \\(KeyError: 'options'\\)"),
+    ],
+)
+def test_bad_configurations(content: str | None, message: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(normswap.NormswapError, match=message):
+        normswap.load(tmp_path)
+
+
+def test_source_cannot_name_code() -> None:
+    with pytest.raises(normswap.CheckpointError, match="is not a model of timm or torchvision"):
+        normswap.Source("os", "system")
+
+
+def test_meta_models_are_not_saved(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        model = normswap.convert(timm.create_model("test_resnet"))
+    with pytest.raises(normswap.CheckpointError, match="has no data \\(meta device\\)"):
+        normswap.save(model, tmp_path)
+
+
+def test_fold_is_exact_and_keeps_the_keys(folder: Path) -> None:
+    loaded = normswap.load(folder)
+    folded = normswap.fold(loaded)
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(folded(x), loaded(x))
+    assert {type(m) for m in folded.modules() if "Conv" in type(m).__name__} == {nn.Conv2d}
+    assert not any(entry.ws for entry in normswap.plan_of(folded).convs)
+    assert not any(isinstance(m, GroupNormAct) for m in folded.modules())

@@ -1,0 +1,213 @@
+"""The command line: results, exit codes, and what is not imported."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from click.testing import CliRunner
+
+import normswap
+from normswap import errors
+from normswap.cli import cli
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture
+def unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("normswap.sources._answers", lambda *_: False)
+
+
+def test_help_imports_neither_torch_nor_timm() -> None:
+    code = (
+        "import sys; sys.argv = ['normswap', '--help']\n"
+        "try:\n    from normswap.cli import main; main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'timm', 'torchvision', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "convert  Convert MODEL" in result.stdout
+
+
+def test_module_entry_point() -> None:
+    result = subprocess.run([sys.executable, "-m", "normswap", "--version"], capture_output=True, text=True)
+    assert result.stdout.strip() == f"normswap, version {normswap.__version__}"
+
+
+def test_convert_then_check_then_load(tmp_path: Path) -> None:
+    out = tmp_path / "OUT"
+    code, stdout, stderr = run("convert", "test_resnet", "--no-pretrained", "-o", str(out))
+    assert code == 0
+    assert stderr == ""
+    assert f"wrote {out}" in stdout
+    assert "ok  batch independence" in stdout
+    assert run("check", str(out), "--against", "test_resnet")[0] == 0
+    assert isinstance(normswap.load(out), torch.nn.Module)
+
+
+def test_json_is_one_object(tmp_path: Path) -> None:
+    out = tmp_path / "OUT"
+    code, stdout, _ = run("convert", "test_resnet", "--no-pretrained", "-o", str(out), "--groups", "8", "--json")
+    data = json.loads(stdout)
+    assert code == 0
+    assert data["output"] == str(out)
+    assert data["checks"]["ok"] is True
+    assert data["plan"]["options"]["groups"] == 8
+    assert normswap.Plan.from_dict(data["plan"]) == normswap.plan_of(normswap.load(out))
+
+
+def test_quiet_prints_nothing(tmp_path: Path) -> None:
+    assert run("convert", "test_resnet", "--no-pretrained", "-o", str(tmp_path / "OUT"), "-q") == (0, "", "")
+
+
+def test_dry_run_and_inspect_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = run("convert", "test_resnet", "--no-pretrained", "--dry-run")
+    second = run("inspect", "test_resnet", "--no-pretrained")
+    assert first == second
+    assert first[0] == 0
+    assert "GroupNorm(" in first[1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_checkpoint_is_kept(tmp_path: Path) -> None:
+    arguments = ("convert", "test_resnet", "--no-pretrained", "-o", str(tmp_path))
+    assert run(*arguments)[0] == 0
+    before = (tmp_path / "model.safetensors").read_bytes()
+    code, stdout, stderr = run(*arguments)
+    assert (code, stdout) == (1, "")
+    assert "holds a checkpoint already; pass --force or another -o" in stderr
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert run(*arguments, "--force")[0] == 0
+
+
+@pytest.mark.usefixtures("unreachable")
+def test_weights_out_of_reach_show_the_plan_and_save_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "OUT"
+    code, stdout, stderr = run("convert", "resnet18", "--groups", "16", "-o", str(out))
+    assert code == 1
+    assert "would convert:\n20 of 20 norms become GroupNorm: 20 of 16 groups" in stdout
+    assert "pass --weights FILE for a checkpoint you have, or --no-pretrained for random weights" in stderr
+    assert stderr.count("\n") == 1
+    assert not out.exists()
+    code, stdout, stderr = run("convert", "resnet18", "--json")
+    assert set(json.loads(stdout)) == {"schema", "plan", "error"}
+
+
+def test_weights_out_of_reach_end_soon(tmp_path: Path) -> None:
+    environment = {"PATH": "/usr/bin:/bin", "HF_ENDPOINT": "http://127.0.0.1:9", "HOME": str(tmp_path)}
+    started = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, "-m", "normswap", "convert", "resnet18", "-o", str(tmp_path / "OUT")],
+        capture_output=True, text=True, env=environment, cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "127.0.0.1 does not answer" in result.stderr
+    assert time.monotonic() - started < 60  # a bound on hanging, not a benchmark: the hub's own retries take minutes
+
+
+def test_weights_from_a_file(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    trained = timm.create_model("test_resnet")
+    torch.save({"epoch": 3, "state_dict": trained.state_dict()}, tmp_path / "last.pth")
+    code, _, stderr = run(
+        "convert", "test_resnet", "--weights", str(tmp_path / "last.pth"), "-o", str(tmp_path / "OUT")
+    )
+    assert (code, stderr) == (0, "")
+    loaded = normswap.load(tmp_path / "OUT")
+    key = "fc.weight"
+    assert torch.equal(loaded.state_dict()[key], trained.state_dict()[key])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        (b"", "is an empty file"),
+        (b"<!DOCTYPE html><html>", "is an HTML page, not a checkpoint"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer"),
+        (b"PK\x03\x04 and then nothing", "is truncated or no checkpoint"),
+        (b"\x10\x00\x00\x00\x00\x00\x00\x00{}", "is truncated or no checkpoint"),
+    ],
+)
+def test_bad_weight_files(content: bytes | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    if content is not None:
+        path.write_bytes(content)
+    code, _, stderr = run("convert", "test_resnet", "--weights", str(path), "-o", str(tmp_path / "OUT"))
+    assert code == 1
+    assert f"{path}: " in stderr
+    assert message in stderr
+    assert not (tmp_path / "OUT").exists()
+
+
+def test_pickled_module_is_not_executed(tmp_path: Path) -> None:
+    torch.save(timm.create_model("test_resnet"), tmp_path / "whole.pth")
+    code, _, stderr = run("convert", "test_resnet", "--weights", str(tmp_path / "whole.pth"))
+    assert code == 1
+    assert "holds Python objects, not only tensors; save model.state_dict()" in stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("convert", "resnet51"), 2, "no model named 'resnet51' in timm or torchvision; did you mean resnet51q"),
+        (("convert", "torchvision/resnet51"), 2, "no model named 'resnet51' in torchvision; did you mean resnet"),
+        (("convert", "resnet18", "--groups", "0"), 2, "groups=0 must be a whole number of at least 1"),
+        (("convert", "resnet18", "--groups", "many"), 2, "'many' is not a valid integer"),
+        (("convert", "resnet18", "--ws", "some"), 2, "'some' is not one of"),
+        (("convert",), 2, "Missing argument 'MODEL'"),
+        (("convert", "vit_tiny_patch16_224", "--no-pretrained"), 3, "holds no BatchNorm; nothing to convert"),
+        (("inspect", "vit_tiny_patch16_224", "--no-pretrained"), 3, "holds no BatchNorm"),
+        (("check", "nowhere"), 1, "nowhere: holds no config.json"),
+        (("list", "nothing*"), 2, "no model matches 'nothing*'"),
+    ],
+)
+def test_errors(arguments: tuple[str, ...], code: int, message: str) -> None:
+    found, _, stderr = run(*arguments)
+    assert found == code
+    assert message in stderr
+    assert "Traceback" not in stderr
+
+
+def test_errors_as_json() -> None:
+    code, stdout, _ = run("convert", "resnet51", "--json")
+    assert code == 2
+    assert json.loads(stdout)["error"]["type"] == "UnknownModel"
+
+
+def test_interrupt_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    from normswap import cli as module
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["normswap", "list"])
+    monkeypatch.setattr("normswap.sources.names", interrupted)
+    with pytest.raises(SystemExit) as exit_info:
+        module.main()
+    assert exit_info.value.code == 130
+
+
+def test_list() -> None:
+    code, stdout, _ = run("list", "*resnet18*")
+    assert code == 0
+    assert "timm/resnet18\n" in stdout
+    assert "torchvision/resnet18\n" in stdout
+
+
+def test_every_error_has_an_exit_code() -> None:
+    from normswap.cli import EXIT_CODES
+
+    assert EXIT_CODES[-1] == (errors.NormswapError, 1)

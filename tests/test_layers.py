@@ -1,0 +1,189 @@
+"""The weight-standardized convolutions and GroupNormAct."""
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from timm.layers import Conv2dSame, StdConv2d
+from torch import Tensor, nn
+
+from normswap.layers import GroupNormAct, WeightStandardized, plain_conv, ws_class
+from normswap.standardization import EPS, filters, kernel, standardize
+
+CONVS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "1d": (lambda: nn.Conv1d(4, 6, 3), (2, 4, 9)),
+    "2d": (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, dilation=2), (2, 4, 9, 9)),
+    "2d grouped": (lambda: nn.Conv2d(4, 8, 3, groups=2, bias=False), (2, 4, 9, 9)),
+    "2d reflect": (lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), (2, 4, 9, 9)),
+    "3d": (lambda: nn.Conv3d(4, 6, 3), (2, 4, 5, 5, 5)),
+    "same": (lambda: Conv2dSame(4, 6, 3, stride=2), (2, 4, 9, 9)),
+    "transposed 1d": (lambda: nn.ConvTranspose1d(4, 6, 3), (2, 4, 9)),
+    "transposed 2d": (lambda: nn.ConvTranspose2d(4, 6, 3, groups=2, stride=2, output_padding=1), (2, 4, 9, 9)),
+    "transposed 3d": (lambda: nn.ConvTranspose3d(4, 6, 3), (2, 4, 5, 5, 5)),
+}
+ALL = pytest.mark.parametrize(("build", "shape"), CONVS.values(), ids=CONVS)
+
+
+def make(build: Callable[[], nn.Module], *, adaptive: bool) -> tuple[nn.Module, WeightStandardized]:
+    torch.manual_seed(0)
+    conv = build()
+    return conv, ws_class(type(conv)).of(conv, adaptive=adaptive)
+
+
+def reference(conv: nn.Module) -> Tensor:
+    """The standardized kernel in float64, written out filter by filter."""
+    weight = conv.weight.detach().double()  # type: ignore[union-attr, operator]
+    result = torch.empty_like(weight)
+    groups, transposed = int(conv.groups), bool(conv.transposed)  # type: ignore[arg-type]
+    for g in range(groups):
+        for c in range(conv.out_channels // groups):  # type: ignore[operator]
+            if transposed:
+                rows = slice(g * weight.shape[0] // groups, (g + 1) * weight.shape[0] // groups)
+                index: tuple[slice | int, ...] = (rows, c)
+            else:
+                index = (g * conv.out_channels // groups + c,)  # type: ignore[operator]
+            one = weight[index]
+            result[index] = (one - one.mean()) / (one.var(correction=0) + EPS).sqrt()
+    return result
+
+
+@ALL
+def test_standard_kernel(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    conv, ws = make(build, adaptive=False)
+    torch.testing.assert_close(ws.standardized_weight().double(), reference(conv), rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        expected = copy.deepcopy(conv)
+        expected.weight.copy_(reference(conv))  # type: ignore[union-attr, operator]
+    torch.testing.assert_close(ws(torch.ones(shape)), expected(torch.ones(shape)), rtol=1e-4, atol=1e-4)
+
+
+@ALL
+def test_adaptive_keeps_the_kernel(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    conv, ws = make(build, adaptive=True)
+    weight = conv.weight
+    assert (ws.standardized_weight() - weight).abs().max() <= 1e-6 * weight.abs().max()  # type: ignore[operator, union-attr]
+    x = torch.randn(shape)
+    torch.testing.assert_close(ws(x), conv(x), rtol=1e-4, atol=1e-5)
+
+
+@ALL
+@pytest.mark.parametrize("adaptive", [False, True], ids=["standard", "adaptive"])
+def test_survives_copies_and_pickles(build: Callable[[], nn.Module], shape: tuple[int, ...], adaptive: bool) -> None:
+    _, ws = make(build, adaptive=adaptive)
+    x = torch.randn(shape)
+    for twin in (copy.deepcopy(ws), pickle.loads(pickle.dumps(ws))):
+        assert type(twin) is type(ws)
+        assert torch.equal(twin(x), ws(x))
+
+
+@ALL
+def test_same_keys_same_parameters(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    conv, ws = make(build, adaptive=False)
+    assert ws.state_dict().keys() == conv.state_dict().keys()
+    assert all(ours is theirs for ours, theirs in zip(ws.parameters(), conv.parameters(), strict=True))
+    assert isinstance(ws, type(conv))
+    assert ws.weight is conv.weight
+    assert list(ws.buffers()) == []
+
+
+@ALL
+def test_gradients_match_finite_differences(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    _, ws = make(build, adaptive=False)
+    ws.double()
+    weight = ws._parameters["weight"]
+    assert weight is not None
+
+    def kernel_of(values: Tensor) -> Tensor:
+        return torch.func.functional_call(_Kernel(ws), {"conv.weight": values}, ())
+
+    assert torch.autograd.gradcheck(kernel_of, (weight.detach().clone().requires_grad_(),), atol=1e-4)
+
+
+class _Kernel(nn.Module):
+    def __init__(self, conv: WeightStandardized) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self) -> Tensor:
+        return self.conv.standardized_weight()
+
+
+@ALL
+def test_folds_into_the_class_it_came_from(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    conv, ws = make(build, adaptive=False)
+    folded = plain_conv(ws)
+    x = torch.randn(shape)
+    assert type(folded) is type(conv)
+    assert torch.equal(folded(x), ws(x))
+    assert folded.state_dict().keys() == conv.state_dict().keys()
+    assert pickle.loads(pickle.dumps(folded)).weight.equal(folded.weight)
+
+
+def test_initializers_write_the_raw_parameter() -> None:
+    _, ws = make(lambda: Conv2dSame(4, 6, 3), adaptive=True)
+    nn.init.constant_(ws.weight, 3.0)
+    assert ws.state_dict()["weight"].eq(3).all()
+
+
+def test_agrees_with_timm() -> None:
+    ours = ws_class(nn.Conv2d).of(nn.Conv2d(4, 6, 3), adaptive=False)
+    theirs = StdConv2d(4, 6, 3, padding=0, bias=True)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 4, 9, 9)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+
+
+def test_agrees_with_the_small_epsilon_of_big_transfer() -> None:
+    rows = torch.randn(8, 27) * 0.05
+    var, mean = torch.var_mean(rows, dim=1, keepdim=True, correction=0)
+    theirs = (rows - mean) / torch.sqrt(var + 1e-10)
+    stated = float((EPS / (2 * var)).max())
+    assert (standardize(rows) - theirs).abs().max() <= 1.1 * stated * theirs.abs().max()
+
+
+@pytest.mark.parametrize("adaptive", [False, True], ids=["standard", "adaptive"])
+def test_constant_filters_have_finite_gradients(adaptive: bool) -> None:
+    conv = nn.Conv2d(3, 4, 3)
+    nn.init.constant_(conv.weight, 0.5)
+    ws = ws_class(nn.Conv2d).of(conv, adaptive=adaptive)
+    ws(torch.randn(1, 3, 5, 5)).sum().backward()
+    assert torch.isfinite(conv.weight.grad).all()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_statistics_do_not_underflow(dtype: torch.dtype) -> None:
+    rows = (torch.randn(4, 64) * 1e-4).to(dtype)
+    result = standardize(rows, eps=1e-12)
+    assert result.dtype == torch.float32
+    assert (result.var(1, correction=0) - 1).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("shape", "transposed", "groups"), [((6, 2, 3), False, 2), ((4, 3, 3), True, 2), ((4, 6, 1), True, 1)]
+)
+def test_filters_and_kernel_undo_each_other(shape: tuple[int, ...], transposed: bool, groups: int) -> None:
+    weight = torch.randn(shape)
+    rows = filters(weight, transposed=transposed, groups=groups)
+    assert torch.equal(kernel(rows, weight.shape, transposed=transposed, groups=groups), weight)
+
+
+@pytest.mark.parametrize("build", [lambda: nn.Conv2d(4, 6, 3), lambda: Conv2dSame(4, 6, 3)], ids=["plain", "same"])
+def test_exports_and_compiles(build: Callable[[], nn.Module]) -> None:
+    _, ws = make(build, adaptive=True)
+    ws.eval()
+    x = torch.randn(2, 4, 9, 9)
+    exported = torch.export.export(ws, (x,)).module()
+    torch.testing.assert_close(exported(x), ws(x))
+    compiled = torch.compile(ws, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), ws(x))
+
+
+def test_group_norm_act_runs_what_it_carries_in_order() -> None:
+    norm = GroupNormAct(2, 4, then={"drop": nn.Dropout(0.5), "act": nn.ReLU()})
+    norm.eval()
+    x = torch.randn(2, 4, 3, 3)
+    torch.testing.assert_close(norm(x), torch.relu(nn.functional.group_norm(x, 2)))
+    assert torch.equal(pickle.loads(pickle.dumps(norm))(x), norm(x))
+    assert list(norm.state_dict()) == ["weight", "bias"]
