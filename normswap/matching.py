@@ -11,8 +11,8 @@ def closed_form(
 
     BatchNorm in eval mode is ``a·x + b`` with ``a = weight/√(var + eps)`` and ``b = bias − a·mean``. A group of
     channels has mean ``μ = mean(mean)`` and, by the law of total variance, variance
-    ``σ² = mean(var + eps) + mean((mean − μ)²)``. Then ``a·σ`` and ``b + a·μ`` make GroupNorm equal to BatchNorm wherever a sample's group statistics are the running
-    ones.
+    ``σ² = mean(var + eps) + mean((mean − μ)²)``. Then ``a·σ`` and ``b + a·μ`` make GroupNorm equal to
+    BatchNorm wherever a sample's group statistics are the running ones.
 
     >>> ones, zeros = torch.ones(4), torch.zeros(4)
     >>> closed_form(ones, zeros, zeros, ones, eps=0.0, num_groups=2)
