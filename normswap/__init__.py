@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         UnsupportedModel,
         WeightsUnavailable,
     )
+    from normswap.families import NormParts, register_conv, register_norm
     from normswap.folding import fold
     from normswap.plan import Action, Entry, Options, Plan
     from normswap.sources import Source
@@ -38,6 +39,7 @@ __all__ = [
     "Entry",
     "InvalidOption",
     "NeedsExampleInput",
+    "NormParts",
     "NormswapError",
     "NothingToConvert",
     "Options",
@@ -54,6 +56,8 @@ __all__ = [
     "inspect",
     "load",
     "plan_of",
+    "register_conv",
+    "register_norm",
     "save",
 ]
 
@@ -61,6 +65,7 @@ _HOMES = {
     "checking": "Checks check",
     "checkpoint": "load save",
     "conversion": "convert inspect",
+    "families": "NormParts register_conv register_norm",
     "folding": "fold",
     "plan": "Action Entry Options Plan",
     "sources": "Source",

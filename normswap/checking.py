@@ -82,10 +82,8 @@ def check(converted: nn.Module, original: nn.Module | None = None, *, example_in
     plan = plan_of(converted)
     if example_input is None and plan.inputs is not None:
         example_input = rebuild(plan.inputs)
-    after = trace(converted, example_input)
-    if any(entry.shape is not None and entry.name not in after.shapes for entry in plan.norms):
-        after = trace(converted, after.inputs, training_pass=True)
-    before = None if original is None else trace(unwrap(original), after.inputs, training_pass=after.training_pass)
+    after = trace(converted, example_input, until=[entry.name for entry in plan.norms if entry.shape is not None])
+    before = None if original is None else trace(unwrap(original), after.inputs)
     structural = structural_checks(converted, plan, after, before)
     return Checks((*structural.rows, *_numeric_checks(converted, original, after.inputs)))
 

@@ -81,6 +81,19 @@ def cli() -> None:
     """Turn BatchNorm networks into GroupNorm + Weight Standardization networks that keep what they learned."""
 
 
+def _overrides(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """Read GLOB:OPTION=VALUE; numbers become numbers."""
+    result: dict[str, dict[str, int | str]] = {}
+    for text in values:
+        pattern, colon, setting = text.rpartition(":")
+        option, equals, value = setting.partition("=")
+        if not (pattern and colon and equals):
+            raise click.BadParameter(f"{text!r} does not look like 'layer4.*:groups=8'")
+        number = value.removeprefix("-").isdecimal()
+        result.setdefault(pattern, {})[option.replace("-", "_")] = int(value) if number else value
+    return result
+
+
 def conversion_options(function: Callable[..., None]) -> Callable[..., None]:
     """Add the options that convert and inspect share."""
     options = (
@@ -97,6 +110,10 @@ def conversion_options(function: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--include", multiple=True, metavar="GLOB", help="Touch only layers whose name matches."),
         click.option("--exclude", multiple=True, metavar="GLOB", help="Leave layers whose name matches alone."),
+        click.option(
+            "--override", "overrides", multiple=True, metavar="GLOB:OPTION=VALUE", callback=_overrides,
+            help="Other options for some layers, as in 'layer4.*:groups=8'.",
+        ),
         click.option(
             "--pretrained/--no-pretrained", default=True, show_default=True, help="Start from the registry's weights."
         ),
@@ -122,9 +139,9 @@ def convert(
 
     MODEL is a timm or torchvision name: resnet50, timm/resnet50.a1_in1k, torchvision/vgg16_bn.
     """
-    from normswap.plan import Options
+    from normswap.plan import Options, flat_overrides
 
-    Options(**options)
+    Options(**{**options, "overrides": flat_overrides(options["overrides"])})
     target = output or Path(f"{model.replace('/', '-')}-normswap")
     if not dry_run and not force and (target / "config.json").exists():
         raise errors.CheckpointError(f"{target}: holds a checkpoint already; pass --force or another -o")

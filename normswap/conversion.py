@@ -1,7 +1,8 @@
 """Convert a model: inspect, rehearse on the meta device, apply. The orchestrator of the other files."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -10,7 +11,7 @@ from normswap.checking import structural_checks
 from normswap.copying import copy_model, meta_copy
 from normswap.errors import AlreadyConverted, CheckFailed, NothingToConvert
 from normswap.layers import WeightStandardized
-from normswap.plan import Options, Plan
+from normswap.plan import Options, Plan, flat_overrides
 from normswap.planning import make_plan
 from normswap.surgery import PLAN, apply
 from normswap.tracing import Trace, trace
@@ -28,6 +29,7 @@ def convert(
     example_input: Any = None,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    overrides: Mapping[str, Mapping[str, int | str]] = MappingProxyType({}),
     inplace: bool = False,
     check: bool = True,
 ) -> nn.Module:
@@ -48,6 +50,8 @@ def convert(
             are used; by default it is made up from what the model says about itself.
         include: Glob patterns of qualified names; only these layers are touched.
         exclude: Glob patterns of layers to leave alone.
+        overrides: Other options for some layers, by glob pattern: ``{"layer4.*": {"groups": 8, "ws": "none"}}``; of
+            `groups`, `group_size`, `to` and `ws`.
         inplace: Change `model` instead of a copy. Parameters stay the same objects either way of counting, so an
             optimizer made before stays valid.
         check: Rehearse on the meta device and compare every module's output shape before anything is changed.
@@ -61,7 +65,7 @@ def convert(
         NeedsExampleInput: No forward pass ran with a made-up input.
         CheckFailed: The rehearsal did not hold; the model is as it was.
     """
-    options = Options(groups, group_size, to, ws, affine, include, exclude)  # type: ignore[arg-type]
+    options = Options(groups, group_size, to, ws, affine, include, exclude, flat_overrides(overrides))  # type: ignore[arg-type]
     refuse_unsupported(model)
     network = unwrap(model)
     plan, before = _inspected(network, example_input, options)
@@ -84,6 +88,7 @@ def inspect(
     example_input: Any = None,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    overrides: Mapping[str, Mapping[str, int | str]] = MappingProxyType({}),
 ) -> Plan:
     """Return what `convert` would do, with the same arguments; the model is only read.
 
@@ -93,7 +98,7 @@ def inspect(
         UnsupportedModel: It is scripted, quantized, sharded or uninitialized.
         NeedsExampleInput: No forward pass ran with a made-up input.
     """
-    options = Options(groups, group_size, to, ws, affine, include, exclude)  # type: ignore[arg-type]
+    options = Options(groups, group_size, to, ws, affine, include, exclude, flat_overrides(overrides))  # type: ignore[arg-type]
     refuse_unsupported(model)
     return _inspected(unwrap(model), example_input, options)[0]
 
@@ -124,7 +129,7 @@ def _nothing_to_do(model: nn.Module, plan: Plan) -> None:
 def _rehearse(model: nn.Module, plan: Plan, before: Trace) -> None:
     """Convert a copy that holds no data, and look at it, before the real model is touched."""
     rehearsed = apply(meta_copy(model), plan, inplace=True)
-    after = trace(rehearsed, before.inputs, training_pass=before.training_pass)
+    after = trace(rehearsed, before.inputs, until=before.norms)
     checks = structural_checks(rehearsed, plan, after, before)
     if not checks:
         failed = checks.failed[0]

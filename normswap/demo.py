@@ -101,7 +101,9 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Return top-1 accuracy in percent, in eval mode."""
     model.eval()
     with torch.no_grad():
-        hits = sum(int((model(x).argmax(1) == y).sum()) for x, y in zip(images.split(256), labels.split(256), strict=True))
+        hits = sum(
+            int((model(x).argmax(1) == y).sum()) for x, y in zip(images.split(256), labels.split(256), strict=True)
+        )
     return 100 * hits / len(labels)
 
 

@@ -1,5 +1,6 @@
 """Make up example inputs for a model that says nothing about them."""
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map_only
 
-from normswap.families import is_batch_norm, num_channels
+from normswap.families import is_batch_norm, norm_parts
 
 SIDES = (224, 64, 32, 256, 128, 299, 512, 16, 8)
 """Sides of made-up images, in the order they are tried."""
@@ -23,15 +24,16 @@ def as_call(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example_input,), {}
 
 
-def candidates(model: nn.Module, batch: int = 2) -> Iterator[Tensor]:
-    """Yield meta tensors the model may accept, likeliest first.
+def candidates(model: nn.Module, batch: int = 2) -> Iterator[tuple[Tensor, ...]]:
+    """Yield arguments of meta tensors that the model may accept, likeliest first.
 
     The size comes from timm's ``pretrained_cfg`` where there is one, else channels and rank come from the first layer
-    that tells them: a convolution, a linear layer or a norm.
+    that tells them: a convolution, a linear layer or a norm. A forward pass that requires several arguments gets the
+    same tensor for each (two frames of a video, a pair of images).
     """
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     for shape in _shapes(model):
-        yield torch.empty(batch, *shape, dtype=dtype, device="meta")
+        yield (torch.empty(batch, *shape, dtype=dtype, device="meta"),) * _required_arguments(model)
 
 
 def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
@@ -46,8 +48,14 @@ def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
             yield from ((module.in_features,), (4, module.in_features))
             return
         if is_batch_norm(module):
-            yield from ((num_channels(module), *_sides(SIDES[2], rank)) for rank in (2, 1, 3, 0))
+            yield from ((norm_parts(module).num_channels, *_sides(SIDES[2], rank)) for rank in (2, 1, 3, 0))
             return
+
+
+def _required_arguments(model: nn.Module) -> int:
+    parameters = inspect.signature(model.forward).parameters.values()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return max(sum(p.kind in positional and p.default is p.empty for p in parameters), 1)
 
 
 def _declared_size(model: nn.Module) -> tuple[int, ...] | None:

@@ -58,8 +58,6 @@ class WeightStandardized(nn.Module):
 
     weight: Any
     bias: Any
-    transposed: Any
-    groups: Any
     _conv_forward: Any
     ws_gain: nn.Parameter | None
     ws_offset: nn.Parameter | None
@@ -84,10 +82,14 @@ class WeightStandardized(nn.Module):
         return f"{super().extra_repr()}, ws={self.form}"
 
     def _filters(self, weight: Tensor) -> Tensor:
-        return filters(weight, transposed=self.transposed, groups=self.groups)
+        return filters(weight, **self._layout())
 
     def _kernel(self, rows: Tensor, shape: torch.Size) -> Tensor:
-        return kernel(rows, shape, transposed=self.transposed, groups=self.groups)
+        return kernel(rows, shape, **self._layout())
+
+    def _layout(self) -> dict[str, Any]:
+        """Which axes of the weight are channels; classes outside torch's family are taken as not transposed."""
+        return {"transposed": getattr(self, "transposed", False), "groups": getattr(self, "groups", 1)}
 
     @classmethod
     def of(cls, conv: nn.Module, *, adaptive: bool, eps: float = EPS) -> Self:

@@ -1,9 +1,10 @@
 """The plan: an immutable record of what happens to every norm and every convolution, and why."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -39,15 +40,41 @@ class Options:
     affine: str = "match"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    overrides: tuple[tuple[str, str, int | str], ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse values no layer could be converted with."""
         num_groups_for(1, groups=self.groups, group_size=self.group_size, to=self.to)
+        for pattern, option, value in self.overrides:
+            _chosen(f"the option in overrides[{pattern!r}]", option, ("groups", "group_size", "to", "ws"))
+            replace(self, overrides=(), **{option: value})  # type: ignore[arg-type]
         _chosen("ws", self.ws, ("auto", "adaptive", "standard", "none"))
         _chosen("affine", self.affine, ("match", "copy"))
         for option in ("include", "exclude"):
             value = getattr(self, option)
             object.__setattr__(self, option, (value,) if isinstance(value, str) else tuple(value))
+
+    def for_layer(self, name: str) -> "Options":
+        """Return the options of one layer: later overrides win, and a count and a size of groups exclude each other."""
+        options = self
+        for pattern, option, value in self.overrides:
+            if fnmatchcase(name, pattern):
+                options = replace(options, **{option: value})  # type: ignore[arg-type]
+                if option in ("groups", "to"):
+                    options = replace(options, group_size=None)
+        return options
+
+
+def flat_overrides(overrides: Mapping[str, Mapping[str, int | str]]) -> tuple[tuple[str, str, int | str], ...]:
+    """Return ``{pattern: {option: value}}`` as (pattern, option, value) rows.
+
+    Raises:
+        InvalidOption: It is not such a mapping.
+    """
+    try:
+        return tuple((p, option, value) for p, chosen in overrides.items() for option, value in chosen.items())
+    except AttributeError as error:
+        raise InvalidOption(f"overrides={overrides!r} must look like {{'layer4.*': {{'groups': 8}}}}") from error
 
 
 @dataclass(frozen=True)
@@ -163,14 +190,20 @@ class Plan:
 
 
 def _plain(data: dict[str, Any]) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
+    return {key: _swapped(value, tuple, list) for key, value in data.items()}
 
 
 def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
     known = {f.name for kind in (Options, Entry) for f in fields(kind)}
     if unknown := set(data) - known:
         raise ValueError(f"unknown field {sorted(unknown)[0]!r}")
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    return {key: _swapped(value, list, tuple) for key, value in data.items()}
+
+
+def _swapped(value: Any, kind: type, other: Callable[[Iterable[Any]], Any]) -> Any:
+    """Turn nested tuples into lists for JSON, or back."""
+    items: Any = value
+    return other(_swapped(item, kind, other) for item in items) if isinstance(value, kind) else value
 
 
 def as_plan(plan: Plan | str | PathLike[str]) -> Plan:

@@ -5,12 +5,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normswap.copying import module_names
-from normswap.families import eps_of, is_batch_norm, is_conv, num_channels
+from normswap.families import (
+    fold_methods,
+    has_kernel,
+    is_batch_norm,
+    is_conv,
+    is_registered_conv,
+    norm_parts,
+    out_channels,
+)
 from normswap.graph import Kind
 from normswap.groups import num_groups_for
 from normswap.inputs import describe
@@ -19,9 +26,6 @@ from normswap.operators import VIEWS
 from normswap.plan import Action, Entry, Options, Plan
 from normswap.standardization import EPS
 from normswap.tracing import ConvFacts, NormFacts, Trace
-
-FUSIONS = ("fuse", "reparameterize", "switch_to_deploy", "convert_to_deploy")
-"""Methods by which networks fold a BatchNorm into its convolution, as timm and the papers' code name them."""
 
 _ARITHMETIC = frozenset(
     ["mul", "add", "sub", "div", "rsqrt", "sqrt", "reciprocal", "pow", "addcmul", "empty", "batch_norm"]
@@ -51,36 +55,35 @@ def make_plan(model: nn.Module, trace: Trace, options: Options) -> Plan:
 
 def is_trained(norm: nn.Module) -> bool:
     """Tell whether a norm's statistics or affine part have left their initial values (0 and 1)."""
-    for key, fresh in (("running_mean", 0), ("running_var", 1), ("bias", 0)):
-        value = getattr(norm, key, None)
-        if isinstance(value, torch.Tensor) and not value.is_meta and bool((value != fresh).any()):
+    parts = norm_parts(norm)
+    for value, fresh in ((parts.mean, 0), (parts.var, 1), (parts.bias, 0)):
+        if value is not None and not value.is_meta and bool((value != fresh).any()):
             return True
-    weight = getattr(norm, "weight", None)  # some networks start with a weight of zero throughout
-    return isinstance(weight, torch.Tensor) and not weight.is_meta and bool((weight != weight.reshape(-1)[0]).any())
+    weight = parts.weight  # some networks start with a weight of zero throughout
+    return weight is not None and not weight.is_meta and bool((weight != weight[0]).any())
 
 
 def _plan_norm(
     name: str, aliases: tuple[str, ...], norm: nn.Module, facts: NormFacts | None, options: Options
 ) -> Entry:
-    channels = num_channels(norm)
-    then, obstacle = _what_follows(name, norm, facts)
+    parts = norm_parts(norm)
+    channels = parts.num_channels
+    then, obstacle = (tuple(parts.then), "") if parts.then is not None else _what_follows(name, norm, facts)
     base = Entry(
         name, type(norm).__name__, "norm", Action.KEEP, "", aliases,
         fed_by=tuple(_label(node.kind, node.name) for node in facts.fed_by) if facts else (),
-        channels=channels, shape=facts.shape if facts else None, eps=eps_of(norm), then=then,
+        channels=channels, shape=facts.shape if facts else None, eps=parts.eps, then=then,
     )  # fmt: skip
-    positions = math.prod(facts.shape[2:]) if facts else None
+    positions, own = math.prod(facts.shape[2:]) if facts else None, options.for_layer(name)
     if refusal := _left_by_user(name, options):
         return replace(base, reason=refusal, by_user=True)
     if obstacle:
         return replace(base, reason=obstacle)
     if channels * (positions or 2) < 2:
         return replace(base, reason="one value a sample: any group would erase it")
-    groups = num_groups_for(
-        channels, groups=options.groups, group_size=options.group_size, to=options.to, positions=positions
-    )
-    asked = {"layer": 1, "instance": channels}.get(options.to) or (
-        options.groups if options.group_size is None else max(channels // options.group_size, 1)
+    groups = num_groups_for(channels, groups=own.groups, group_size=own.group_size, to=own.to, positions=positions)
+    asked = {"layer": 1, "instance": channels}.get(own.to) or (
+        own.groups if own.group_size is None else max(channels // own.group_size, 1)
     )
     return replace(
         base, action=Action.GROUP_NORM, reason=_norm_reason(facts, groups, asked), groups_asked=asked, groups=groups
@@ -130,16 +133,16 @@ def _plan_conv(
     trained: set[str],
 ) -> Entry:
     feeds = tuple(_label(node.kind, node.name) for node in facts.read_by) if facts else ()
-    channels = int(getattr(conv, "out_channels", 0) or 0)
-    base = Entry(name, type(conv).__name__, "conv", Action.KEEP, "", aliases, feeds=feeds, channels=channels)
-    if refusal := _left_by_user(name, options) or ("weight standardization is off" if options.ws == "none" else ""):
+    base = Entry(name, type(conv).__name__, "conv", Action.KEEP, "", aliases, feeds=feeds, channels=out_channels(conv))
+    wanted = options.for_layer(name).ws
+    if refusal := _left_by_user(name, options) or ("weight standardization is off" if wanted == "none" else ""):
         return replace(base, reason=refusal, by_user=True)
     if obstacle := _conv_obstacle(conv, facts, norms):
         return replace(base, reason=obstacle)
     assert facts is not None
     ends = {node.name for node in facts.read_by if node.kind is Kind.NORM}
     frozen = not conv._parameters["weight"].requires_grad  # type: ignore[union-attr]
-    form = options.ws if options.ws != "auto" else "adaptive" if ends & trained or frozen else "standard"
+    form = wanted if wanted != "auto" else "adaptive" if ends & trained or frozen else "standard"
     if form == "standard" and frozen:
         return replace(base, reason="its weight is frozen: the standard form would change a filter that is fixed")
     via = "+".join(sorted(kind.value for kind in facts.via))
@@ -155,8 +158,8 @@ def _conv_obstacle(conv: nn.Module, facts: ConvFacts | None, norms: dict[str, En
         return "weight-standardized already"
     if facts is None:
         return "no forward pass reaches it"
-    if not facts.plain or not is_conv(conv) or conv._parameters.get("weight") is None:
-        return "its kernel is computed in the forward pass or is a buffer, not a parameter"
+    if not has_kernel(conv) or not (facts.plain or is_registered_conv(conv)):
+        return "its kernel is computed in the forward pass, or read outside its own"
     if facts.weight_reads:
         return f"its weight is also read by {sorted(facts.weight_reads)[0]}"
     if facts.leaves:
@@ -168,8 +171,7 @@ def _conv_obstacle(conv: nn.Module, facts: ConvFacts | None, norms: dict[str, En
         return f"its output is read by {kept[0].name}, which is left as it is"
     if not replaced:
         return "no norm that is replaced reads its output"
-    weight = conv._parameters["weight"]
-    if weight.numel() == int(conv.out_channels):  # type: ignore[arg-type, union-attr]
+    if conv._parameters["weight"].numel() == out_channels(conv):  # type: ignore[union-attr]
         return "one weight a filter (fan-in 1): standardizing would erase it"
     return ""
 
@@ -219,7 +221,7 @@ def _warnings(modules: dict[str, nn.Module], norms: dict[str, Entry], trace: Tra
         yield f"{len(never)} norms were never reached ({never[0]}, …); their convolutions stay plain"
     for name in trace.functional_norms:
         yield f"{name or 'the model'} calls batch_norm itself, without a module; it still depends on the batch"
-    fusing = [name for name, m in modules.items() if any(callable(getattr(m, method, None)) for method in FUSIONS)]
+    fusing = [name for name, m in modules.items() if fold_methods(m)]
     if fusing and norms:
         yield (
             f"{len(fusing)} modules can fold BatchNorm into convolutions ({fusing[0] or 'the model'}, …); "

@@ -172,7 +172,7 @@ class Recorder(TorchDispatchMode):
             leaf = self._leaf.get(id(operands[1]))
             owners = self._owners[leaf] if leaf else [here]
             node.name = here if here in owners else owners[0]
-            if leaf:
+            if leaf and here in owners:
                 self.plain_convs[index] = leaf
         elif kind is Kind.LINEAR:
             owners = sorted(source.rpartition(".")[0] for source in sources)

@@ -1,18 +1,19 @@
 """Apply a plan to a model: the only file that changes one."""
 
 from collections.abc import Mapping
+from functools import partial
 from os import PathLike
 
 import torch
 from torch import Tensor, nn
 
 from normswap.copying import copy_model, module_names
-from normswap.errors import BadStatistics, PlanMismatch
-from normswap.families import is_batch_norm, is_conv, num_channels
+from normswap.errors import BadStatistics, PlanMismatch, UnsupportedModel
+from normswap.families import fold_methods, has_kernel, is_batch_norm, norm_parts, out_channels
 from normswap.layers import GroupNormAct, carry_state, ws_class
 from normswap.matching import centred, closed_form, standardized_statistics
 from normswap.plan import Entry, Plan, as_plan
-from normswap.standardization import filters, kernel
+from normswap.standardization import filters
 from normswap.wrapping import unwrap
 
 PLAN = "_normswap_plan"
@@ -58,6 +59,7 @@ def apply(model: nn.Module, plan: Plan | str | PathLike[str], *, inplace: bool =
             new, values = _weight_standardized(entry, old)
         replacements[id(old)] = new
         changes += values
+    _refuse_to_fold(model, replacements)
     model = replace_modules(model, replacements)
     with torch.no_grad():
         for parameter, value in changes:
@@ -86,8 +88,8 @@ def _verify(model: nn.Module, plan: Plan) -> None:
         if module is None:
             raise PlanMismatch(f"{entry.name}: the plan names it, {type(model).__name__} has no such layer; "
                                "apply the plan to the network it was made for")  # fmt: skip
-        found = num_channels(module) if is_batch_norm(module) else getattr(module, "out_channels", None)
-        fits = is_batch_norm(module) if entry.role == "norm" else is_conv(module)
+        fits = is_batch_norm(module) if entry.role == "norm" else has_kernel(module)
+        found = norm_parts(module).num_channels if is_batch_norm(module) else out_channels(module)
         if not fits or found != entry.channels or sorted(names[id(module)]) != sorted((entry.name, *entry.aliases)):
             raise PlanMismatch(
                 f"{entry.name}: the plan was made for a {entry.kind} of {entry.channels} channels, found "
@@ -99,40 +101,38 @@ def _group_norm(entry: Entry, old: nn.Module, feeder: nn.Module | None) -> tuple
     """Build a norm's replacement and the affine values it gets once it is in place."""
     assert entry.groups is not None
     assert entry.eps is not None
-    then = {name: child for name, child in old.named_children() if name in entry.then}
-    then = {name: then[name] for name in entry.then}
+    parts = norm_parts(old)
+    then = parts.then if parts.then is not None else {name: getattr(old, name) for name in entry.then}
     new: nn.GroupNorm
     if then:
         new = GroupNormAct(entry.groups, entry.channels, then=then, eps=entry.eps, device="meta")
     else:
         new = nn.GroupNorm(entry.groups, entry.channels, eps=entry.eps, device="meta")
-    like = next((t for t in (*old.parameters(False), *old.buffers(False)) if t.is_floating_point()), torch.empty(0))
-    for key, fresh in (("weight", 1.0), ("bias", 0.0)):
-        parameter = old._parameters.get(key)
-        if parameter is None:
-            value = old._buffers.get(key)
-            value = (
+    like = next((t for t in (parts.weight, parts.mean, *old.parameters()) if t is not None), torch.empty(0))
+    for key, value, fresh in (("weight", parts.weight, 1.0), ("bias", parts.bias, 0.0)):
+        if not isinstance(value, nn.Parameter):
+            fixed = (
                 torch.full((entry.channels,), fresh, dtype=like.dtype, device=like.device) if value is None else value
             )
-            parameter = nn.Parameter(value.detach().clone(), requires_grad=False)
-        new._parameters[key] = parameter
+            value = nn.Parameter(fixed.detach().clone(), requires_grad=False)
+        new._parameters[key] = value
     carry_state(old, new)
-    if entry.affine != "match" or new.weight.is_meta:
+    if entry.affine != "match" or new.weight.is_meta or parts.mean is None or parts.var is None:
         return new, []
-    gamma, beta = _matched(entry, old, new, feeder)
+    gamma, beta = _matched(entry, new, parts.mean, parts.var, feeder)
     return new, [(new.weight, gamma), (new.bias, beta)]
 
 
-def _matched(entry: Entry, old: nn.Module, new: nn.GroupNorm, feeder: nn.Module | None) -> tuple[Tensor, Tensor]:
-    mean, var = (getattr(old, key, None) for key in ("running_mean", "running_var"))
-    if mean is None or var is None:
-        return new.weight.detach(), new.bias.detach()
+def _matched(
+    entry: Entry, new: nn.GroupNorm, mean: Tensor, var: Tensor, feeder: nn.Module | None
+) -> tuple[Tensor, Tensor]:
     if not bool(torch.isfinite(mean).all() & torch.isfinite(var).all() & (var >= 0).all()):
         raise BadStatistics(
             f"{entry.name}: running statistics are negative or not finite; repair the checkpoint or pass affine='copy'"
         )
     if feeder is not None:
-        mean, var = standardized_statistics(filters(feeder.weight.detach()), feeder.bias, mean, var)  # type: ignore[arg-type, operator]
+        rows = filters(feeder.weight.detach())  # type: ignore[operator]
+        mean, var = standardized_statistics(rows, feeder.bias, mean, var)  # type: ignore[arg-type]
     return closed_form(new.weight.detach(), new.bias.detach(), mean, var, eps=new.eps, num_groups=new.num_groups)
 
 
@@ -153,9 +153,23 @@ def _weight_standardized(entry: Entry, old: nn.Module) -> tuple[nn.Module, list[
     assert weight is not None
     if entry.ws == "adaptive" or weight.is_meta:
         return new, []
-    layout = {"transposed": bool(new.transposed), "groups": int(new.groups)}
-    rows = centred(filters(weight.detach(), **layout))  # type: ignore[arg-type]
-    return new, [(weight, kernel(rows, weight.shape, **layout))]  # type: ignore[arg-type]
+    rows = centred(new._filters(weight.detach()))
+    return new, [(weight, new._kernel(rows, weight.shape))]
+
+
+def _refuse_to_fold(model: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
+    """Make the methods that fold BatchNorm raise on every module that loses one: some would return wrong numbers."""
+    for name, module in model.named_modules():
+        methods = fold_methods(module)
+        if methods and any(isinstance(replacements.get(id(inner)), nn.GroupNorm) for inner in module.modules()):
+            where = name or type(module).__name__
+            vars(module).update({method: partial(_refuse, f"{where}.{method}") for method in methods})
+
+
+def _refuse(method: str, *_: object, **__: object) -> None:
+    raise UnsupportedModel(
+        f"{method}() folds BatchNorm into convolutions and this network has none left; fold before converting or not"
+    )
 
 
 def replace_modules(model: nn.Module, replacements: Mapping[int, nn.Module]) -> nn.Module:

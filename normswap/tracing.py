@@ -1,8 +1,8 @@
 """Run a model once on the meta device and report what feeds each norm and what reads each convolution."""
 
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,63 +50,67 @@ class Trace:
     shapes: dict[str, Shapes]
     batch: int
     inputs: Any
-    training_pass: bool = False
     functional_norms: tuple[str, ...] = ()
     stopped_by: str | None = None
 
+    def left_out(self, names: Collection[str]) -> set[str]:
+        """Return those of the named modules that did not run."""
+        return {name for name in names if name not in self.norms and name not in self.shapes}
 
-def trace(model: nn.Module, example_input: Any = None, *, training_pass: bool = False) -> Trace:
+
+def trace(model: nn.Module, example_input: Any = None, *, until: Collection[str] | None = None) -> Trace:
     """Trace `model` without changing it or copying its data.
 
     Args:
         model: Any module; it is copied to the meta device.
         example_input: A tensor, a tuple of positional or a dict of keyword arguments; only shapes and types are used.
             None makes one up.
-        training_pass: Trace in train mode as well, even where the pass in eval mode reaches every norm.
+        until: Names of the modules that count. A pass that stops with an error after the last of them is good enough,
+            and where a pass in eval mode leaves some out one in train mode follows (auxiliary heads). By default the
+            BatchNorm-like modules.
 
     Raises:
-        NeedsExampleInput: No forward pass ran to its end, or to the last norm.
+        NeedsExampleInput: No forward pass ran to its end, or to the last module that counts.
     """
-    inputs = candidates(model) if example_input is None else iter([example_input])
+    wanted = batch_norms(model) if until is None else set(until)
     failures: list[str] = []
-    best: Trace | None = None
-    for value in inputs:
-        found = _run(model, value, training=False, data=False)
-        if found.stopped_by is None or (found.norms and not unreached(model, found)):
-            return _with_training_pass(model, value, found, training_pass)
-        failures.append(f"{_describe(value)}: {found.stopped_by}")
-        best = found if best is None or len(found.norms) > len(best.norms) else best
-        if example_input is not None:
-            found = _run(model, value, training=False, data=True)
-            if found.stopped_by is None or (found.norms and not unreached(model, found)):
-                return _with_training_pass(model, value, found, training_pass)
-            failures.append(f"with data: {found.stopped_by}")
-    tried = (
-        failures[-1] if example_input is not None else failures[0] if failures else "no layer tells the input's size"
-    )
-    advice = "pass another example_input=" if example_input is not None else "pass example_input="
-    raise NeedsExampleInput(f"no forward pass of {type(model).__name__} ran ({tried}); {advice}")
+    for value in candidates(model) if example_input is None else [example_input]:
+        for data in (False,) if example_input is None else (False, True):
+            found = _run(model, value, training=False, data=data)
+            if found.stopped_by is None or (wanted and not found.left_out(wanted)):
+                return _with_training_pass(model, value, found, wanted)
+            failures.append(f"{'with data' if data else _describe(value)}: {found.stopped_by}")
+    if example_input is not None:
+        raise NeedsExampleInput(
+            f"no forward pass of {type(model).__name__} ran ({failures[-1]}); pass another example_input="
+        )
+    tried = failures[0] if failures else "no layer tells the input's size"
+    raise NeedsExampleInput(f"no forward pass of {type(model).__name__} ran ({tried}); pass example_input=")
 
 
-def unreached(model: nn.Module, found: Trace) -> list[str]:
-    """Return the BatchNorm-like modules that the pass did not reach."""
-    return [name for name, module in model.named_modules() if is_batch_norm(module) and name not in found.norms]
+def batch_norms(model: nn.Module) -> set[str]:
+    """Return the names of the BatchNorm-like modules, as first registered."""
+    return {name for name, module in model.named_modules() if is_batch_norm(module)}
 
 
-def _with_training_pass(model: nn.Module, example_input: Any, first: Trace, wanted: bool) -> Trace:
-    """Add what a pass in train mode reaches, where the one in eval mode left norms out (auxiliary heads)."""
-    if not (wanted or unreached(model, first)):
+def _with_training_pass(model: nn.Module, example_input: Any, first: Trace, wanted: Collection[str]) -> Trace:
+    """Add what a pass in train mode reaches, where the one in eval mode left wanted modules out."""
+    missing = first.left_out(wanted)
+    if not missing:
         return first
     second = _run(model, example_input, training=True, data=False)
-    if not (wanted or set(second.norms) - set(first.norms)):
+    if second.left_out(missing) == missing:
         return first
     convs = dict(second.convs)
     for name, facts in first.convs.items():
         convs[name] = _merged(facts, convs[name]) if name in convs else facts
-    return Trace(
-        second.norms | first.norms, convs, second.shapes | first.shapes, first.batch, first.inputs, True,
-        tuple({*first.functional_norms, *second.functional_norms}), first.stopped_by,
-    )  # fmt: skip
+    return replace(
+        first,
+        norms=second.norms | first.norms,
+        convs=convs,
+        shapes=second.shapes | first.shapes,
+        functional_norms=tuple({*first.functional_norms, *second.functional_norms}),
+    )
 
 
 def _run(model: nn.Module, example_input: Any, *, training: bool, data: bool) -> Trace:
@@ -130,7 +134,7 @@ def _run(model: nn.Module, example_input: Any, *, training: bool, data: bool) ->
     batch = batch_size(args[0] if args else kwargs)
     return Trace(
         dict(_norm_facts(recorder)), dict(_conv_facts(recorder)), recorder.shapes, batch,
-        tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), placed), training,
+        tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), placed),
         tuple(sorted(recorder.functional_norms)), stopped_by,
     )  # fmt: skip
 

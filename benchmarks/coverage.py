@@ -1,0 +1,195 @@
+"""Convert every BatchNorm network of a zoo, check each as users would, and write docs/coverage.md.
+
+python benchmarks/coverage.py --zoo timm [--workers 2] [--resume] [--only 'resnet*']
+
+Needs `pip install tqdm`, and for --zoo smp `pip install segmentation-models-pytorch`. Each network is converted on the
+meta device, where shapes are compared; those below 30 M parameters and 2 GFLOPs also with data: their norms get random
+statistics, as if trained, and the numbers are checked and compared after saving and loading. One JSON line a network
+goes to benchmarks/results; nothing is filtered out.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import tempfile
+import time
+import warnings
+from collections import Counter
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from coverage_table import write_table
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from tqdm import tqdm
+from zoos import ZOOS, build_on_meta
+
+import normswap
+from normswap.families import is_batch_norm
+from normswap.layers import GroupNormAct, WeightStandardized
+from normswap.tracing import Trace, trace
+
+RESULTS = Path(__file__).parent / "results"
+MAX_PARAMETERS, MAX_FLOPS = 30e6, 2e9
+
+
+def one(job: tuple[str, str]) -> dict[str, Any]:
+    """Convert one network and return what happened; errors are results too."""
+    zoo, name = job
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    row: dict[str, Any] = {"model": name}
+    try:
+        build = dict(ZOOS[zoo]())[name]
+        try:
+            model = build_on_meta(build)
+        except Exception as error:
+            return {**row, "status": "not buildable", "error": _line(error)}
+        row["norms"] = sum(is_batch_norm(module) for module in model.modules())
+        if not row["norms"]:
+            return {**row, "status": "no BatchNorm"}
+        row |= structure(model)
+        if row["parameters"] < MAX_PARAMETERS and row["flops"] < MAX_FLOPS:
+            row |= numbers(build())
+        row["status"] = "failed" if row["left"] or row["lost_activations"] or row.get("failed_checks") else "ok"
+    except Exception as error:
+        row |= {"status": "failed", "error": _line(error)}
+    row["megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return row
+
+
+def structure(model: nn.Module) -> dict[str, Any]:
+    """Convert without data and compare structure."""
+    started = time.perf_counter()
+    plan = normswap.inspect(model)
+    inspected = time.perf_counter() - started
+    started = time.perf_counter()
+    converted = normswap.convert(model)
+    left = sum(is_batch_norm(module) for module in converted.modules())
+    before, after = carried(model), carried(converted)
+    return {
+        "inspect_s": round(inspected, 4),
+        "convert_s": round(time.perf_counter() - started, 4),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "flops": flops(model, trace(model)),
+        "converted": sum(isinstance(module, nn.GroupNorm) for module in converted.modules())
+        - sum(isinstance(module, nn.GroupNorm) for module in model.modules()),
+        "convs": len(plan.convs),
+        "standardized": sum(entry.changes for entry in plan.convs),
+        "left": left,
+        "activations": sum(before.values()),
+        "lost_activations": sum((before - after).values()),
+        "plain": dict(Counter(general(entry) for entry in plan.convs if not entry.changes)),
+        "groups": dict(Counter(str(entry.groups) for entry in plan.norms)),
+        "one_channel": sum(entry.groups == entry.channels > 1 for entry in plan.norms),
+        "warnings": [kind(warning) for warning in plan.warnings],
+    }
+
+
+def numbers(model: nn.Module) -> dict[str, Any]:
+    """Convert with data, as if trained: checks, kernels kept, equality after save and load."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if is_batch_norm(module) and module.running_mean is not None:
+            module.running_mean.normal_(0, 0.1, generator=generator)  # type: ignore[union-attr, operator]
+            module.running_var.uniform_(0.5, 1.5, generator=generator)  # type: ignore[union-attr, operator]
+    model.eval()
+    started = time.perf_counter()
+    converted = normswap.convert(model)
+    checks = normswap.check(converted, model)
+    originals = dict(model.named_modules())
+    drift = max(
+        (
+            float((m.standardized_weight() - originals[n].weight).abs().max() / originals[n].weight.abs().max())  # type: ignore[operator, union-attr]
+            for n, m in converted.named_modules()
+            if isinstance(m, WeightStandardized)
+        ),
+        default=0.0,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        normswap.save(converted, folder, source=None)
+        loaded = normswap.load(folder, model=model)
+    same = all(torch.equal(a, b) for a, b in zip(converted.state_dict().values(), loaded.state_dict().values(), strict=True))
+    failed = [f"{row.name}: {row.detail}" for row in checks.failed]
+    failed += [] if same else ["reload: the state differs"]
+    failed += [] if drift <= 1e-6 else [f"kernels: moved by {drift:.1e}"]
+    return {
+        "checks": {row.name: row.ok for row in checks.rows},
+        "failed_checks": failed,
+        "kernel_drift": drift,
+        "check_s": round(time.perf_counter() - started, 2),
+    }
+
+
+def carried(model: nn.Module) -> Counter[str]:
+    """Count the modules that norms run after normalizing, by class, identities left out."""
+    return Counter(
+        type(child).__name__
+        for norm in model.modules()
+        if is_batch_norm(norm) or isinstance(norm, GroupNormAct)
+        for child in norm.children()
+        if not isinstance(child, nn.Identity)
+    )
+
+
+def flops(model: nn.Module, found: Trace) -> int:
+    """Multiply-adds of convolutions and linear layers for one sample."""
+    total = 0
+    for name, module in model.named_modules():
+        if isinstance(module, (_ConvNd, nn.Linear)) and found.shapes.get(name):
+            shape = found.shapes[name][0]
+            outputs = torch.Size(shape[1:]).numel()
+            total += outputs * (module.weight.numel() // module.weight.shape[0])
+    return total
+
+
+def general(entry: normswap.Entry) -> str:
+    """Return a reason without the names of layers, so that reasons add up."""
+    reason = entry.reason
+    for name in sorted((*entry.feeds, *entry.fed_by), key=len, reverse=True):
+        reason = reason if name.startswith("<") or not name else reason.replace(name, "a layer")
+    return reason
+
+
+def kind(warning: str) -> str:
+    """Return a warning without counts and names."""
+    for part in ("flattened batch", "never reached", "fold BatchNorm", "calls batch_norm itself", "forward pass stopped"):
+        if part in warning:
+            return part
+    return warning
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300]
+
+
+def main() -> None:
+    """Run the sweep and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--zoo", choices=ZOOS, required=True)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--resume", action="store_true", help="keep the results of an interrupted sweep")
+    parser.add_argument("--only", default="*", help="glob of model names")
+    args = parser.parse_args()
+    path = RESULTS / f"coverage-{args.zoo}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if args.resume and path.exists() else []
+    done = {row["model"] for row in rows}
+    jobs = [(args.zoo, name) for name, _ in ZOOS[args.zoo]() if name not in done and fnmatchcase(name, args.only)]
+    started = time.perf_counter()
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(args.workers, maxtasksperchild=40) as pool, path.open("a" if rows else "w") as file:
+        for row in tqdm(pool.imap_unordered(one, jobs), total=len(jobs), unit="net"):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            if row["status"] == "failed":
+                tqdm.write(f"{row['model']}: {row.get('error') or row.get('failed_checks') or row}")
+    print(f"{len(jobs)} networks in {(time.perf_counter() - started) / 60:.1f} minutes")
+    write_table(RESULTS, Path(__file__).parent.parent / "docs" / "coverage.md")
+
+
+if __name__ == "__main__":
+    main()

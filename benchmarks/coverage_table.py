@@ -1,0 +1,87 @@
+"""Turn the results of the coverage sweeps into docs/coverage.md."""
+
+import json
+import statistics
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+HEAD = """# Coverage
+
+Every network with BatchNorm that these zoos can build, converted with default options. The table is written by
+`python benchmarks/coverage.py --zoo ZOO`; one line a network is in `benchmarks/results`. "With data" are the networks
+below 30 M parameters and 2 GFLOPs: their norms got random statistics, as if trained, and the same `check` as users get
+ran on real tensors, the kernels were compared, and the state after saving and loading.
+
+"""
+
+
+def write_table(results: Path, target: Path) -> None:
+    """Write the page from all result files."""
+    zoos = {path.stem.removeprefix("coverage-"): _read(path) for path in sorted(results.glob("coverage-*.jsonl"))}
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(HEAD + "\n\n".join([_totals(zoos), *(_details(zoo, rows) for zoo, rows in zoos.items())]) + "\n")
+
+
+def _read(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _totals(zoos: dict[str, list[Row]]) -> str:
+    lines = [
+        "| zoo | networks with BatchNorm | converted, all checks hold | BN layers | left | convolutions | "
+        "standardized | activations inside norms | lost | with data | inspect: median / p95 |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for zoo, rows in zoos.items():
+        found = [row for row in rows if row.get("norms")]
+        times = [row["inspect_s"] for row in found if "inspect_s" in row]
+        cells = [
+            zoo, len(found), sum(row["status"] == "ok" for row in found), _sum(found, "norms"), _sum(found, "left"),
+            _sum(found, "convs"), _sum(found, "standardized"), _sum(found, "activations"), _sum(found, "lost_activations"),
+            sum("checks" in row for row in found), f"{statistics.median(times):.2f} / {_p95(times):.2f} s",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def _details(zoo: str, rows: list[Row]) -> str:
+    found = [row for row in rows if row.get("norms")]
+    parts = [f"## {zoo}", ""]
+    failed = [row for row in found if row["status"] != "ok"]
+    unbuilt = [row for row in rows if row["status"] == "not buildable"]
+    bare = sum(row["status"] == "no BatchNorm" for row in rows)
+    parts.append(f"{len(rows)} networks listed, {bare} without BatchNorm, {len(unbuilt)} that the zoo itself cannot build.")
+    if failed:
+        parts += ["", "Failed:", ""]
+        parts += [f"- `{row['model']}`: {row.get('error') or '; '.join(row.get('failed_checks', []))}" for row in failed]
+    if unbuilt:
+        parts += ["", "Not buildable:", "", *(f"- `{row['model']}`: {row['error']}" for row in unbuilt)]
+    for title, counts in (
+        ("Convolutions left plain", _counted(found, "plain")),
+        ("Warnings, in networks", Counter(w for row in found for w in set(row.get("warnings", ())))),
+        ("Group counts", _counted(found, "groups")),
+    ):
+        parts += ["", f"| {title} | |", "|---|---|", *(f"| {name} | {n} |" for name, n in counts.most_common(16))]
+    skipped = Counter(name for row in found for name, ok in row.get("checks", {}).items() if ok is None)
+    if skipped:
+        parts += ["", "| Check that does not apply | networks |", "|---|---|"]
+        parts += [f"| {name} | {n} |" for name, n in skipped.most_common()]
+    return "\n".join(parts)
+
+
+def _counted(rows: list[Row], key: str) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for row in rows:
+        total.update(row.get(key, {}))
+    return total
+
+
+def _sum(rows: list[Row], key: str) -> int:
+    return sum(row.get(key, 0) for row in rows)
+
+
+def _p95(values: list[float]) -> float:
+    return sorted(values)[int(0.95 * (len(values) - 1))]
