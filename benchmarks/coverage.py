@@ -101,18 +101,13 @@ def numbers(model: nn.Module) -> dict[str, Any]:
     converted = normswap.convert(model)
     checks = normswap.check(converted, model)
     originals = dict(model.named_modules())
-    drift = max(
-        (
-            float((m.standardized_weight() - originals[n].weight).abs().max() / originals[n].weight.abs().max())  # type: ignore[operator, union-attr]
-            for n, m in converted.named_modules()
-            if isinstance(m, WeightStandardized)
-        ),
-        default=0.0,
-    )
+    standardized = [(n, m) for n, m in converted.named_modules() if isinstance(m, WeightStandardized)]
+    drift = max((moved(module, originals[name]) for name, module in standardized), default=0.0)
     with tempfile.TemporaryDirectory() as folder:
         normswap.save(converted, folder, source=None)
         loaded = normswap.load(folder, model=model)
-    same = all(torch.equal(a, b) for a, b in zip(converted.state_dict().values(), loaded.state_dict().values(), strict=True))
+    states = zip(converted.state_dict().values(), loaded.state_dict().values(), strict=True)
+    same = all(torch.equal(ours, theirs) for ours, theirs in states)
     failed = [f"{row.name}: {row.detail}" for row in checks.failed]
     failed += [] if same else ["reload: the state differs"]
     failed += [] if drift <= 1e-6 else [f"kernels: moved by {drift:.1e}"]
@@ -122,6 +117,12 @@ def numbers(model: nn.Module) -> dict[str, Any]:
         "kernel_drift": drift,
         "check_s": round(time.perf_counter() - started, 2),
     }
+
+
+def moved(standardized: WeightStandardized, original: nn.Module) -> float:
+    """Return how far a kernel is from the pretrained one, relative to its largest weight."""
+    weight: torch.Tensor = original.weight  # type: ignore[assignment]
+    return float((standardized.standardized_weight() - weight).abs().max() / weight.abs().max())
 
 
 def carried(model: nn.Module) -> Counter[str]:
@@ -156,7 +157,13 @@ def general(entry: normswap.Entry) -> str:
 
 def kind(warning: str) -> str:
     """Return a warning without counts and names."""
-    for part in ("flattened batch", "never reached", "fold BatchNorm", "calls batch_norm itself", "forward pass stopped"):
+    for part in (
+        "flattened batch",
+        "never reached",
+        "fold BatchNorm",
+        "calls batch_norm itself",
+        "forward pass stopped",
+    ):
         if part in warning:
             return part
     return warning

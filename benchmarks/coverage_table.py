@@ -8,6 +8,8 @@ from typing import Any
 
 Row = dict[str, Any]
 
+SUMS = ("norms", "left", "convs", "standardized", "activations", "lost_activations")
+
 HEAD = """# Coverage
 
 Every network with BatchNorm that these zoos can build, converted with default options. The table is written by
@@ -39,10 +41,13 @@ def _totals(zoos: dict[str, list[Row]]) -> str:
         found = [row for row in rows if row.get("norms")]
         times = [row["inspect_s"] for row in found if "inspect_s" in row]
         cells = [
-            zoo, len(found), sum(row["status"] == "ok" for row in found), _sum(found, "norms"), _sum(found, "left"),
-            _sum(found, "convs"), _sum(found, "standardized"), _sum(found, "activations"), _sum(found, "lost_activations"),
-            sum("checks" in row for row in found), f"{statistics.median(times):.2f} / {_p95(times):.2f} s",
-        ]  # fmt: skip
+            zoo,
+            len(found),
+            sum(row["status"] == "ok" for row in found),
+            *(sum(row.get(key, 0) for row in found) for key in SUMS),
+            sum("checks" in row for row in found),
+            f"{statistics.median(times):.2f} / {_p95(times):.2f} s",
+        ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
@@ -53,10 +58,14 @@ def _details(zoo: str, rows: list[Row]) -> str:
     failed = [row for row in found if row["status"] != "ok"]
     unbuilt = [row for row in rows if row["status"] == "not buildable"]
     bare = sum(row["status"] == "no BatchNorm" for row in rows)
-    parts.append(f"{len(rows)} networks listed, {bare} without BatchNorm, {len(unbuilt)} that the zoo itself cannot build.")
+    parts.append(
+        f"{len(rows)} networks listed, {bare} without BatchNorm, {len(unbuilt)} that the zoo itself cannot build."
+    )
     if failed:
         parts += ["", "Failed:", ""]
-        parts += [f"- `{row['model']}`: {row.get('error') or '; '.join(row.get('failed_checks', []))}" for row in failed]
+        parts += [
+            f"- `{row['model']}`: {row.get('error') or '; '.join(row.get('failed_checks', []))}" for row in failed
+        ]
     if unbuilt:
         parts += ["", "Not buildable:", "", *(f"- `{row['model']}`: {row['error']}" for row in unbuilt)]
     for title, counts in (
@@ -77,10 +86,6 @@ def _counted(rows: list[Row], key: str) -> Counter[str]:
     for row in rows:
         total.update(row.get(key, {}))
     return total
-
-
-def _sum(rows: list[Row], key: str) -> int:
-    return sum(row.get(key, 0) for row in rows)
 
 
 def _p95(values: list[float]) -> float:

@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from normswap.version import __version__
+
 if TYPE_CHECKING:
     from normswap.checking import Checks, check
     from normswap.checkpoint import load, save
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from normswap.sources import Source
     from normswap.surgery import apply, plan_of
 
-__version__ = "0.1.0"
-
 __all__ = [
     "Action",
     "AlreadyConverted",
@@ -49,6 +49,7 @@ __all__ = [
     "UnknownModel",
     "UnsupportedModel",
     "WeightsUnavailable",
+    "__version__",
     "apply",
     "check",
     "convert",

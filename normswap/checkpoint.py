@@ -11,7 +11,6 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-import normswap
 from normswap.atomic import replacing
 from normswap.card import model_card
 from normswap.checking import Checks
@@ -20,6 +19,7 @@ from normswap.plan import Plan
 from normswap.sources import Source, find, source_of
 from normswap.standardization import FORMULA
 from normswap.surgery import apply, plan_of
+from normswap.version import __version__
 from normswap.weights import fill, read_state_dict
 from normswap.wrapping import unwrap
 
@@ -178,7 +178,7 @@ def _must_rebuild(source: Source, plan: Plan, tensors: Mapping[str, Tensor]) -> 
 def _config(
     model: nn.Module, plan: Plan, source: Source | None, tied: dict[str, str], checks: Checks | None
 ) -> dict[str, Any]:
-    versions = {"normswap": normswap.__version__, "torch": torch.__version__}
+    versions = {"normswap": __version__, "torch": torch.__version__}
     pretrained = getattr(model, "pretrained_cfg", None)
     config: dict[str, Any] = {"architecture": "normswap"}
     for key in ("num_classes", "num_features", "global_pool"):

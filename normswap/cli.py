@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from normswap import __version__, errors
+from normswap import errors
+from normswap.version import __version__
 
 if TYPE_CHECKING:
     from torch import nn

@@ -127,8 +127,8 @@ def _nothing_to_do(model: nn.Module, plan: Plan) -> None:
 
 
 def _rehearse(model: nn.Module, plan: Plan, before: Trace) -> None:
-    """Convert a copy that holds no data, and look at it, before the real model is touched."""
-    rehearsed = apply(meta_copy(model), plan, inplace=True)
+    """Convert a copy, one that holds no data where that runs, and look at it before the real model is touched."""
+    rehearsed = apply(copy_model(model) if before.with_data else meta_copy(model), plan, inplace=True)
     after = trace(rehearsed, before.inputs, until=before.norms)
     checks = structural_checks(rehearsed, plan, after, before)
     if not checks:

@@ -16,6 +16,9 @@ from normswap.graph import Kind, Node
 from normswap.inputs import as_call, batch_size, candidates
 from normswap.recording import Recorder, Shapes, tensors_in
 
+TRIES_WITH_DATA = 3
+"""Example inputs that are tried on real tensors once no pass on the meta device has run; these passes cost time."""
+
 
 @dataclass(frozen=True)
 class NormFacts:
@@ -43,13 +46,17 @@ class ConvFacts:
 
 @dataclass(frozen=True)
 class Trace:
-    """One forward pass (two where the first left norms out): facts by qualified name, as first registered."""
+    """One forward pass (two where the first left norms out): facts by qualified name, as first registered.
+
+    `with_data` tells that it needed real tensors.
+    """
 
     norms: dict[str, NormFacts]
     convs: dict[str, ConvFacts]
     shapes: dict[str, Shapes]
     batch: int
     inputs: Any
+    with_data: bool = False
     functional_norms: tuple[str, ...] = ()
     stopped_by: str | None = None
 
@@ -73,19 +80,16 @@ def trace(model: nn.Module, example_input: Any = None, *, until: Collection[str]
         NeedsExampleInput: No forward pass ran to its end, or to the last module that counts.
     """
     wanted = batch_norms(model) if until is None else set(until)
+    values = list(candidates(model)) if example_input is None else [example_input]
     failures: list[str] = []
-    for value in candidates(model) if example_input is None else [example_input]:
-        for data in (False,) if example_input is None else (False, True):
-            found = _run(model, value, training=False, data=data)
-            if found.stopped_by is None or (wanted and not found.left_out(wanted)):
-                return _with_training_pass(model, value, found, wanted)
-            failures.append(f"{'with data' if data else _describe(value)}: {found.stopped_by}")
-    if example_input is not None:
-        raise NeedsExampleInput(
-            f"no forward pass of {type(model).__name__} ran ({failures[-1]}); pass another example_input="
-        )
+    for value, data in [*((value, False) for value in values), *((value, True) for value in values[:TRIES_WITH_DATA])]:
+        found = _run(model, value, training=False, data=data)
+        if found.stopped_by is None or (wanted and not found.left_out(wanted)):
+            return _with_training_pass(model, value, found, wanted)
+        failures.append(f"{_describe(value)}: {found.stopped_by}")
     tried = failures[0] if failures else "no layer tells the input's size"
-    raise NeedsExampleInput(f"no forward pass of {type(model).__name__} ran ({tried}); pass example_input=")
+    another = "" if example_input is None else "another "
+    raise NeedsExampleInput(f"no forward pass of {type(model).__name__} ran ({tried}); pass {another}example_input=")
 
 
 def batch_norms(model: nn.Module) -> set[str]:
@@ -98,7 +102,7 @@ def _with_training_pass(model: nn.Module, example_input: Any, first: Trace, want
     missing = first.left_out(wanted)
     if not missing:
         return first
-    second = _run(model, example_input, training=True, data=False)
+    second = _run(model, example_input, training=True, data=first.with_data)
     if second.left_out(missing) == missing:
         return first
     convs = dict(second.convs)
@@ -135,6 +139,7 @@ def _run(model: nn.Module, example_input: Any, *, training: bool, data: bool) ->
     return Trace(
         dict(_norm_facts(recorder)), dict(_conv_facts(recorder)), recorder.shapes, batch,
         tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), placed),
+        data,
         tuple(sorted(recorder.functional_norms)), stopped_by,
     )  # fmt: skip
 

@@ -1,0 +1,161 @@
+"""Classes that users teach, options by layer, and methods that fold norms."""
+
+from collections.abc import Iterator
+
+import pytest
+import timm
+import torch
+from nets import CASES, Direct, Masked, conv
+from timm.utils import reparameterize_model
+from torch import Tensor, nn
+
+import normswap
+from normswap import families
+from normswap.layers import WeightStandardized
+
+
+class OwnNorm(nn.Module):
+    """Names of its own, an activation without a module."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.slack = size, 1e-3
+        self.gamma, self.beta = nn.Parameter(torch.ones(size)), nn.Parameter(torch.zeros(size))
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("var", torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.nn.functional.batch_norm(x, self.mean, self.var, self.gamma, self.beta, eps=self.slack)
+        return torch.relu(y)
+
+
+@pytest.fixture
+def registry() -> Iterator[None]:
+    norms, convs = dict(families._NORMS), set(families._CONVS)
+    yield
+    families._NORMS.clear()
+    families._NORMS.update(norms)
+    families._CONVS.clear()
+    families._CONVS.update(convs)
+
+
+@pytest.mark.usefixtures("registry")
+def test_own_norm_in_five_lines() -> None:
+    model = Direct(conv=conv(), bn=OwnNorm(8))
+    with pytest.raises(normswap.NothingToConvert, match="holds no BatchNorm"):
+        normswap.convert(model)
+    normswap.register_norm(
+        OwnNorm,
+        lambda m: normswap.NormParts(m.size, m.slack, m.gamma, m.beta, m.mean, m.var, {"act": nn.ReLU()}),  # type: ignore[arg-type]
+    )
+    nn.init.constant_(model.bn.var, 4.0)  # type: ignore[arg-type]
+    gamma = model.bn.gamma
+    result = normswap.convert(model, inplace=True)
+    assert result.bn.weight is gamma
+    assert (result.bn.num_groups, result.bn.eps) == (4, 1e-3)
+    assert normswap.plan_of(result).norms[0].affine == "match"
+    assert (result.bn(torch.randn(2, 8, 4, 4)) >= 0).all()  # type: ignore[operator]
+    assert normswap.check(result)
+
+
+@pytest.mark.usefixtures("registry")
+def test_own_conv_in_one_line() -> None:
+    model = Direct(conv=Masked(3, 8, 3), bn=nn.BatchNorm2d(8))
+    assert not normswap.inspect(model).convs[0].changes
+    normswap.register_conv(Masked)
+    result = normswap.convert(model, ws="standard")
+    assert isinstance(result.conv, WeightStandardized)
+    expected = nn.functional.conv2d(torch.ones(1, 3, 5, 5), result.conv.standardized_weight() * 0.5, result.conv.bias)
+    torch.testing.assert_close(result.conv(torch.ones(1, 3, 5, 5)), expected)
+
+
+def test_deformable_convolution_needs_no_registration() -> None:
+    from torchvision.ops import DeformConv2d
+
+    class Deformed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.offset, self.conv = nn.Conv2d(3, 18, 3, padding=1), DeformConv2d(3, 8, 3, padding=1)
+            self.bn = nn.BatchNorm2d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.bn(self.conv(x, self.offset(x)))
+
+    model = Deformed()
+    nn.init.constant_(model.bn.bias, 0.1)
+    result = normswap.convert(model)
+    assert [e.name for e in normswap.plan_of(result).convs if e.changes] == ["conv"]
+    x = torch.randn(1, 3, 8, 8)
+    torch.testing.assert_close(result.conv(x, result.offset(x)), model.conv(x, model.offset(x)), rtol=1e-4, atol=1e-4)  # type: ignore[operator]
+
+
+def test_frozen_norm_as_transformers_writes_it() -> None:
+    """Epsilon only in the code, buffers reshaped in the forward, no base class in common with BatchNorm."""
+
+    class FrozenNorm(nn.Module):
+        def __init__(self, n: int) -> None:
+            super().__init__()
+            for name, value in (("weight", 2.0), ("bias", 0.0), ("running_mean", 1.0), ("running_var", 4.0)):
+                self.register_buffer(name, torch.full((n,), value))
+
+        def forward(self, x: Tensor) -> Tensor:
+            weight, bias = self.weight.reshape(1, -1, 1, 1), self.bias.reshape(1, -1, 1, 1)
+            running_var, running_mean = self.running_var.reshape(1, -1, 1, 1), self.running_mean.reshape(1, -1, 1, 1)
+            scale = weight * (running_var + 1e-5).rsqrt()
+            return x * scale + (bias - running_mean * scale)
+
+    model = Direct(conv=conv(), bn=FrozenNorm(8))
+    result = normswap.convert(model)
+    x = torch.randn(1, 8, 16, 16) * 2 + 1
+    assert isinstance(result.bn, nn.GroupNorm)
+    assert not result.bn.weight.requires_grad
+    torch.testing.assert_close(result.bn(x), model.bn(x), rtol=0.3, atol=0.3)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", ["efficientvim_m1", "repvit_m0_9", "mobileone_s0", "levit_128s", "repghostnet_050"])
+def test_folding_after_conversion_raises(name: str) -> None:
+    model = timm.create_model(name).eval()
+    plan = normswap.inspect(model)
+    assert any("fold BatchNorm" in warning for warning in plan.warnings)
+    result = normswap.apply(model, plan)
+    with pytest.raises(
+        normswap.UnsupportedModel, match=r"\(\) folds BatchNorm into convolutions and this network has none"
+    ):
+        reparameterize_model(result)
+    reparameterize_model(model)
+
+
+def test_a_method_that_merges_features_is_left_alone() -> None:
+    class Pyramid(Direct):
+        def fuse(self, a: Tensor, b: Tensor) -> Tensor:
+            return a + b
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            return self.fuse(y, y)
+
+    result = normswap.convert(Pyramid(conv=conv(), bn=nn.BatchNorm2d(8)))
+    assert normswap.plan_of(result).warnings == ()
+    assert result(torch.randn(1, 3, 8, 8)).shape == (1, 8, 8, 8)
+
+
+def test_options_by_layer() -> None:
+    overrides = {"layer4.*": {"groups": 8, "ws": "none"}, "layer4.1.bn2": {"group_size": 128}, "bn1": {"to": "layer"}}
+    plan = normswap.inspect(timm.create_model("resnet18"), overrides=overrides)
+    groups = {entry.name: entry.groups for entry in plan.norms}
+    assert (groups["bn1"], groups["layer3.0.bn1"], groups["layer4.0.bn1"], groups["layer4.1.bn2"]) == (1, 32, 8, 4)
+    assert {e.name for e in plan.convs if not e.changes} == {e.name for e in plan.convs if e.name.startswith("layer4")}
+    assert normswap.Plan.from_dict(plan.to_dict()) == plan
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"bn1": 8}, "must look like"),
+        ({"bn1": {"eps": 1}}, "the option in overrides\\['bn1'\\]='eps' is not one of"),
+        ({"bn1": {"groups": 0}}, "groups=0 must be a whole number"),
+    ],
+)
+def test_bad_options_by_layer(overrides: dict[str, dict[str, int]], message: str) -> None:
+    with pytest.raises(normswap.InvalidOption, match=message):
+        normswap.inspect(CASES["direct"].build(), overrides=overrides)
