@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 from normswap.version import __version__
 
 if TYPE_CHECKING:
-    from normswap.checking import Checks, check
+    from normswap.checking import check
     from normswap.checkpoint import load, save
+    from normswap.checks import Checks
     from normswap.conversion import convert, inspect
     from normswap.errors import (
         AlreadyConverted,
@@ -63,8 +64,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "checking": "Checks check",
+    "checking": "check",
     "checkpoint": "load save",
+    "checks": "Checks",
     "conversion": "convert inspect",
     "families": "NormParts register_conv register_norm",
     "folding": "fold",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from normswap.atomic import replacing
 from normswap.card import model_card
-from normswap.checking import Checks
+from normswap.checks import Checks
 from normswap.errors import CheckpointError, PlanMismatch
 from normswap.plan import Plan
 from normswap.sources import Source, find, source_of

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from normswap import errors
+from normswap.output import FAILED, INTERRUPTED, Output, verb
 from normswap.version import __version__
 
 if TYPE_CHECKING:
@@ -20,60 +19,7 @@ if TYPE_CHECKING:
     from normswap.plan import Plan
     from normswap.sources import Source
 
-FAILED, USAGE, NOTHING, INTERRUPTED = 1, 2, 3, 130
-EXIT_CODES: tuple[tuple[type[errors.NormswapError], int], ...] = (
-    (errors.NothingToConvert, NOTHING),
-    (errors.InvalidOption, USAGE),
-    (errors.UnknownModel, USAGE),
-    (errors.NormswapError, FAILED),
-)
-
 EPILOG = "Exit codes: 0 done, 1 failed or a check did not hold, 2 usage, 3 nothing to convert, 130 interrupted."
-
-
-class Output:
-    """Where a verb's result goes: one JSON object or text on stdout; notes on stderr, for a terminal only."""
-
-    def __init__(self, as_json: bool, quiet: bool) -> None:
-        self.as_json = as_json
-        self.quiet = quiet
-
-    def result(self, data: dict[str, Any], text: str) -> None:
-        """Print the result."""
-        if self.as_json:
-            click.echo(json.dumps({"schema": 1, **data}))
-        elif not self.quiet:
-            click.echo(text)
-
-    def note(self, text: str) -> None:
-        """Say what is going on to a person who waits."""
-        if sys.stderr.isatty() and not self.quiet and not self.as_json:
-            click.echo(text, err=True)
-
-
-def verb(function: Callable[..., None]) -> Callable[..., None]:
-    """Add --json and -q to a verb, and turn errors into one line and an exit code."""
-
-    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-    @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-    @wraps(function)
-    def wrapped(as_json: bool, quiet: bool, **arguments: Any) -> None:
-        try:
-            function(Output(as_json, quiet), **arguments)
-        except errors.NormswapError as error:
-            fail(error, as_json)
-
-    return wrapped
-
-
-def fail(error: errors.NormswapError, as_json: bool) -> NoReturn:
-    """Print an error and exit with its code."""
-    data = {"schema": 1, "error": {"type": type(error).__name__, "message": str(error)}}
-    if as_json:
-        click.echo(json.dumps({**getattr(error, "partial", {}), **data}))
-    else:
-        click.echo(f"normswap: {error}", err=True)
-    sys.exit(next(code for kind, code in EXIT_CODES if isinstance(error, kind)))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG)

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from normswap.graph import Graph, Kind, Node
 from normswap.operators import answer, base_name, kind_of
+from normswap.tensors import all_meta, tensors_in
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -110,7 +111,7 @@ class Recorder(TorchDispatchMode):
         operands = list(tensors_in((args, kwargs)))
         on_meta = any(tensor.is_meta for tensor in operands)
         if on_meta:
-            args, kwargs = _all_meta(args, operands), _all_meta(kwargs, operands)
+            args, kwargs = all_meta(args, operands), all_meta(kwargs, operands)
             if "device" in kwargs and kwargs["device"] is not None:
                 kwargs = {**kwargs, "device": torch.device("meta")}
         if "batch_norm" in name:
@@ -199,34 +200,6 @@ class Recorder(TorchDispatchMode):
         if self._writers:
             found += [i for i in self._writers.get(_storage(tensor), ()) if own is None or i > own]
         return found
-
-
-def tensors_in(value: Any) -> Iterable[Tensor]:
-    """Yield every tensor in nested tuples, lists, dicts and objects with attributes such as dataclasses."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif hasattr(value, "__dataclass_fields__"):
-        for key in value.__dataclass_fields__:
-            yield from tensors_in(getattr(value, key))
-
-
-def _all_meta(value: Any, operands: list[Tensor]) -> Any:
-    """Replace tensors that hold data by meta twins, so that they mix with meta tensors."""
-    if all(tensor.is_meta or tensor.ndim == 0 for tensor in operands):
-        return value
-    if isinstance(value, Tensor):
-        return value if value.is_meta or value.ndim == 0 else torch.empty_like(value, device="meta")
-    if isinstance(value, (list, tuple)):
-        return type(value)(_all_meta(item, operands) for item in value)
-    if isinstance(value, dict):
-        return {key: _all_meta(item, operands) for key, item in value.items()}
-    return value
 
 
 def _batch_norm_result(operands: list[Tensor], func: Any) -> Any:

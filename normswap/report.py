@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from normswap.checking import Checks
+    from normswap.checks import Checks
     from normswap.plan import Entry, Plan
 
 

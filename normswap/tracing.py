@@ -14,7 +14,8 @@ from normswap.errors import NeedsExampleInput
 from normswap.families import is_batch_norm
 from normswap.graph import Kind, Node
 from normswap.inputs import as_call, batch_size, candidates
-from normswap.recording import Recorder, Shapes, tensors_in
+from normswap.recording import Recorder, Shapes
+from normswap.tensors import tensors_in
 
 TRIES_WITH_DATA = 3
 """Example inputs that are tried on real tensors once no pass on the meta device has run; these passes cost time."""

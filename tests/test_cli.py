@@ -208,6 +208,6 @@ def test_list() -> None:
 
 
 def test_every_error_has_an_exit_code() -> None:
-    from normswap.cli import EXIT_CODES
+    from normswap.output import EXIT_CODES
 
     assert EXIT_CODES[-1] == (errors.NormswapError, 1)

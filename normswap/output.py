@@ -1,0 +1,64 @@
+"""What a verb prints and where, and how errors become exit codes."""
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, NoReturn
+
+import click
+
+from normswap import errors
+
+FAILED, USAGE, NOTHING, INTERRUPTED = 1, 2, 3, 130
+EXIT_CODES: tuple[tuple[type[errors.NormswapError], int], ...] = (
+    (errors.NothingToConvert, NOTHING),
+    (errors.InvalidOption, USAGE),
+    (errors.UnknownModel, USAGE),
+    (errors.NormswapError, FAILED),
+)
+
+
+class Output:
+    """Where a verb's result goes: one JSON object or text on stdout; notes on stderr, for a terminal only."""
+
+    def __init__(self, as_json: bool, quiet: bool) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+
+    def result(self, data: dict[str, Any], text: str) -> None:
+        """Print the result."""
+        if self.as_json:
+            click.echo(json.dumps({"schema": 1, **data}))
+        elif not self.quiet:
+            click.echo(text)
+
+    def note(self, text: str) -> None:
+        """Say what is going on to a person who waits."""
+        if sys.stderr.isatty() and not self.quiet and not self.as_json:
+            click.echo(text, err=True)
+
+
+def verb(function: Callable[..., None]) -> Callable[..., None]:
+    """Add --json and -q to a verb, and turn errors into one line and an exit code."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+    @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+    @wraps(function)
+    def wrapped(as_json: bool, quiet: bool, **arguments: Any) -> None:
+        try:
+            function(Output(as_json, quiet), **arguments)
+        except errors.NormswapError as error:
+            fail(error, as_json)
+
+    return wrapped
+
+
+def fail(error: errors.NormswapError, as_json: bool) -> NoReturn:
+    """Print an error and exit with its code."""
+    data = {"schema": 1, "error": {"type": type(error).__name__, "message": str(error)}}
+    if as_json:
+        click.echo(json.dumps({**getattr(error, "partial", {}), **data}))
+    else:
+        click.echo(f"normswap: {error}", err=True)
+    sys.exit(next(code for kind, code in EXIT_CODES if isinstance(error, kind)))
