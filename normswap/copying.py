@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normswap.errors import UnsupportedModel
+
 
 def copy_model(model: nn.Module) -> nn.Module:
     """Return a deep copy; tensors that a hook computed from parameters (pruning, weight_norm) are detached copies."""
-    return copy.deepcopy(model, {id(t): t.detach().clone() for t in _computed_tensors(model)})
+    return _copied(model, {id(t): t.detach().clone() for t in _computed_tensors(model)})
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
@@ -20,7 +22,17 @@ def meta_copy(model: nn.Module) -> nn.Module:
         memo[id(parameter)] = nn.Parameter(twin, requires_grad=parameter.requires_grad)
     for buffer in model.buffers():
         memo[id(buffer)] = torch.empty_like(buffer.detach(), device="meta")
-    return copy.deepcopy(model, memo)
+    return _copied(model, memo)
+
+
+def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise UnsupportedModel(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); "
+            "take what is neither module nor tensor (locks, files, generators) off it first"
+        ) from error
 
 
 def module_names(model: nn.Module) -> dict[int, list[str]]:

@@ -11,8 +11,13 @@ from torch.utils._pytree import tree_map_only
 
 from normswap.families import is_batch_norm, norm_parts
 
-SIDES = (224, 64, 32, 256, 128, 299, 512, 16, 8)
-"""Sides of made-up images, in the order they are tried."""
+SIZES: dict[int, tuple[tuple[int, ...], ...]] = {
+    0: ((),),
+    1: ((224,), (64,), (1024,), (16000,), (16,)),
+    2: tuple((side, side) for side in (224, 64, 32, 256, 128, 299, 512, 16, 8)),
+    3: ((16, 112, 112), (64, 64, 64), (32, 32, 32), (96, 96, 96), (128, 128, 128), (16, 16, 16), (8, 8, 8)),
+}
+"""Spatial sizes of made-up inputs by rank, in the order they are tried."""
 
 
 def as_call(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -34,6 +39,8 @@ def candidates(model: nn.Module, batch: int = 2) -> Iterator[tuple[Tensor, ...]]
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     for shape in _shapes(model):
         yield (torch.empty(batch, *shape, dtype=dtype, device="meta"),) * _required_arguments(model)
+    if any(isinstance(module, nn.Embedding) for module in model.modules()):
+        yield (torch.empty(batch, 16, dtype=torch.long, device="meta"),) * _required_arguments(model)
 
 
 def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
@@ -42,13 +49,13 @@ def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
         yield declared
     for module in model.modules():
         if isinstance(module, _ConvNd):
-            yield from ((module.in_channels, *_sides(side, len(module.kernel_size))) for side in SIDES)
+            yield from ((module.in_channels, *size) for size in SIZES[len(module.kernel_size)])
             return
         if isinstance(module, nn.Linear):
             yield from ((module.in_features,), (4, module.in_features))
             return
         if is_batch_norm(module):
-            yield from ((norm_parts(module).num_channels, *_sides(SIDES[2], rank)) for rank in (2, 1, 3, 0))
+            yield from ((norm_parts(module).num_channels, *SIZES[rank][-1]) for rank in (2, 1, 3, 0))
             return
 
 
@@ -62,11 +69,6 @@ def _declared_size(model: nn.Module) -> tuple[int, ...] | None:
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     size = config.get("input_size") if isinstance(config, Mapping) else None
     return tuple(size) if size else None
-
-
-def _sides(side: int, rank: int) -> tuple[int, ...]:
-    """Video gets few frames: (16, side/2, side/2)."""
-    return (max(side // 14, 4), side // 2, side // 2) if rank == 3 else (side,) * rank
 
 
 def batch_size(value: Any) -> int:

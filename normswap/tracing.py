@@ -1,5 +1,6 @@
 """Run a model once on the meta device and report what feeds each norm and what reads each convolution."""
 
+import math
 import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
@@ -23,7 +24,10 @@ TRIES_WITH_DATA = 3
 
 @dataclass(frozen=True)
 class NormFacts:
-    """What one BatchNorm-like module sees: its (N, C, *) input shape, what feeds it and what its forward does."""
+    """What one BatchNorm-like module sees, over all its calls.
+
+    The shape (N, C, *) is that of its smallest input; `steps` are the operators and modules its forward runs.
+    """
 
     shape: tuple[int, ...]
     fed_by: tuple[Node, ...]
@@ -156,7 +160,8 @@ def _norm_facts(recorder: Recorder) -> Iterator[tuple[str, NormFacts]]:
     for name, indices in recorder.norm_nodes.items():
         fed_by, via = graph.feeders(parent for index in indices for parent in graph.nodes[index].parents)
         steps = tuple(recorder.norm_steps.get(name, ()))
-        yield name, NormFacts(recorder.norm_inputs[name][0], _distinct(fed_by), frozenset(via), steps)
+        smallest = min(recorder.norm_inputs[name], key=lambda shape: math.prod(shape[2:]))
+        yield name, NormFacts(smallest, _distinct(fed_by), frozenset(via), steps)
 
 
 def _conv_facts(recorder: Recorder) -> Iterator[tuple[str, ConvFacts]]:

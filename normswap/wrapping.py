@@ -35,7 +35,9 @@ def refuse_unsupported(model: object) -> None:
         where = name or type(module).__name__
         if isinstance(module, torch.jit.ScriptModule):
             raise UnsupportedModel(f"{where} is a ScriptModule; convert the Python model before torch.jit.script")
-        if type(module).__module__.startswith(("torch.ao.", "torch.nn.quantized", "torch.nn.intrinsic")):
+        stub = isinstance(module, (torch.ao.nn.quantized.FloatFunctional, torch.ao.quantization.QuantStub))
+        stub = stub or isinstance(module, torch.ao.quantization.DeQuantStub)  # none of these does anything yet
+        if type(module).__module__.startswith(("torch.ao.", "torch.nn.quantized", "torch.nn.intrinsic")) and not stub:
             raise UnsupportedModel(
                 f"{where} is a quantized or QAT module ({type(module).__name__}); convert before torch.ao.quantization"
             )

@@ -155,6 +155,14 @@ class SharedConv(Net):
         return self.bn1(self.conv(x)) + self.bn2(self.conv(x.flip(-1)))
 
 
+class TwoSizes(Net):
+    """One norm on a map and on its mean: the group count must fit both."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.bn(y) + self.bn(y.mean((2, 3), keepdim=True))
+
+
 class TiedWeights(Net):
     def __init__(self) -> None:
         super().__init__(a=conv(), b=conv(), bn=nn.BatchNorm2d(CHANNELS))
@@ -274,6 +282,7 @@ CASES: dict[str, Case] = {
         {"old": "no forward pass"}, "never reached",
     ),
     "shared conv": Case(lambda: SharedConv(conv=conv(), bn1=bn(), bn2=bn()), IMAGE, {"bn1": 4, "bn2": 4}, {"conv"}),
+    "two sizes": Case(lambda: TwoSizes(conv=conv(3, 64), bn=bn(64)), IMAGE, {"bn": 4}, {"conv"}),
     "tied weights": Case(TiedWeights, IMAGE, ONE, set(), {"a": "shares its weight", "b": "relu"}),
     "activation inside": Case(lambda: Direct(conv=conv(), bn=WithAct(8)), IMAGE, ONE, {"conv"}),
     "function inside": Case(

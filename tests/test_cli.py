@@ -92,6 +92,16 @@ def test_existing_checkpoint_is_kept(tmp_path: Path) -> None:
     assert run(*arguments, "--force")[0] == 0
 
 
+def test_options_by_layer() -> None:
+    code, stdout, _ = run("inspect", "test_resnet", "--no-pretrained", "--json", "--override", "conv1.1:groups=2")
+    assert code == 0
+    plan = normswap.Plan.from_dict(json.loads(stdout)["plan"])
+    assert plan.norms[0].groups == 2
+    code, _, stderr = run("inspect", "test_resnet", "--no-pretrained", "--override", "bn1=2")
+    assert code == 2
+    assert "'bn1=2' does not look like 'layer4.*:groups=8'" in stderr
+
+
 @pytest.mark.usefixtures("unreachable")
 def test_weights_out_of_reach_show_the_plan_and_save_nothing(tmp_path: Path) -> None:
     out = tmp_path / "OUT"

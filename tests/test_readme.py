@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from normswap import families
 from normswap.cli import cli
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -22,8 +23,9 @@ def blocks(language: str) -> list[str]:
 
 def test_python_blocks_print_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(families, "_NORMS", {})
     scope: dict[str, object] = {}
-    assert len(blocks("python")) == 3
+    assert len(blocks("python")) == 4
     for block in blocks("python"):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), warnings.catch_warnings():

@@ -72,6 +72,24 @@ def test_a_lazy_network_converts_after_one_forward() -> None:
     assert isinstance(normswap.convert(model)[1], nn.GroupNorm)  # type: ignore[index]
 
 
+def test_quantizable_but_not_quantized() -> None:
+    from torchvision.models.quantization import resnet18
+
+    result = normswap.convert(resnet18(weights=None, quantize=False))
+    assert len(normswap.plan_of(result).norms) == 20
+
+
+def test_models_that_cannot_be_copied_say_why() -> None:
+    import threading
+
+    model = small()
+    model.lock = threading.Lock()  # type: ignore[assignment]
+    with pytest.raises(
+        normswap.UnsupportedModel, match=r"Sequential cannot be copied \(TypeError: cannot pickle '_thread"
+    ):
+        normswap.convert(model)
+
+
 def test_nothing_to_convert() -> None:
     with pytest.raises(normswap.NothingToConvert, match="Linear holds no BatchNorm; nothing to convert"):
         normswap.convert(nn.Linear(3, 3))
