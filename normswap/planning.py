@@ -32,6 +32,10 @@ _ARITHMETIC = frozenset(
 )
 
 
+NAMED = (Kind.CONV, Kind.LINEAR, Kind.NORM)
+"""Kinds of nodes that carry a layer's name; others carry an operator's."""
+
+
 def make_plan(model: nn.Module, trace: Trace, options: Options) -> Plan:
     """Return the plan for `model`: one entry for every BatchNorm-like module and every convolution."""
     names = module_names(model)
@@ -47,7 +51,8 @@ def make_plan(model: nn.Module, trace: Trace, options: Options) -> Plan:
         for name, m in modules.items()
         if is_conv(m) or isinstance(m, WeightStandardized) or name in trace.convs
     }
-    norms = {name: _plan_affine(entry, options, trained) for name, entry in norms.items()}
+    matched = {name for name in trained if norm_parts(modules[name]).mean is not None}
+    norms = {name: _plan_affine(entry, options, matched) for name, entry in norms.items()}
     planned = norms | _share_fate_of_tied_weights(convs, modules)
     entries = tuple(planned[name] for name in modules if name in planned)
     return Plan(options, entries, tuple(_warnings(modules, norms, trace)), describe(trace.inputs))
@@ -93,14 +98,10 @@ def _plan_norm(
 def _norm_reason(facts: NormFacts | None, groups: int, asked: int) -> str:
     if facts is None:
         return "never runs; replaced all the same"
-    kinds = {node.kind for node in facts.fed_by}
+    kinds = sorted({node.kind.value if node.kind in NAMED else node.name for node in facts.fed_by})
     via = "+".join(sorted(kind.value for kind in facts.via))
-    if len(facts.fed_by) == 1:
-        source = f"follows one {next(iter(kinds)).value}" if kinds & {Kind.CONV, Kind.LINEAR, Kind.NORM} else (
-            f"follows {facts.fed_by[0].name}"
-        )  # fmt: skip
-    else:
-        source = "follows " + " and ".join(sorted(kind.value for kind in kinds)) if kinds else "follows constants"
+    one = "one " if len(facts.fed_by) == 1 and facts.fed_by[0].kind in NAMED else ""
+    source = f"follows {one}{' and '.join(kinds) or 'constants'}"
     fewer = f"; {groups} of {asked} groups fit" if groups != asked else ""
     return f"{source}{f' through {via}' if via else ''}{fewer}"
 
@@ -176,11 +177,11 @@ def _conv_obstacle(conv: nn.Module, facts: ConvFacts | None, norms: dict[str, En
     return ""
 
 
-def _plan_affine(entry: Entry, options: Options, trained: set[str]) -> Entry:
+def _plan_affine(entry: Entry, options: Options, matched: set[str]) -> Entry:
     """Match a trained norm's running statistics; a fresh one's say nothing, so its affine part is copied."""
     if not entry.changes:
         return entry
-    return replace(entry, affine=options.affine if entry.name in trained else "copy")
+    return replace(entry, affine=options.affine if entry.name in matched else "copy")
 
 
 def _share_fate_of_tied_weights(convs: dict[str, Entry], modules: dict[str, nn.Module]) -> dict[str, Entry]:
@@ -230,4 +231,4 @@ def _warnings(modules: dict[str, nn.Module], norms: dict[str, Entry], trace: Tra
 
 
 def _label(kind: Kind, name: str) -> str:
-    return name if kind in (Kind.CONV, Kind.LINEAR, Kind.NORM) else f"<{name}>"
+    return name if kind in NAMED else f"<{name}>"

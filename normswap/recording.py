@@ -114,13 +114,12 @@ class Recorder(TorchDispatchMode):
             args, kwargs = all_meta(args, operands), all_meta(kwargs, operands)
             if "device" in kwargs and kwargs["device"] is not None:
                 kwargs = {**kwargs, "device": torch.device("meta")}
-        if "batch_norm" in name:
-            result = _batch_norm_result(operands, func)
-            name = "batch_norm"
-        else:
-            result = answer(func, name, args, kwargs) if on_meta else NotImplemented
-            if result is NotImplemented:
-                result = func(*args, **kwargs)
+        name = "batch_norm" if "batch_norm" in name else name
+        result = NotImplemented
+        if on_meta:
+            result = _batch_norm_result(operands, func) if name == "batch_norm" else answer(func, name, args, kwargs)
+        if result is NotImplemented:
+            result = func(*args, **kwargs)
         if self._inside:
             if self._modules[-1:] == self._inside and any(id(tensor) not in self._source for tensor in operands):
                 self.norm_steps[self._inside[-1]].append(name)
