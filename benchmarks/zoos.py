@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 SMP_DECODERS = "Unet UnetPlusPlus MAnet Linknet FPN PSPNet DeepLabV3 DeepLabV3Plus PAN UPerNet Segformer".split()
-SMP_ENCODERS = """resnet18 resnet50 resnext50_32x4d resnest50d res2net50_26w_4s regnety_002 dpn68 vgg16_bn densenet121
-inceptionresnetv2 inceptionv4 efficientnet-b0 timm-efficientnet-b0 timm-skresnet18 timm-mobilenetv3_large_100
-mobilenet_v2 xception mobileone_s0 se_resnet50 tu-convnext_atto""".split()
+SMP_ENCODERS = """resnet18 resnet50 resnext50_32x4d dpn68 vgg11_bn vgg16_bn se_resnet50 densenet121 inceptionresnetv2
+inceptionv4 xception mobilenet_v2 mobileone_s0 mit_b0 efficientnet-b0 timm-efficientnet-b0 timm-tf_efficientnet_lite0
+timm-skresnet18 tu-regnety_002 tu-resnest14d""".split()
 
 Build = Callable[[], nn.Module]
 
@@ -25,15 +25,14 @@ def timm_zoo() -> Iterator[tuple[str, Build]]:
 
 
 def torchvision_zoo() -> Iterator[tuple[str, Build]]:
-    """Yield the classification, segmentation and video networks of torchvision."""
+    """Yield every network of torchvision but the quantized ones."""
     from torchvision import models
 
-    modules = (models, models.segmentation, models.video)
-    for name in sorted({name for module in modules for name in models.list_models(module)}):
-        options: dict[str, Any] = {"weights": None}
-        if name in models.list_models(models.segmentation):
-            options["weights_backbone"] = None
-        yield name, functools.partial(models.get_model, name, **options)
+    with_backbone = {*models.list_models(models.segmentation), *models.list_models(models.detection)}
+    for name in models.list_models():
+        if not name.startswith("quantized_"):
+            options: dict[str, Any] = {"weights_backbone": None} if name in with_backbone else {}
+            yield name, functools.partial(models.get_model, name, weights=None, **options)
 
 
 def detection_zoo() -> Iterator[tuple[str, Build]]:

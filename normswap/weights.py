@@ -1,10 +1,11 @@
 """Read a state dict from somebody's file: safetensors or a torch pickle of tensors, told apart by content."""
 
 import pickle
+from collections import OrderedDict
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors
 import safetensors.torch
@@ -63,7 +64,10 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], *, name: str, may_drop_h
             f"{name}: {key} is {tuple(state[key].shape)}, the network has {tuple(own[key].shape)}; "
             "use the model it was saved from"
         )
-    model.load_state_dict({key: own[key] if key in misfits else state[key] for key in own})
+    fitting = OrderedDict((key, own[key] if key in misfits else state[key]) for key in own)
+    # modules read the version they were saved with from here; safetensors carries none, and only current ones are saved
+    fitting._metadata = getattr(state, "_metadata", own._metadata)  # type: ignore[attr-defined]
+    model.load_state_dict(fitting)
 
 
 def _unpickled(path: Path) -> Any:
@@ -85,7 +89,8 @@ def _tensors_of(path: Path, data: Any) -> dict[str, Tensor]:
     """Find the state dict in what a training script saved."""
     for _ in range(3):
         if isinstance(data, Mapping) and data and all(isinstance(value, Tensor) for value in data.values()):
-            return {str(key): value for key, value in data.items()}
+            found: Any = data if hasattr(data, "_metadata") else dict(data)
+            return cast(dict[str, Tensor], found)
         inner = (
             next((data[key] for key in NESTED if isinstance(data.get(key), Mapping)), None)
             if isinstance(data, Mapping)

@@ -11,7 +11,7 @@ from nets import CASES
 from safetensors.torch import load_file, save_file
 from timm.layers import GroupNormAct
 from torch import nn
-from torchvision.models import resnet18
+from torchvision.models import mnasnet0_5, resnet18
 
 import normswap
 
@@ -42,6 +42,13 @@ def test_torchvision_by_name(tmp_path: Path) -> None:
     source = normswap.Source("torchvision", "resnet18", {"num_classes": 3})
     loaded = normswap.load(normswap.save(model, tmp_path / "right", source=source))
     x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(loaded(x), model(x))
+
+
+def test_networks_that_read_the_version_they_were_saved_with(tmp_path: Path) -> None:
+    model = normswap.convert(mnasnet0_5()).eval()
+    loaded = normswap.load(normswap.save(model, tmp_path, source="torchvision/mnasnet0_5"))
+    x = torch.randn(1, 3, 64, 64)
     assert torch.equal(loaded(x), model(x))
 
 
