@@ -40,7 +40,7 @@ def model_card(config: dict[str, Any]) -> str:
         library="timm" if source and source["registry"] == "timm" else "pytorch",
         front=front,
         title=title,
-        norms=sum(e["action"] == "group_norm" for e in entries),
+        norms=sum(e["action"] in ("group_norm", "scale") for e in entries),
         convs=sum(e["action"] == "standardize" for e in entries),
         version=block["versions"]["normswap"],
         load=load,

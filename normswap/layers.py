@@ -48,6 +48,41 @@ class GroupNormAct(nn.GroupNorm):
         return output
 
 
+class ChannelScale(nn.Module):
+    """Scale and shift every channel: what is left of a norm that sees one value a sample.
+
+    >>> ChannelScale(1)(torch.ones(2, 1, 1, 1)).shape
+    torch.Size([2, 1, 1, 1])
+
+    A group of one value would normalize it to zero and erase the signal; BatchNorm in eval mode is this layer. Shapes:
+    (N, C, *) to the same.
+
+    Args:
+        num_channels: Channels C.
+        then: Modules by name, in the order they run afterwards.
+    """
+
+    def __init__(self, num_channels: int, *, then: dict[str, nn.Module] | None = None, **options: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_channels, **options))
+        self.bias = nn.Parameter(torch.zeros(num_channels, **options))
+        self.then = tuple(then or ())
+        for name, module in (then or {}).items():
+            self.add_module(name, module)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Scale, shift, then run the carried modules."""
+        shape = (-1, *(1 for _ in input.shape[2:]))
+        output = input * self.weight.view(shape) + self.bias.view(shape)
+        for name in self.then:
+            output = getattr(self, name)(output)
+        return output
+
+    def extra_repr(self) -> str:
+        """Tell the number of channels."""
+        return str(self.weight.numel())
+
+
 class WeightStandardized(nn.Module):
     """What every weight-standardized convolution shares.
 

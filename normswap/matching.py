@@ -37,6 +37,15 @@ def closed_form(
     return (scale * group_var.sqrt()).to(dtype), (bias - scale * (mean - group_mean)).to(dtype)
 
 
+def scale_and_shift(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
+    """Return BatchNorm's eval function as a (C,) scale ``weight/√(var + eps)`` and shift ``bias − scale·mean``.
+
+    Args as for `closed_form`.
+    """
+    scale = weight.double() / (var.double() + eps).sqrt()
+    return scale.to(weight.dtype), (bias.double() - scale * mean.double()).to(weight.dtype)
+
+
 def standardized_statistics(rows: Tensor, bias: Tensor | None, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
     """Return running statistics as they would be behind the standardized filters.
 

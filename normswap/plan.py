@@ -20,6 +20,7 @@ class Action(StrEnum):
     """What happens to a layer."""
 
     GROUP_NORM = "group_norm"
+    SCALE = "scale"  # a norm that sees one value a sample
     STANDARDIZE = "standardize"
     KEEP = "keep"
 

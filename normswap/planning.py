@@ -85,7 +85,7 @@ def _plan_norm(
     if obstacle:
         return replace(base, reason=obstacle)
     if channels * (positions or 2) < 2:
-        return replace(base, reason="one value a sample: any group would erase it")
+        return replace(base, action=Action.SCALE, reason="sees one value a sample, which any group would erase")
     groups = num_groups_for(channels, groups=own.groups, group_size=own.group_size, to=own.to, positions=positions)
     asked = {"layer": 1, "instance": channels}.get(own.to) or (
         own.groups if own.group_size is None else max(channels // own.group_size, 1)

@@ -28,13 +28,15 @@ def plan_table(plan: Plan) -> str:
 
 def summary(plan: Plan) -> list[str]:
     """Return the totals and the warnings, a line each."""
-    groups = Counter(entry.groups for entry in plan.norms if entry.changes)
+    groups = Counter(entry.groups for entry in plan.norms if entry.action == "group_norm")
+    scales = sum(entry.action == "scale" for entry in plan.norms)
     counts = ", ".join(f"{n} of {g} group{'s' if g != 1 else ''}" for g, n in groups.most_common())
     forms = Counter(entry.ws for entry in plan.convs if entry.changes)
     kinds = ", ".join(f"{n} {form}" for form, n in sorted(forms.items(), key=str))
     norms, convs = sum(groups.values()), sum(forms.values())
     return [
         f"{norms} of {len(plan.norms)} norms become GroupNorm{f': {counts}' if counts else ''}",
+        *([f"{scales} norms that see one value a sample become ChannelScale"] if scales else []),
         f"{convs} of {len(plan.convs)} convolutions are weight-standardized{f': {kinds}' if kinds else ''}",
         *(f"left: {n} x {reason}" for reason, n in _left(plan).most_common()),
         *(f"warning: {warning}" for warning in plan.warnings),
@@ -63,6 +65,8 @@ def _general(entry: Entry) -> str:
 def _action(entry: Entry) -> str:
     if not entry.changes:
         return "-"
+    if entry.action == "scale":
+        return "ChannelScale"
     if entry.role == "norm":
         act = " + " + ", ".join(entry.then) if entry.then else ""
         return f"GroupNorm({entry.groups}){act}"

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from normswap.copying import copy_model, module_names
 from normswap.errors import BadStatistics, PlanMismatch, UnsupportedModel
 from normswap.families import fold_methods, has_kernel, is_batch_norm, norm_parts, out_channels
-from normswap.layers import GroupNormAct, carry_state, ws_class
-from normswap.matching import centred, closed_form, standardized_statistics
+from normswap.layers import ChannelScale, GroupNormAct, WeightStandardized, carry_state, ws_class
+from normswap.matching import centred, closed_form, scale_and_shift, standardized_statistics
 from normswap.plan import Entry, Plan, as_plan
 from normswap.standardization import filters
 from normswap.wrapping import unwrap
@@ -54,7 +54,7 @@ def apply(model: nn.Module, plan: Plan | str | PathLike[str], *, inplace: bool =
     for entry in plan.changes:
         old = modules[entry.name]
         if entry.role == "norm":
-            new, values = _group_norm(entry, old, _standard_feeder(entry, plan, modules))
+            new, values = _replaced_norm(entry, old, _standard_feeder(entry, plan, modules))
         else:
             new, values = _weight_standardized(entry, old)
         replacements[id(old)] = new
@@ -97,17 +97,12 @@ def _verify(model: nn.Module, plan: Plan) -> None:
             )
 
 
-def _group_norm(entry: Entry, old: nn.Module, feeder: nn.Module | None) -> tuple[nn.Module, list[Change]]:
+def _replaced_norm(entry: Entry, old: nn.Module, feeder: nn.Module | None) -> tuple[nn.Module, list[Change]]:
     """Build a norm's replacement and the affine values it gets once it is in place."""
-    assert entry.groups is not None
     assert entry.eps is not None
     parts = norm_parts(old)
     then = parts.then if parts.then is not None else {name: getattr(old, name) for name in entry.then}
-    new: nn.GroupNorm
-    if then:
-        new = GroupNormAct(entry.groups, entry.channels, then=then, eps=entry.eps, device="meta")
-    else:
-        new = nn.GroupNorm(entry.groups, entry.channels, eps=entry.eps, device="meta")
+    new = _empty(entry, then)
     like = next((t for t in (parts.weight, parts.mean, *old.parameters()) if t is not None), torch.empty(0))
     for key, value, fresh in (("weight", parts.weight, 1.0), ("bias", parts.bias, 0.0)):
         if not isinstance(value, nn.Parameter):
@@ -123,9 +118,20 @@ def _group_norm(entry: Entry, old: nn.Module, feeder: nn.Module | None) -> tuple
     return new, [(new.weight, gamma), (new.bias, beta)]
 
 
+def _empty(entry: Entry, then: dict[str, nn.Module]) -> nn.GroupNorm | ChannelScale:
+    """Build the layer an entry asks for, without data."""
+    assert entry.eps is not None
+    if entry.groups is None:
+        return ChannelScale(entry.channels, then=then, device="meta")
+    if then:
+        return GroupNormAct(entry.groups, entry.channels, then=then, eps=entry.eps, device="meta")
+    return nn.GroupNorm(entry.groups, entry.channels, eps=entry.eps, device="meta")
+
+
 def _matched(
-    entry: Entry, new: nn.GroupNorm, mean: Tensor, var: Tensor, feeder: nn.Module | None
+    entry: Entry, new: nn.GroupNorm | ChannelScale, mean: Tensor, var: Tensor, feeder: nn.Module | None
 ) -> tuple[Tensor, Tensor]:
+    assert entry.eps is not None
     if not bool(torch.isfinite(mean).all() & torch.isfinite(var).all() & (var >= 0).all()):
         raise BadStatistics(
             f"{entry.name}: running statistics are negative or not finite; repair the checkpoint or pass affine='copy'"
@@ -133,7 +139,10 @@ def _matched(
     if feeder is not None:
         rows = filters(feeder.weight.detach())  # type: ignore[operator]
         mean, var = standardized_statistics(rows, feeder.bias, mean, var)  # type: ignore[arg-type]
-    return closed_form(new.weight.detach(), new.bias.detach(), mean, var, eps=new.eps, num_groups=new.num_groups)
+    weight, bias = new.weight.detach(), new.bias.detach()
+    if entry.groups is None:
+        return scale_and_shift(weight, bias, mean, var, eps=entry.eps)
+    return closed_form(weight, bias, mean, var, eps=entry.eps, num_groups=entry.groups)
 
 
 def _standard_feeder(norm: Entry, plan: Plan, modules: Mapping[str, nn.Module]) -> nn.Module | None:
@@ -159,9 +168,10 @@ def _weight_standardized(entry: Entry, old: nn.Module) -> tuple[nn.Module, list[
 
 def _refuse_to_fold(model: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
     """Make the methods that fold BatchNorm raise on every module that loses one: some would return wrong numbers."""
+    norms = {key for key, new in replacements.items() if not isinstance(new, WeightStandardized)}
     for name, module in model.named_modules():
         methods = fold_methods(module)
-        if methods and any(isinstance(replacements.get(id(inner)), nn.GroupNorm) for inner in module.modules()):
+        if methods and any(id(inner) in norms for inner in module.modules()):
             where = name or type(module).__name__
             vars(module).update({method: partial(_refuse, f"{where}.{method}") for method in methods})
 

@@ -18,6 +18,9 @@ from normswap.inputs import as_call, batch_size, candidates
 from normswap.recording import Recorder, Shapes
 from normswap.tensors import tensors_in
 
+MORE_TRIES = 4
+"""Example inputs that are tried for a pass without an error once one has reached every norm before its error."""
+
 TRIES_WITH_DATA = 3
 """Example inputs that are tried on real tensors once no pass on the meta device has run; these passes cost time."""
 
@@ -87,11 +90,18 @@ def trace(model: nn.Module, example_input: Any = None, *, until: Collection[str]
     wanted = batch_norms(model) if until is None else set(until)
     values = list(candidates(model)) if example_input is None else [example_input]
     failures: list[str] = []
+    stopped: tuple[Any, Trace] | None = None
     for value, data in [*((value, False) for value in values), *((value, True) for value in values[:TRIES_WITH_DATA])]:
+        if stopped and (data or len(failures) >= MORE_TRIES):
+            break
         found = _run(model, value, training=False, data=data)
-        if found.stopped_by is None or (wanted and not found.left_out(wanted)):
+        if found.stopped_by is None:
             return _with_training_pass(model, value, found, wanted)
+        if not stopped and wanted and not found.left_out(wanted):
+            stopped = value, found
         failures.append(f"{_describe(value)}: {found.stopped_by}")
+    if stopped:
+        return _with_training_pass(model, *stopped, wanted)
     tried = failures[0] if failures else "no layer tells the input's size"
     another = "" if example_input is None else "another "
     raise NeedsExampleInput(f"no forward pass of {type(model).__name__} ran ({tried}); pass {another}example_input=")

@@ -89,8 +89,7 @@ def _tensors_of(path: Path, data: Any) -> dict[str, Tensor]:
     """Find the state dict in what a training script saved."""
     for _ in range(3):
         if isinstance(data, Mapping) and data and all(isinstance(value, Tensor) for value in data.values()):
-            found: Any = data if hasattr(data, "_metadata") else dict(data)
-            return cast(dict[str, Tensor], found)
+            return cast(dict[str, Tensor], data if hasattr(data, "_metadata") else dict(data))
         inner = (
             next((data[key] for key in NESTED if isinstance(data.get(key), Mapping)), None)
             if isinstance(data, Mapping)

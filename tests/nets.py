@@ -271,6 +271,7 @@ CASES: dict[str, Case] = {
         lambda: SqueezeExcite(conv=conv(), bn=bn(), gate=conv(8, 8, 1)), IMAGE, ONE, {"conv"}, {"gate": "sigmoid"}
     ),
     "1x1 map": Case(lambda: Pooled(conv=conv(3, 64, 1), bn=bn(64)), IMAGE, {"bn": 4}, {"conv"}),
+    "one value": Case(lambda: Pooled(conv=conv(3, 1, 1), bn=bn(1)), IMAGE, {"bn": None}, {"conv"}),
     "shared norm": Case(Shared, IMAGE, ONE, {"a", "b"}),
     "plain list": Case(InLists, IMAGE, ONE, {"conv"}),
     "auxiliary head": Case(

@@ -42,7 +42,7 @@ def test_failure_while_building_leaves_the_model_alone(monkeypatch: pytest.Monke
     model = small()
     plan = normswap.inspect(model)
     before, state, built = repr(model), copy.deepcopy(model.state_dict()), []
-    real = surgery._group_norm
+    real = surgery._replaced_norm
 
     def fails_the_second_time(*arguments: object) -> object:
         built.append(arguments)
@@ -50,7 +50,7 @@ def test_failure_while_building_leaves_the_model_alone(monkeypatch: pytest.Monke
             raise RuntimeError("out of memory")
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(surgery, "_group_norm", fails_the_second_time)
+    monkeypatch.setattr(surgery, "_replaced_norm", fails_the_second_time)
     with pytest.raises(RuntimeError, match="out of memory"):
         normswap.apply(model, plan, inplace=True)
     assert repr(model) == before
