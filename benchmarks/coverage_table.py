@@ -24,7 +24,25 @@ def write_table(results: Path, target: Path) -> None:
     """Write the page from all result files."""
     zoos = {path.stem.removeprefix("coverage-"): _read(path) for path in sorted(results.glob("coverage-*.jsonl"))}
     target.parent.mkdir(exist_ok=True)
-    target.write_text(HEAD + "\n\n".join([_totals(zoos), *(_details(zoo, rows) for zoo, rows in zoos.items())]) + "\n")
+    parts = [_totals(zoos), *_inspect_time(results / "inspect_time.json")]
+    parts += [_details(zoo, rows) for zoo, rows in zoos.items()]
+    target.write_text(HEAD + "\n\n".join(parts) + "\n")
+
+
+def _inspect_time(path: Path) -> list[str]:
+    """Return the comparison with symbolic_trace that benchmarks/inspect_time.py measured."""
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text())
+    ours, theirs, ratio = found["inspect"], found["symbolic_trace"], found["ratio"]
+    return [
+        f"## Time to inspect\n\n`python benchmarks/inspect_time.py`: {found['networks']} timm networks on the meta "
+        "device, one thread, the two tools in turn; inspect also makes the plan.\n\n"
+        "| | median | 95th percentile | failed |\n|---|---|---|---|\n"
+        f"| `normswap.inspect` | {ours['median_s']} s | {ours['p95_s']} s | {ours['failed']} |\n"
+        f"| `torch.fx.symbolic_trace` | {theirs['median_s']} s | {theirs['p95_s']} s | {theirs['failed']} |\n\n"
+        f"Ratio network by network: median {ratio['median']}, quartiles {ratio['quartiles']}."
+    ]
 
 
 def _read(path: Path) -> list[Row]:

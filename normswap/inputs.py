@@ -58,7 +58,13 @@ def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
         yield declared
     for module in model.modules():
         if isinstance(module, _ConvNd):
-            yield from ((module.in_channels, *size) for size in SIZES[len(module.kernel_size)])
+            sizes = SIZES[len(module.kernel_size)]
+            if stated := _stated_size(model, len(module.kernel_size)):
+                yield module.in_channels, *stated
+            yield from ((module.in_channels, *size) for size in sizes)
+            if len(module.kernel_size) == 1 and module.in_channels == 1:
+                yield (16000,)  # a waveform without a channel axis
+            yield from ((channels, *sizes[0]) for channels in (3, 1) if channels != module.in_channels)
             return
         if isinstance(module, nn.Linear):
             yield from ((module.in_features,), (4, module.in_features))
@@ -72,6 +78,17 @@ def _required_arguments(model: nn.Module) -> int:
     parameters = inspect.signature(model.forward).parameters.values()
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return max(sum(p.kind in positional and p.default is p.empty for p in parameters), 1)
+
+
+def _stated_size(model: nn.Module, rank: int) -> tuple[int, ...] | None:
+    """Return the spatial size that a model, or the configuration it carries, keeps under one of the usual names."""
+    for holder in (model, getattr(model, "config", None)):
+        for name in ("in_size", "img_size", "image_size", "input_size"):
+            value = getattr(holder, name, None)
+            sides = (value,) * rank if isinstance(value, int) else value
+            if isinstance(sides, (tuple, list)) and len(sides) == rank and all(type(side) is int for side in sides):
+                return tuple(sides)
+    return None
 
 
 def _declared_size(model: nn.Module) -> tuple[int, ...] | None:

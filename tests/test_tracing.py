@@ -94,6 +94,23 @@ def test_stops_after_the_last_norm_are_reported() -> None:
     assert plan.warnings == ("the forward pass stopped after the last norm (ValueError: no boxes)",)
 
 
+def test_sizes_and_channels_that_the_first_layer_does_not_tell() -> None:
+    class Fixed(Net):
+        in_size = (24, 40)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[-2:] != self.in_size:
+                raise ValueError("another size")
+            return self.bn(self.a(x))
+
+    class LaterFirst(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.bn(self.b(torch.relu(self.a(x))))
+
+    assert normswap.inspect(Fixed(a=conv(), bn=nn.BatchNorm2d(8))).norms[0].shape == (2, 8, 24, 40)
+    assert normswap.inspect(LaterFirst(b=conv(8), a=conv(3), bn=nn.BatchNorm2d(8))).norms[0].groups == 4
+
+
 def test_norm_called_past_its_hooks() -> None:
     class Direct(Net):
         def forward(self, x: Tensor) -> Tensor:
