@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from normswap.version import __version__
 
 if TYPE_CHECKING:
+    from normswap.calibration import calibrate
     from normswap.checking import check
     from normswap.checkpoint import load, save
     from normswap.checks import Checks
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from normswap.errors import (
         AlreadyConverted,
         BadStatistics,
+        CalibrationFailed,
         CheckFailed,
         CheckpointError,
         InvalidOption,
@@ -34,6 +36,7 @@ __all__ = [
     "Action",
     "AlreadyConverted",
     "BadStatistics",
+    "CalibrationFailed",
     "CheckFailed",
     "CheckpointError",
     "Checks",
@@ -52,6 +55,7 @@ __all__ = [
     "WeightsUnavailable",
     "__version__",
     "apply",
+    "calibrate",
     "check",
     "convert",
     "fold",
@@ -64,6 +68,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "calibration": "calibrate",
     "checking": "check",
     "checkpoint": "load save",
     "checks": "Checks",
