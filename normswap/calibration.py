@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
@@ -36,6 +36,10 @@ class Calibration:
 
     scores: dict[str, float]
     kept: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON data."""
+        return asdict(self)
 
     def __str__(self) -> str:
         """Return one line for people."""

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from normswap import errors
+from normswap.options import conversion_options
 from normswap.output import FAILED, INTERRUPTED, Output, verb
 from normswap.version import __version__
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from normswap.calibration import Calibration
     from normswap.plan import Plan
     from normswap.sources import Source
 
@@ -28,59 +29,31 @@ def cli() -> None:
     """Turn BatchNorm networks into GroupNorm + Weight Standardization networks that keep what they learned."""
 
 
-def _overrides(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    """Read GLOB:OPTION=VALUE; numbers become numbers."""
-    result: dict[str, dict[str, int | str]] = {}
-    for text in values:
-        pattern, colon, setting = text.rpartition(":")
-        option, equals, value = setting.partition("=")
-        if not (pattern and colon and equals):
-            raise click.BadParameter(f"{text!r} does not look like 'layer4.*:groups=8'")
-        number = value.removeprefix("-").isdecimal()
-        result.setdefault(pattern, {})[option.replace("-", "_")] = int(value) if number else value
-    return result
-
-
-def conversion_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that convert and inspect share."""
-    options = (
-        click.option("--groups", type=int, default=32, show_default=True, metavar="N", help="Largest group count."),
-        click.option("--group-size", type=int, metavar="N", help="Channels a group, instead of --groups."),
-        click.option("--to", type=click.Choice(["group", "layer", "instance"]), default="group", show_default=True),
-        click.option(
-            "--ws", type=click.Choice(["auto", "adaptive", "standard", "none"]), default="auto", show_default=True,
-            help="Weight standardization form.",
-        ),
-        click.option(
-            "--affine", type=click.Choice(["match", "copy"]), default="match", show_default=True,
-            help="Match BatchNorm's function, or copy its affine part.",
-        ),
-        click.option("--include", multiple=True, metavar="GLOB", help="Touch only layers whose name matches."),
-        click.option("--exclude", multiple=True, metavar="GLOB", help="Leave layers whose name matches alone."),
-        click.option(
-            "--override", "overrides", multiple=True, metavar="GLOB:OPTION=VALUE", callback=_overrides,
-            help="Other options for some layers, as in 'layer4.*:groups=8'.",
-        ),
-        click.option(
-            "--pretrained/--no-pretrained", default=True, show_default=True, help="Start from the registry's weights."
-        ),
-        click.option("--weights", type=click.Path(path_type=Path), metavar="FILE", help="Start from a checkpoint."),
-    )  # fmt: skip
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
 @cli.command()
 @click.argument("model")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Folder; default MODEL-normswap.")
 @click.option("--dry-run", is_flag=True, help="Show the plan, write nothing.")
 @click.option("--force", is_flag=True, help="Replace an earlier checkpoint in DIR.")
+@click.option(
+    "--calibrate",
+    "images",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Match the original on these images; no labels are needed.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Then distill the original for N steps of 16 images.",
+)
 @conversion_options
 @verb
 def convert(
-    out: Output, model: str, output: Path | None, dry_run: bool, force: bool, pretrained: bool, weights: Path | None,
-    **options: Any,
+    out: Output, model: str, output: Path | None, dry_run: bool, force: bool, images: Path | None, steps: int,
+    pretrained: bool, weights: Path | None, **options: Any,
 ) -> None:  # fmt: skip
     """Convert MODEL, check the result and write a checkpoint.
 
@@ -89,6 +62,8 @@ def convert(
     from normswap.plan import Options, flat_overrides
 
     Options(**{**options, "overrides": flat_overrides(options["overrides"])})
+    if steps and images is None:
+        raise errors.InvalidOption("--steps distills on images; pass --calibrate DIR too")
     target = output or Path(f"{model.replace('/', '-')}-normswap")
     if not dry_run and not force and (target / "config.json").exists():
         raise errors.CheckpointError(f"{target}: holds a checkpoint already; pass --force or another -o")
@@ -100,34 +75,51 @@ def convert(
     from normswap import convert as convert_model
 
     out.note(f"converting {source.name} …")
+    if images is not None:
+        options["batches"] = _first_images(images, network) if options["groups"] == "auto" else None
     converted = convert_model(network, **options)
     plan = plan_of(converted)
+    result = _calibrated(out, converted, network, images, steps) if images is not None else None
     out.note("checking …")
     checks = check(converted, network)
     if checks:
         out.note("writing …")
         save(converted, target, source=source, checks=checks)
-    text = "\n".join([*report.summary(plan), "", str(checks), "", f"wrote {target}" if checks else "wrote nothing"])
-    saved = str(target) if checks else None
-    out.result({"output": saved, "plan": plan.to_dict(), "checks": checks.to_dict()}, text)
+    lines = [*report.summary(plan), *([str(result)] if result else []), "", str(checks), ""]
+    text = "\n".join([*lines, f"wrote {target}" if checks else "wrote nothing"])
+    data: dict[str, Any] = {"output": str(target) if checks else None, "plan": plan.to_dict()}
+    data |= {"calibration": result.to_dict()} if result else {}
+    out.result({**data, "checks": checks.to_dict()}, text)
     if not checks:
         raise errors.CheckFailed(f"{checks.failed[0].name}: {checks.failed[0].detail}; nothing was written")
 
 
 @cli.command()
 @click.argument("model")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Draw where function is lost, layer by layer (needs normswap[plot]).",
+)
 @conversion_options
 @verb
-def inspect(out: Output, model: str, pretrained: bool, weights: Path | None, **options: Any) -> None:
+def inspect(
+    out: Output, model: str, plot: Path | None, pretrained: bool, weights: Path | None, **options: Any
+) -> None:  # fmt: skip
     """Show what would happen to every norm and convolution of MODEL, or what happened in a converted folder."""
     if (Path(model) / "config.json").exists():
         from normswap.plan import as_plan
 
         plan = as_plan(Path(model) / "config.json")
         out.result({"plan": plan.to_dict()}, str(plan))
-        return
-    network, _ = _open(out, model, pretrained and not weights, weights, options)
-    _show_plan(out, network, options)
+    else:
+        network, _ = _open(out, model, pretrained and not weights, weights, options)
+        plan = _show_plan(out, network, options)
+    if plot is not None:
+        from normswap.plotting import draw_plan
+
+        draw_plan(plan, plot)
 
 
 @cli.command()
@@ -206,13 +198,37 @@ def _open(
     return network, source
 
 
-def _show_plan(out: Output, network: nn.Module, options: dict[str, Any]) -> None:
+def _first_images(folder: Path, network: nn.Module) -> list[Any]:
+    """Return a few batches, on which group counts are measured."""
+    from itertools import islice
+
+    from normswap import inspect as inspect_model
+    from normswap.images import image_batches
+
+    size = inspect_model(network).input_size
+    return list(islice(image_batches(folder, network, size, augment=False)[0], 4))
+
+
+def _calibrated(out: Output, converted: nn.Module, network: nn.Module, folder: Path, steps: int) -> Calibration:
+    """Calibrate on a folder of images."""
+    from normswap import plan_of
+    from normswap.calibration import calibration
+    from normswap.images import image_batches
+
+    out.note("calibrating …")
+    size = plan_of(converted).input_size
+    learned, judged = image_batches(folder, network, size, augment=bool(steps))
+    return calibration(converted, network, learned, steps=steps, held_back=judged)
+
+
+def _show_plan(out: Output, network: nn.Module, options: dict[str, Any]) -> Plan:
     from normswap import inspect as inspect_model
 
     plan: Plan = inspect_model(network, **options)
     out.result({"plan": plan.to_dict()}, str(plan))
     if not plan.changes:
         raise errors.NothingToConvert(f"{type(network).__name__} holds no BatchNorm to convert")
+    return plan
 
 
 def main() -> None:

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from normswap import plotting
 from normswap.checking import check
 from normswap.conversion import convert
 from normswap.copying import copy_model
 from normswap.digits import digits_resnet, load_digits
-from normswap.errors import InvalidOption
 from normswap.report import table
 
 STEPS, EVERY, BATCH, LEARNING_RATE, SEED = 150, 25, 2, 3e-3, 0
@@ -132,18 +132,9 @@ def draw(result: Demo, path: Path) -> None:
     Raises:
         InvalidOption: matplotlib is not installed, or the file's suffix is no image format.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InvalidOption("--plot needs matplotlib; pip install 'normswap[plot]'") from error
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
-    axes = figure.subplots()
+    drawn, axes = plotting.figure(6.4, 4)
     for row in result.rows:
         axes.plot(*zip(*row.curve, strict=True), marker="o", markersize=3, label=NAMES[row.name])
     axes.set(xlabel=f"fine-tuning steps at batch size {BATCH}", ylabel="test accuracy (%)", ylim=(0, 101))
     axes.legend(loc="lower right", frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    try:
-        figure.savefig(path, dpi=150)
-    except (ValueError, OSError) as error:
-        raise InvalidOption(f"--plot {path}: {error}") from error
+    plotting.write(drawn, path)

@@ -156,6 +156,15 @@ class Plan:
         """Entries of the layers that are replaced."""
         return tuple(entry for entry in self.entries if entry.changes)
 
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """Size of one sample of the first tensor the network was traced with, (C, *); empty where there is none."""
+        spec = self.inputs
+        while isinstance(spec, dict) and "tensor" not in spec:
+            items = next(iter(spec.values()), None)
+            spec = next(iter(items.values() if isinstance(items, dict) else items or ()), None)
+        return tuple(spec["tensor"][1:]) if isinstance(spec, dict) else ()
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON data from which `from_dict` makes an equal plan."""
         entries = [{k: v for k, v in _plain(asdict(e)).items() if v not in (None, [], False)} for e in self.entries]

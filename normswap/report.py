@@ -21,8 +21,8 @@ def table(rows: Sequence[Sequence[str]], *, header: Sequence[str]) -> str:
 
 def plan_table(plan: Plan) -> str:
     """Return one row a layer, the totals and the warnings."""
-    rows = [(e.name or "(root)", e.kind, _action(e), e.reason) for e in plan.entries]
-    text = table(rows, header=("layer", "is", "becomes", "why"))
+    rows = [(e.name or "(root)", e.kind, _action(e), _drift(e), e.reason) for e in plan.entries]
+    text = table(rows, header=("layer", "is", "becomes", "drift", "why"))
     return "\n".join([text, "", *summary(plan)])
 
 
@@ -60,6 +60,10 @@ def _general(entry: Entry) -> str:
         if not name.startswith("<") and name:
             reason = reason.replace(name, "another layer")
     return f"{entry.role}: {reason}"
+
+
+def _drift(entry: Entry) -> str:
+    return "" if entry.drift is None else f"{entry.drift:.2f}"
 
 
 def _action(entry: Entry) -> str:

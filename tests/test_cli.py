@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from click.testing import CliRunner
+from torchvision.transforms.functional import to_pil_image
 
 import normswap
 from normswap import errors
@@ -221,3 +222,78 @@ def test_every_error_has_an_exit_code() -> None:
     from normswap.output import EXIT_CODES
 
     assert EXIT_CODES[-1] == (errors.NormswapError, 1)
+
+
+@pytest.fixture(scope="module")
+def trained_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet")
+    for _ in range(3):
+        model(torch.randn(4, 3, 96, 96))
+    path = tmp_path_factory.mktemp("weights") / "trained.pth"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    generator = torch.Generator().manual_seed(0)
+    for index in range(40):
+        coarse = torch.rand(3, 6, 6, generator=generator)
+        to_pil_image(torch.nn.functional.interpolate(coarse[None], size=(180, 200))[0]).save(folder / f"{index}.png")
+    return folder
+
+
+def test_calibrate_on_a_folder_of_images(tmp_path: Path, trained_weights: Path, photos: Path) -> None:
+    out = tmp_path / "OUT"
+    arguments = ("convert", "test_resnet", "--weights", str(trained_weights), "--groups", "auto", "--json")
+    code, stdout, stderr = run(*arguments, "--calibrate", str(photos), "--steps", "2", "-o", str(out))
+    assert (code, stderr) == (0, "")
+    result = json.loads(stdout)
+    assert set(result["calibration"]["scores"]) == {"converted", "matched", "distilled"}
+    assert result["calibration"]["kept"] != "converted"
+    estimated = json.loads(run(*arguments, "--dry-run")[1])["plan"]
+    drifts = [[entry.get("drift") for entry in plan["entries"]] for plan in (result["plan"], estimated)]
+    assert drifts[0] != drifts[1]  # measured on the images, and estimated from statistics
+    assert isinstance(normswap.load(out), torch.nn.Module)
+
+
+def test_bad_images_are_named_and_nothing_is_written(tmp_path: Path, trained_weights: Path, photos: Path) -> None:
+    out = tmp_path / "OUT"
+    arguments = ("convert", "test_resnet", "--weights", str(trained_weights), "-o", str(out), "--calibrate")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "few").mkdir()
+    (tmp_path / "broken").mkdir()
+    for path in sorted(photos.iterdir())[:3]:
+        (tmp_path / "few" / path.name).write_bytes(path.read_bytes())
+    for path in sorted(photos.iterdir()):
+        (tmp_path / "broken" / path.name).write_bytes(path.read_bytes()[:100])
+    for folder, message in (
+        ("missing", "no such folder"),
+        ("empty", "holds 0 images"),
+        ("few", "holds 3 images; calibration needs at least 32"),
+        ("broken", "cannot be read"),
+    ):
+        code, _, stderr = run(*arguments, str(tmp_path / folder))
+        assert code == 1, folder
+        assert message in stderr
+        assert stderr.count("\n") == 1
+        assert not out.exists()
+    assert run("convert", "test_resnet", "--no-pretrained", "--steps", "3")[0] == 2
+
+
+def test_inspect_draws_the_drift(tmp_path: Path, trained_weights: Path) -> None:
+    drawing = tmp_path / "plan.png"
+    code, stdout, _ = run("inspect", "test_resnet", "--weights", str(trained_weights), "--plot", str(drawing))
+    assert code == 0
+    assert "drift" in stdout
+    assert drawing.read_bytes()[:4] == b"\x89PNG"
+    code, _, stderr = run("inspect", "test_resnet", "--no-pretrained", "--plot", str(drawing))
+    assert code == 2
+    assert "no norm is trained" in stderr
+    code, _, stderr = run(
+        "inspect", "test_resnet", "--weights", str(trained_weights), "--plot", str(tmp_path / "a.xyz")
+    )
+    assert code == 2
+    assert "a.xyz" in stderr

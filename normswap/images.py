@@ -1,0 +1,67 @@
+"""Read a folder of images as batches, prepared as the network expects them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
+
+from normswap.errors import CalibrationFailed
+
+BATCH, HELD_BACK = 16, 10
+"""Images a batch, and every which of them is held back to judge by."""
+
+
+Loader = DataLoader[Any]
+
+
+def image_batches(folder: Path, model: nn.Module, size: tuple[int, ...], *, augment: bool) -> tuple[Loader, Loader]:
+    """Return (N, 3, H, W) batches to learn from and to judge by, of every image under a folder, without labels.
+
+    Mean, deviation and interpolation are the ones that timm's ``pretrained_cfg`` names, else ImageNet's. Files that are
+    no images are left out by their suffix.
+
+    Args:
+        folder: Searched with its subfolders.
+        model: The network the images are for.
+        size: (3, H, W) of its input.
+        augment: Learn from random crops and mirror images in random order, instead of central crops.
+
+    Raises:
+        CalibrationFailed: There is no such folder, or it holds too few images.
+    """
+    from timm.data import create_transform, resolve_data_config
+
+    if not folder.is_dir():
+        raise CalibrationFailed(f"{folder}: no such folder; --calibrate takes a folder of images")
+    if len(size) != 3 or size[0] != 3:
+        raise CalibrationFailed(f"{type(model).__name__} takes no RGB images; use normswap.calibrate in Python")
+    config = resolve_data_config({"input_size": size}, pretrained_cfg=getattr(model, "pretrained_cfg", None) or {})
+    used = {key: config[key] for key in ("input_size", "mean", "std", "interpolation", "crop_pct")}
+    central = create_transform(**used)
+    random = create_transform(**used, is_training=True, scale=(0.35, 1.0), color_jitter=None)
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+    if len(files) < 2 * BATCH:
+        raise CalibrationFailed(f"{folder}: holds {len(files)} images; calibration needs at least {2 * BATCH}")
+    judged = files[::HELD_BACK]
+    learned = [path for path in files if path not in set(judged)]
+    return (
+        DataLoader(_Images(learned, random if augment else central), BATCH, shuffle=augment, drop_last=augment),
+        DataLoader(_Images(judged, central), BATCH),
+    )
+
+
+class _Images(Dataset[Tensor]):
+    def __init__(self, files: list[Path], transform: Callable[[Any], Tensor]) -> None:
+        self.files, self.transform = files, transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        try:
+            return self.transform(default_loader(self.files[index]))
+        except OSError as error:
+            raise CalibrationFailed(f"{self.files[index]}: cannot be read ({error}); remove it") from error

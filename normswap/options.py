@@ -1,0 +1,69 @@
+"""The command-line options that convert and inspect share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+class GroupCount(click.ParamType[int | str]):
+    """A whole number or ``auto``."""
+
+    name = "integer or auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """Return the number, or ``"auto"``."""
+        return value if value == "auto" else int(click.INT.convert(value, param, ctx))
+
+
+def _overrides(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """Read GLOB:OPTION=VALUE; numbers become numbers."""
+    result: dict[str, dict[str, int | str]] = {}
+    for text in values:
+        pattern, colon, setting = text.rpartition(":")
+        option, equals, value = setting.partition("=")
+        if not (pattern and colon and equals):
+            raise click.BadParameter(f"{text!r} does not look like 'layer4.*:groups=8'")
+        number = value.removeprefix("-").isdecimal()
+        result.setdefault(pattern, {})[option.replace("-", "_")] = int(value) if number else value
+    return result
+
+
+def conversion_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that convert and inspect share."""
+    options = (
+        click.option(
+            "--groups", type=GroupCount(), default=32, show_default=True, metavar="N|auto",
+            help="Largest group count; auto: per layer what keeps the function best.",
+        ),
+        click.option("--group-size", type=int, metavar="N", help="Channels a group, instead of --groups."),
+        click.option("--to", type=click.Choice(["group", "layer", "instance"]), default="group", show_default=True),
+        click.option(
+            "--ws", type=click.Choice(["auto", "adaptive", "standard", "none"]), default="auto", show_default=True,
+            help="Weight standardization form.",
+        ),
+        click.option(
+            "--affine", type=click.Choice(["match", "copy"]), default="match", show_default=True,
+            help="Match BatchNorm's function, or copy its affine part.",
+        ),
+        click.option(
+            "--shrink", type=click.FloatRange(min=0), default=0.5, show_default=True, metavar="X",
+            help="Draw each sample's variance to the training one: GroupNorm's epsilon is X times that.",
+        ),
+        click.option("--include", multiple=True, metavar="GLOB", help="Touch only layers whose name matches."),
+        click.option("--exclude", multiple=True, metavar="GLOB", help="Leave layers whose name matches alone."),
+        click.option(
+            "--override", "overrides", multiple=True, metavar="GLOB:OPTION=VALUE", callback=_overrides,
+            help="Other options for some layers, as in 'layer4.*:groups=8'.",
+        ),
+        click.option(
+            "--pretrained/--no-pretrained", default=True, show_default=True, help="Start from the registry's weights."
+        ),
+        click.option("--weights", type=click.Path(path_type=Path), metavar="FILE", help="Start from a checkpoint."),
+    )  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
