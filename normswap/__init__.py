@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from normswap.entrypoint import register
 from normswap.version import __version__
 
 if TYPE_CHECKING:
@@ -88,3 +89,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+register()

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from normswap.atomic import replacing
 from normswap.card import model_card
 from normswap.checks import Checks
+from normswap.description import timm_config
 from normswap.errors import CheckpointError, PlanMismatch
 from normswap.plan import Plan
-from normswap.sources import Source, find, source_of
+from normswap.sources import Source, find, meta_build, source_of
 from normswap.standardization import FORMULA
+from normswap.storage import stored_tensors
 from normswap.surgery import apply, plan_of
 from normswap.version import __version__
 from normswap.weights import fill, read_state_dict
@@ -56,10 +58,10 @@ def save(
     model, directory = unwrap(model), Path(directory)
     plan = plan_of(model)
     source = find(source) if isinstance(source, str) else source or source_of(model)
-    tensors, tied = _distinct_tensors(model)
+    tensors = stored_tensors(model)
     if source is not None:
-        _must_rebuild(source, plan, {**tensors, **{name: tensors[kept] for name, kept in tied.items()}})
-    config = _config(model, plan, source, tied, checks)
+        _must_rebuild(source, plan, tensors)
+    config = _config(model, plan, source, checks)
     metadata = {"format": "pt", "normswap": json.dumps(config["normswap"])}
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -111,7 +113,6 @@ def load(
         model = Source.from_dict(block["source"]).build(**changed)
     model = apply(model, plan)
     state = read_state_dict(directory / WEIGHTS)
-    state.update({name: state[kept] for name, kept in block.get("tied", {}).items() if kept in state})
     fill(model, state, name=str(directory / WEIGHTS), may_drop_head=num_classes is not None)
     return model.eval()
 
@@ -133,37 +134,10 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def _distinct_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the state's tensors, contiguous and on the CPU, and the names that share a tensor with an earlier one."""
-    tensors: dict[str, Tensor] = {}
-    tied: dict[str, str] = {}
-    seen: dict[tuple[Any, ...], str] = {}
-    for name, value in model.state_dict().items():
-        if not isinstance(value, Tensor) or value.is_meta:
-            what = (
-                "has no data (meta device)"
-                if isinstance(value, Tensor)
-                else f"is a {type(value).__name__}, not a tensor"
-            )
-            raise CheckpointError(f"{name}: {what}; it cannot be saved")
-        key = (value.data_ptr(), value.shape, value.stride(), value.dtype)
-        if value.numel() and key in seen:
-            tied[name] = seen[key]
-            continue
-        seen[key] = name
-        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-    return tensors, tied
-
-
 def _must_rebuild(source: Source, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
     """Prove, before anything is written, that the source and the plan give a network with these tensors."""
     try:
-        with torch.device("meta"):
-            base = source.build()
-    except Exception:  # some networks compute with weights while they are built
-        base = source.build()
-    try:
-        built = apply(base, plan, inplace=True).state_dict()
+        built = apply(meta_build(source), plan, inplace=True).state_dict()
     except PlanMismatch as error:
         raise CheckpointError(f"source {source.name!r} builds another network ({error})") from error
     for name in sorted({*built, *tensors}):
@@ -175,35 +149,16 @@ def _must_rebuild(source: Source, plan: Plan, tensors: Mapping[str, Tensor]) -> 
             )
 
 
-def _config(
-    model: nn.Module, plan: Plan, source: Source | None, tied: dict[str, str], checks: Checks | None
-) -> dict[str, Any]:
-    versions = {"normswap": __version__, "torch": torch.__version__}
-    pretrained = getattr(model, "pretrained_cfg", None)
-    config: dict[str, Any] = {"architecture": "normswap"}
-    for key in ("num_classes", "num_features", "global_pool"):
-        if isinstance(getattr(model, key, None), (int, str)):
-            config[key] = getattr(model, key)
-    if isinstance(pretrained, Mapping):
-        config["pretrained_cfg"] = {k: v for k, v in pretrained.items() if _is_json(v) and v is not None}
-    config["normswap"] = {
+def _config(model: nn.Module, plan: Plan, source: Source | None, checks: Checks | None) -> dict[str, Any]:
+    block = {
         "schema": 1,
-        "versions": versions,
+        "versions": {"normswap": __version__, "torch": torch.__version__},
         "source": None if source is None else source.to_dict(),
         "weight_standardization": FORMULA,
-        "tied": tied,
         "plan": plan.to_dict(),
         "checks": None if checks is None else checks.to_dict(),
     }
-    return config
-
-
-def _is_json(value: Any) -> bool:
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return False
-    return True
+    return {**timm_config(model, plan, source), "normswap": block}
 
 
 def _digest(path: Path) -> str:

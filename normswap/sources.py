@@ -8,7 +8,7 @@ import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 import torch
@@ -17,6 +17,8 @@ from torch import nn
 from normswap.errors import CheckpointError, UnknownModel, WeightsUnavailable
 
 REGISTRIES = ("timm", "torchvision")
+ENTRYPOINT = "normswap"
+"""What timm calls a converted network's architecture; `normswap.entrypoint` registers it."""
 WAYS_ON = "pass --weights FILE for a checkpoint you have, or --no-pretrained for random weights"
 
 
@@ -46,6 +48,10 @@ class Source:
         if self.registry == "timm":
             return _build_timm(self.name, pretrained, arguments)
         return _build_torchvision(self.name, pretrained, arguments)
+
+    def accepted(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those of timm's arguments that the registry's builders know: of torchvision's, the head's size."""
+        return {k: v for k, v in arguments.items() if self.registry == "timm" or k == "num_classes"}
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON data."""
@@ -88,7 +94,7 @@ def names(registry: str) -> list[str]:
     if registry == "timm":
         import timm
 
-        return list(timm.list_models())
+        return [name for name in timm.list_models() if name != ENTRYPOINT]
     import torchvision
 
     return [name for name in torchvision.models.list_models() if not name.startswith("quantized_")]
@@ -96,15 +102,32 @@ def names(registry: str) -> list[str]:
 
 def source_of(model: nn.Module) -> Source | None:
     """Return what timm remembers of a model it built; other models do not know their names."""
-    config = getattr(model, "pretrained_cfg", None)
+    config, remembered = getattr(model, "pretrained_cfg", None), getattr(model, "_model_args", {})
     if not isinstance(config, Mapping) or not config.get("architecture"):
         return None
+    if config["architecture"] == ENTRYPOINT:
+        source = Source.from_dict(remembered.get("source"))
+        changed = {key: getattr(model, key) for key in ("num_classes",) if isinstance(getattr(model, key, None), int)}
+        return replace(source, arguments=source.arguments | _plain(remembered) | changed)
     name = config["architecture"] + (f".{config['tag']}" if config.get("tag") else "")
-    arguments = {k: v for k, v in getattr(model, "_model_args", {}).items() if isinstance(v, (str, int, float, bool))}
+    arguments = _plain(remembered)
     num_classes = getattr(model, "num_classes", None)
     if isinstance(num_classes, int):
         arguments.setdefault("num_classes", num_classes)
     return Source("timm", name, arguments)
+
+
+def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in arguments.items() if isinstance(value, (str, int, float, bool))}
+
+
+def meta_build(source: Source, **arguments: Any) -> nn.Module:
+    """Build a network without data where that works; some compute with their weights while they are built."""
+    try:
+        with torch.device("meta"):
+            return source.build(**arguments)
+    except (NotImplementedError, RuntimeError):
+        return source.build(**arguments)
 
 
 def _build_timm(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
