@@ -30,8 +30,8 @@ def model_card(config: dict[str, Any]) -> str:
     pretrained = config.get("pretrained_cfg", {})
     front = f"license: {pretrained['license']}\n" if pretrained.get("license") else ""
     learned = any(entry.get("affine") == "match" or entry.get("ws") == "adaptive" for entry in entries)
-    if source is not None and learned and pretrained.get("hf_hub_id"):
-        front += f"base_model: {pretrained['hf_hub_id']}\n"
+    if source is not None and learned and block.get("base_model"):
+        front += f"base_model: {block['base_model']}\n"
     title = source["name"] if source else "A network"
     load = 'model = normswap.load("PATH")' if source else 'model = normswap.load("PATH", model=YourNetwork())'
     checks = block.get("checks")

@@ -80,16 +80,23 @@ def save(
 
 
 def load(
-    directory: str | PathLike[str], *, num_classes: int | None = None, model: nn.Module | None = None
+    directory: str | PathLike[str],
+    *,
+    num_classes: int | None = None,
+    model: nn.Module | None = None,
+    weights: str | PathLike[str] | None = None,
 ) -> nn.Module:
     """Rebuild a converted network, with its weights, from the folder that `save` wrote.
 
     >>> model = load("OUT", num_classes=10)
+    >>> tuned = load("OUT", num_classes=10, weights="last.ckpt")         # what a training tool left behind
 
     Args:
         directory: The folder.
         num_classes: Outputs of a new head; tensors of the head that no longer fit keep their initialization.
         model: The unconverted network to start from, where the checkpoint names no source (your own classes).
+        weights: File to take the tensors from instead: a state dict of the converted network after fine-tuning.
+            Nesting and prefixes that training tools add are taken off, with a warning that says so.
 
     Returns:
         The network in eval mode; `normswap.plan_of` gives its plan.
@@ -102,7 +109,7 @@ def load(
     config = read_config(directory)
     block = config["normswap"]
     plan = Plan.from_dict(block.get("plan"))
-    if _digest(directory / WEIGHTS) != block.get("sha256"):
+    if weights is None and _digest(directory / WEIGHTS) != block.get("sha256"):
         raise CheckpointError(
             f"{directory / WEIGHTS}: does not belong to {CONFIG} beside it; save the checkpoint again"
         )
@@ -112,8 +119,9 @@ def load(
         changed: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
         model = Source.from_dict(block["source"]).build(**changed)
     model = apply(model, plan)
-    state = read_state_dict(directory / WEIGHTS)
-    fill(model, state, name=str(directory / WEIGHTS), may_drop_head=num_classes is not None)
+    path = directory / WEIGHTS if weights is None else Path(weights)
+    state = read_state_dict(path, model.state_dict())
+    fill(model, state, name=str(path), may_drop_head=num_classes is not None)
     return model.eval()
 
 
@@ -132,6 +140,11 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("normswap"), dict):
         raise CheckpointError(f"{directory / CONFIG}: is not normswap's; pass a folder that normswap wrote")
     return config
+
+
+def names_no_source(directory: Path) -> bool:
+    """Tell whether `load` needs the network: it was converted from the user's own classes."""
+    return read_config(directory)["normswap"].get("source") is None
 
 
 def _must_rebuild(source: Source, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
@@ -154,6 +167,7 @@ def _config(model: nn.Module, plan: Plan, source: Source | None, checks: Checks 
         "schema": 1,
         "versions": {"normswap": __version__, "torch": torch.__version__},
         "source": None if source is None else source.to_dict(),
+        "base_model": (getattr(model, "pretrained_cfg", None) or {}).get("hf_hub_id"),
         "weight_standardization": FORMULA,
         "plan": plan.to_dict(),
         "checks": None if checks is None else checks.to_dict(),

@@ -65,6 +65,8 @@ def conversion_options(function: Callable[..., None]) -> Callable[..., None]:
             "--pretrained/--no-pretrained", default=True, show_default=True, help="Start from the registry's weights."
         ),
         click.option("--weights", type=click.Path(path_type=Path), metavar="FILE", help="Start from a checkpoint."),
+        click.option("--num-classes", type=int, metavar="N", help="Outputs of the head, where not the usual ones."),
+        click.option("--input", "shapes", multiple=True, metavar="SIZES", help="Shape of an input, as 2,3,64,64."),
     )  # fmt: skip
     for option in reversed(options):
         function = option(function)
@@ -80,26 +82,28 @@ def conversion_options(function: Callable[..., None]) -> Callable[..., None]:
 @verb
 def convert(
     out: Output, model: str, output: Path | None, dry_run: bool, force: bool, pretrained: bool, weights: Path | None,
-    **options: Any,
+    num_classes: int | None, shapes: tuple[str, ...], **options: Any,
 ) -> None:  # fmt: skip
     """Convert MODEL, check the result and write a checkpoint.
 
-    MODEL is a timm or torchvision name: resnet50, timm/resnet50.a1_in1k, torchvision/vgg16_bn.
+    MODEL is a name of timm or torchvision (resnet50, timm/resnet50.a1_in1k, torchvision/vgg16_bn), a checkpoint in
+    timm's format (hf-hub:user/name, local-dir:FOLDER), or a function of your own (package.module:factory).
     """
+    from normswap.opening import folder_name
     from normswap.plan import Options, flat_overrides
 
     Options(**{**options, "overrides": flat_overrides(options["overrides"])})
-    target = output or Path(f"{model.replace('/', '-')}-normswap")
+    target = output or Path(folder_name(model))
     if not dry_run and not force and (target / "config.json").exists():
         raise errors.CheckpointError(f"{target}: holds a checkpoint already; pass --force or another -o")
-    network, source = _open(out, model, pretrained and not weights, weights, options)
+    network, source = _open(out, model, pretrained, weights, num_classes, shapes, options)
     if dry_run:
         _show_plan(out, network, options)
         return
     from normswap import check, plan_of, report, save
     from normswap import convert as convert_model
 
-    out.note(f"converting {source.name} …")
+    out.note(f"converting {model} …")
     converted = convert_model(network, **options)
     plan = plan_of(converted)
     out.note("checking …")
@@ -118,7 +122,10 @@ def convert(
 @click.argument("model")
 @conversion_options
 @verb
-def inspect(out: Output, model: str, pretrained: bool, weights: Path | None, **options: Any) -> None:
+def inspect(
+    out: Output, model: str, pretrained: bool, weights: Path | None, num_classes: int | None, shapes: tuple[str, ...],
+    **options: Any,
+) -> None:  # fmt: skip
     """Show what would happen to every norm and convolution of MODEL, or what happened in a converted folder."""
     if (Path(model) / "config.json").exists():
         from normswap.plan import as_plan
@@ -126,7 +133,7 @@ def inspect(out: Output, model: str, pretrained: bool, weights: Path | None, **o
         plan = as_plan(Path(model) / "config.json")
         out.result({"plan": plan.to_dict()}, str(plan))
         return
-    network, _ = _open(out, model, pretrained and not weights, weights, options)
+    network, _ = _open(out, model, pretrained, weights, num_classes, shapes, options)
     _show_plan(out, network, options)
 
 
@@ -138,13 +145,14 @@ def check(out: Output, directory: Path, against: str | None) -> None:
     """Rebuild the checkpoint in DIRECTORY and check that it behaves as promised."""
     from normswap import check as check_model
     from normswap import load
+    from normswap.checkpoint import names_no_source
 
-    converted = load(directory)
     original = None
     if against is not None:
-        from normswap.sources import find
+        from normswap.opening import open_model
 
-        original = find(against).build()
+        original, _ = open_model(against, pretrained=False)
+    converted = load(directory, model=original if names_no_source(directory) else None)
     checks = check_model(converted, original)
     out.result({"checks": checks.to_dict()}, str(checks))
     if not checks:
@@ -181,29 +189,41 @@ def demo(out: Output, plot: Path | None) -> None:
 
 
 def _open(
-    out: Output, name: str, pretrained: bool, weights: Path | None, options: dict[str, Any]
-) -> tuple[nn.Module, Source]:
+    out: Output, name: str, pretrained: bool, weights: Path | None, num_classes: int | None, shapes: tuple[str, ...],
+    options: dict[str, Any],
+) -> tuple[nn.Module, Source | None]:  # fmt: skip
     """Build the model a user named; where its weights cannot be had, show the plan before failing."""
     out.note("loading torch and timm …")
-    from normswap.sources import find
+    from normswap.opening import open_model, parse_shape
 
-    source = find(name)
+    options["example_input"] = tuple(parse_shape(shape) for shape in shapes) or None
     try:
-        network = source.build(pretrained=pretrained)
+        network, source = open_model(name, pretrained=pretrained and not weights, num_classes=num_classes)
     except errors.WeightsUnavailable as error:
-        from normswap import inspect as inspect_model
-        from normswap import report
-
-        plan = inspect_model(source.build(), **options)
-        error.partial = {"plan": plan.to_dict()}  # type: ignore[attr-defined]
-        if not out.as_json and not out.quiet:
-            click.echo("\n".join(["would convert:", *report.summary(plan)]))
+        _show_what_would_happen(out, name, num_classes, options, error)
         raise
     if weights is not None:
         from normswap.weights import fill, read_state_dict
 
-        fill(network, read_state_dict(weights), name=str(weights))
+        fill(network, read_state_dict(weights, network.state_dict()), name=str(weights))
     return network, source
+
+
+def _show_what_would_happen(
+    out: Output, name: str, num_classes: int | None, options: dict[str, Any], error: errors.WeightsUnavailable
+) -> None:
+    from normswap import inspect as inspect_model
+    from normswap import report
+    from normswap.opening import open_model
+
+    try:
+        network, _ = open_model(name, pretrained=False, num_classes=num_classes)
+    except errors.NormswapError:  # a hub name has no architecture either
+        return
+    plan = inspect_model(network, **options)
+    error.partial = {"plan": plan.to_dict()}  # type: ignore[attr-defined]
+    if not out.as_json and not out.quiet:
+        click.echo("\n".join(["would convert:", *report.summary(plan)]))
 
 
 def _show_plan(out: Output, network: nn.Module, options: dict[str, Any]) -> None:

@@ -10,6 +10,9 @@ from torch import nn
 from normswap.plan import Plan
 from normswap.sources import ENTRYPOINT, Source, meta_build, source_of
 
+ELSEWHERE = ("architecture", "state_dict", "url", "file", "hf_hub_id", "hf_hub_filename", "source", "custom_load")
+"""Where timm had the unconverted weights from: no part of the converted checkpoint's configuration."""
+
 
 def remember(model: nn.Module, plan: Plan) -> None:
     """Correct what a network that timm built says about itself, so that timm's ``save_for_hf`` describes it rightly.
@@ -33,8 +36,8 @@ def timm_config(model: nn.Module, plan: Plan, source: Source | None) -> dict[str
     config: dict[str, Any] = {"architecture": ENTRYPOINT}
     pretrained = getattr(model, "pretrained_cfg", None)
     if isinstance(pretrained, Mapping):
-        pretrained = {k: v for k, v in pretrained.items() if v is not None and k not in ("architecture", "state_dict")}
-        config["pretrained_cfg"] = {k: v for k, v in pretrained.items() if _is_json(v)}
+        kept = {k: v for k, v in pretrained.items() if v is not None and k not in ELSEWHERE}
+        config["pretrained_cfg"] = {k: v for k, v in kept.items() if _is_json(v)}
     elif source is not None:
         config["pretrained_cfg"] = _head(source, model)
     for key in ("num_classes", "num_features", "global_pool"):

@@ -47,3 +47,7 @@ class WeightsUnavailable(NormswapError):
 
 class AlreadyConverted(UserWarning):
     """The network was converted before; nothing was changed."""
+
+
+class CheckpointAdapted(UserWarning):
+    """The checkpoint was read after its tensors had been unpacked or renamed; the message says how."""

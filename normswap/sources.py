@@ -7,6 +7,7 @@ import socket
 import threading
 import urllib.parse
 import urllib.request
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
@@ -19,6 +20,7 @@ from normswap.errors import CheckpointError, UnknownModel, WeightsUnavailable
 REGISTRIES = ("timm", "torchvision")
 ENTRYPOINT = "normswap"
 """What timm calls a converted network's architecture; `normswap.entrypoint` registers it."""
+IMPLIED = ("transform_input", "aux_logits")
 WAYS_ON = "pass --weights FILE for a checkpoint you have, or --no-pretrained for random weights"
 
 
@@ -109,12 +111,25 @@ def source_of(model: nn.Module) -> Source | None:
         source = Source.from_dict(remembered.get("source"))
         changed = {key: getattr(model, key) for key in ("num_classes",) if isinstance(getattr(model, key, None), int)}
         return replace(source, arguments=source.arguments | _plain(remembered) | changed)
-    name = config["architecture"] + (f".{config['tag']}" if config.get("tag") else "")
+    registered = config.get("source") not in ("hf-hub", "local-dir")  # a checkpoint's own tag is in no registry
+    name = config["architecture"] + (f".{config['tag']}" if config.get("tag") and registered else "")
     arguments = _plain(remembered)
     num_classes = getattr(model, "num_classes", None)
     if isinstance(num_classes, int):
         arguments.setdefault("num_classes", num_classes)
     return Source("timm", name, arguments)
+
+
+def as_built(source: Source, model: nn.Module) -> Source:
+    """Return the source with the arguments that pretrained weights imply: torchvision's change inputs and heads."""
+    if source.registry != "torchvision":
+        return source
+    implied = {key: value for key in IMPLIED if isinstance(value := getattr(model, key, None), bool)}
+    if hasattr(model, "aux_classifier"):
+        implied["aux_loss"] = model.aux_classifier is not None
+    plain = meta_build(source)
+    implied = {k: v for k, v in implied.items() if k == "aux_loss" or getattr(plain, k, v) != v}
+    return replace(source, arguments=source.arguments | implied)
 
 
 def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,7 +154,7 @@ def _build_timm(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Mo
         config = timm.get_pretrained_cfg(name)
         if config is None or not config.has_weights:
             raise WeightsUnavailable(f"timm has no pretrained weights for {name}; {WAYS_ON}")
-        _must_be_reachable(name, config.url or "", config.hf_hub_id)
+        must_be_reachable(name, config.url or "", config.hf_hub_id)
     model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
     return model
 
@@ -155,17 +170,19 @@ def _build_torchvision(name: str, pretrained: bool, arguments: dict[str, Any]) -
     if "weights_backbone" in accepted:
         arguments = {"weights_backbone": None, **arguments}
     if not pretrained:
-        model: nn.Module = models.get_model(name, weights=None, **arguments)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # some announce another initialization
+            model: nn.Module = models.get_model(name, weights=None, **arguments)
         return model
     choices = models.get_model_weights(name)
     if not len(choices):
         raise WeightsUnavailable(f"torchvision has no pretrained weights for {name}; {WAYS_ON}")
-    _must_be_reachable(name, choices.DEFAULT.url, None)
+    must_be_reachable(name, choices.DEFAULT.url, None)
     trained: nn.Module = models.get_model(name, weights="DEFAULT", **arguments)
     return trained
 
 
-def _must_be_reachable(name: str, url: str, hub_id: str | None) -> None:
+def must_be_reachable(name: str, url: str, hub_id: str | None) -> None:
     """Fail within seconds where neither cache nor network has the weights; the hub's client retries for minutes."""
     if hub_id:
         import huggingface_hub
