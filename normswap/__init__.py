@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         CheckFailed,
         CheckpointAdapted,
         CheckpointError,
+        HubError,
         InvalidOption,
         NeedsExampleInput,
         NormswapError,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     )
     from normswap.families import NormParts, register_conv, register_norm
     from normswap.folding import fold
+    from normswap.hub import push
     from normswap.plan import Action, Entry, Options, Plan
     from normswap.sources import Source
     from normswap.surgery import apply, plan_of
@@ -41,6 +43,7 @@ __all__ = [
     "CheckpointError",
     "Checks",
     "Entry",
+    "HubError",
     "InvalidOption",
     "NeedsExampleInput",
     "NormParts",
@@ -61,6 +64,7 @@ __all__ = [
     "inspect",
     "load",
     "plan_of",
+    "push",
     "register_conv",
     "register_norm",
     "save",
@@ -73,6 +77,7 @@ _HOMES = {
     "conversion": "convert inspect",
     "families": "NormParts register_conv register_norm",
     "folding": "fold",
+    "hub": "push",
     "plan": "Action Entry Options Plan",
     "sources": "Source",
     "surgery": "apply plan_of",

@@ -16,6 +16,7 @@ from normswap.card import model_card
 from normswap.checks import Checks
 from normswap.description import timm_config
 from normswap.errors import CheckpointError, PlanMismatch
+from normswap.fetching import HUB, fetch
 from normswap.plan import Plan
 from normswap.sources import Source, find, meta_build, source_of
 from normswap.standardization import FORMULA
@@ -92,7 +93,7 @@ def load(
     >>> tuned = load("OUT", num_classes=10, weights="last.ckpt")         # what a training tool left behind
 
     Args:
-        directory: The folder.
+        directory: The folder, or ``hf-hub:user/name`` for one that `push` uploaded.
         num_classes: Outputs of a new head; tensors of the head that no longer fit keep their initialization.
         model: The unconverted network to start from, where the checkpoint names no source (your own classes).
         weights: File to take the tensors from instead: a state dict of the converted network after fine-tuning.
@@ -105,14 +106,13 @@ def load(
         CheckpointError: A file is missing, damaged or belongs to another checkpoint.
         PlanMismatch: `model` is not the network the checkpoint was made from.
     """
-    directory = Path(directory)
+    hub = str(directory).startswith(HUB)
+    directory = fetch(str(directory), (WEIGHTS, CONFIG)) if hub else Path(directory)
     config = read_config(directory)
     block = config["normswap"]
     plan = Plan.from_dict(block.get("plan"))
-    if weights is None and _digest(directory / WEIGHTS) != block.get("sha256"):
-        raise CheckpointError(
-            f"{directory / WEIGHTS}: does not belong to {CONFIG} beside it; save the checkpoint again"
-        )
+    if weights is None:
+        verify(directory, config)
     if model is None:
         if block.get("source") is None:
             raise CheckpointError(f"{directory}: names no registered model; pass load(directory, model=YourNetwork())")
@@ -140,6 +140,18 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("normswap"), dict):
         raise CheckpointError(f"{directory / CONFIG}: is not normswap's; pass a folder that normswap wrote")
     return config
+
+
+def verify(directory: Path, config: Mapping[str, Any]) -> None:
+    """Compare the tensors with the digest in the configuration beside them.
+
+    Raises:
+        CheckpointError: They were not saved together.
+    """
+    if _digest(directory / WEIGHTS) != config["normswap"].get("sha256"):
+        raise CheckpointError(
+            f"{directory / WEIGHTS}: does not belong to {CONFIG} beside it; save the checkpoint again"
+        )
 
 
 def names_no_source(directory: Path) -> bool:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from normswap import errors
+from normswap.cli_hub import push
+from normswap.cli_models import open_named
 from normswap.output import FAILED, INTERRUPTED, Output, verb
 from normswap.version import __version__
 
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from normswap.plan import Plan
-    from normswap.sources import Source
 
 EPILOG = "Exit codes: 0 done, 1 failed or a check did not hold, 2 usage, 3 nothing to convert, 130 interrupted."
 
@@ -96,7 +97,7 @@ def convert(
     target = output or Path(folder_name(model))
     if not dry_run and not force and (target / "config.json").exists():
         raise errors.CheckpointError(f"{target}: holds a checkpoint already; pass --force or another -o")
-    network, source = _open(out, model, pretrained, weights, num_classes, shapes, options)
+    network, source = open_named(out, model, pretrained, weights, num_classes, shapes, options)
     if dry_run:
         _show_plan(out, network, options)
         return
@@ -133,7 +134,7 @@ def inspect(
         plan = as_plan(Path(model) / "config.json")
         out.result({"plan": plan.to_dict()}, str(plan))
         return
-    network, _ = _open(out, model, pretrained, weights, num_classes, shapes, options)
+    network, _ = open_named(out, model, pretrained, weights, num_classes, shapes, options)
     _show_plan(out, network, options)
 
 
@@ -188,42 +189,7 @@ def demo(out: Output, plot: Path | None) -> None:
     out.result(result.to_dict(), str(result))
 
 
-def _open(
-    out: Output, name: str, pretrained: bool, weights: Path | None, num_classes: int | None, shapes: tuple[str, ...],
-    options: dict[str, Any],
-) -> tuple[nn.Module, Source | None]:  # fmt: skip
-    """Build the model a user named; where its weights cannot be had, show the plan before failing."""
-    out.note("loading torch and timm …")
-    from normswap.opening import open_model, parse_shape
-
-    options["example_input"] = tuple(parse_shape(shape) for shape in shapes) or None
-    try:
-        network, source = open_model(name, pretrained=pretrained and not weights, num_classes=num_classes)
-    except errors.WeightsUnavailable as error:
-        _show_what_would_happen(out, name, num_classes, options, error)
-        raise
-    if weights is not None:
-        from normswap.weights import fill, read_state_dict
-
-        fill(network, read_state_dict(weights, network.state_dict()), name=str(weights))
-    return network, source
-
-
-def _show_what_would_happen(
-    out: Output, name: str, num_classes: int | None, options: dict[str, Any], error: errors.WeightsUnavailable
-) -> None:
-    from normswap import inspect as inspect_model
-    from normswap import report
-    from normswap.opening import open_model
-
-    try:
-        network, _ = open_model(name, pretrained=False, num_classes=num_classes)
-    except errors.NormswapError:  # a hub name has no architecture either
-        return
-    plan = inspect_model(network, **options)
-    error.partial = {"plan": plan.to_dict()}  # type: ignore[attr-defined]
-    if not out.as_json and not out.quiet:
-        click.echo("\n".join(["would convert:", *report.summary(plan)]))
+cli.add_command(push)
 
 
 def _show_plan(out: Output, network: nn.Module, options: dict[str, Any]) -> None:

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from normswap.errors import InvalidOption, UnknownModel, UnsupportedModel, WeightsUnavailable
+from normswap.fetching import HUB
 from normswap.sources import WAYS_ON, Source, as_built, find, must_be_reachable, source_of
 
-HUB, FOLDER = "hf-hub:", "local-dir:"
+FOLDER = "local-dir:"
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 

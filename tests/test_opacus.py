@@ -44,6 +44,7 @@ class Shapes(nn.Module):
 BUILDS: dict[str, Callable[[], nn.Module]] = {
     "shapes": Shapes,
     "test_efficientnet": lambda: timm.create_model("test_efficientnet", num_classes=CLASSES),
+    "efficientnet_b0": lambda: timm.create_model("efficientnet_b0", num_classes=CLASSES),
 }
 ALL = pytest.mark.parametrize("build", BUILDS.values(), ids=BUILDS)
 FORMS = pytest.mark.parametrize("ws", ["adaptive", "standard"])
