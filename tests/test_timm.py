@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 from timm.models import save_for_hf
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -169,6 +170,16 @@ def test_what_timm_builds_by_itself_is_left_to_timm(name: str, tmp_path: Path) -
         result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         assert torch.equal(create(tmp_path)(x), model(x))
+
+
+@pytest.mark.parametrize("ws", ["adaptive", "standard"])
+def test_timms_plain_network_computes_the_same_with_the_file(ws: str, tmp_path: Path) -> None:
+    model, x = normswap.convert(trained("resnet18"), ws=ws), torch.randn(2, 3, 64, 64)
+    normswap.save(model, tmp_path)
+    plain = timm.create_model("resnet18", norm_layer="groupnorm").eval()
+    missed = plain.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
+    assert not missed.missing_keys
+    torch.testing.assert_close(plain(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("changed", [{"groups": 16}, {"ws": "adaptive"}, {"exclude": "bn1"}], ids=str)
