@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from normswap.atomic import replacing
 from normswap.card import model_card
 from normswap.checks import Checks
-from normswap.description import timm_config
+from normswap.description import recall, timm_config
 from normswap.errors import CheckpointError, PlanMismatch
 from normswap.fetching import HUB, fetch
 from normswap.plan import Plan
@@ -122,6 +122,7 @@ def load(
     path = directory / WEIGHTS if weights is None else Path(weights)
     state = read_state_dict(path, model.state_dict())
     fill(model, state, name=str(path), may_drop_head=num_classes is not None)
+    recall(model, config)
     return model.eval()
 
 

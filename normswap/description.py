@@ -27,6 +27,14 @@ def remember(model: nn.Module, plan: Plan) -> None:
     vars(model).update(pretrained_cfg=config, default_cfg=config, _model_args=arguments)
 
 
+def recall(model: nn.Module, config: Mapping[str, Any]) -> None:
+    """Give a network of timm the preprocessing that its checkpoint states, rather than its architecture's usual one."""
+    usual, stated = getattr(model, "pretrained_cfg", None), config.get("pretrained_cfg")
+    if isinstance(usual, Mapping) and isinstance(stated, Mapping):
+        known = {**usual, **stated}
+        vars(model).update(pretrained_cfg=known, default_cfg=known)
+
+
 def timm_config(model: nn.Module, plan: Plan, source: Source | None) -> dict[str, Any]:
     """Return config.json as far as timm reads it; a network without a source has nothing that timm could build.
 
@@ -38,6 +46,9 @@ def timm_config(model: nn.Module, plan: Plan, source: Source | None) -> dict[str
     if isinstance(pretrained, Mapping):
         kept = {k: v for k, v in pretrained.items() if v is not None and k not in ELSEWHERE}
         config["pretrained_cfg"] = {k: v for k, v in kept.items() if _is_json(v)}
+        channels = {} if source is None else source.arguments
+        if "in_chans" in channels and "input_size" in kept:
+            config["pretrained_cfg"]["input_size"] = [channels["in_chans"], *kept["input_size"][1:]]
     elif source is not None:
         config["pretrained_cfg"] = _head(source, model)
     for key in ("num_classes", "num_features", "global_pool"):

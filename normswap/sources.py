@@ -20,6 +20,8 @@ from normswap.errors import CheckpointError, UnknownModel, WeightsUnavailable
 REGISTRIES = ("timm", "torchvision")
 ENTRYPOINT = "normswap"
 """What timm calls a converted network's architecture; `normswap.entrypoint` registers it."""
+WEIGHTS_FROM = frozenset(["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"])
+"""Arguments of timm's builders with which a checkpoint's configuration could have other files read."""
 IMPLIED = ("transform_input", "aux_logits")
 WAYS_ON = "pass --weights FILE for a checkpoint you have, or --no-pretrained for random weights"
 
@@ -45,8 +47,11 @@ class Source:
         Raises:
             UnknownModel: The registry does not hold it.
             WeightsUnavailable: The pretrained weights do not exist or cannot be reached.
+            CheckpointError: The arguments name files to read.
         """
         arguments = {**self.arguments, **arguments}
+        if elsewhere := WEIGHTS_FROM & set(arguments):
+            raise CheckpointError(f"source {self.name}: {min(elsewhere)} names weights; an architecture has none")
         if self.registry == "timm":
             return _build_timm(self.name, pretrained, arguments)
         return _build_torchvision(self.name, pretrained, arguments)

@@ -203,6 +203,43 @@ def test_a_configuration_cannot_name_code(folder: Path, tmp_path: Path) -> None:
         create(tmp_path / "OUT")
 
 
+class Touch:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> object:
+        return Path.touch, (self.path,)
+
+
+def test_pickles_are_not_executed(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "config.json", tmp_path)
+    torch.save({"state_dict": Touch(tmp_path / "owned")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(RuntimeError, match="weights_only"):
+        create(tmp_path)
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("where", ["model_args", "source"])
+def test_a_configuration_cannot_have_other_files_read(where: str, folder: Path, tmp_path: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    arguments = config["model_args"] if where == "model_args" else config["model_args"]["source"]["arguments"]
+    arguments["checkpoint_path"] = "/etc/hostname"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(normswap.CheckpointError, match="checkpoint_path names weights; an architecture has none"):
+        timm.create_model(f"local-dir:{tmp_path}")
+
+
+def test_other_input_channels_are_saved_as_they_are(folder: Path, tmp_path: Path) -> None:
+    gray, x = create(folder, in_chans=1), torch.randn(1, 1, 64, 64)
+    save_for_hf(gray, str(tmp_path / "theirs"), safe_serialization=True)
+    normswap.save(gray, tmp_path / "ours")
+    for again in (create(tmp_path / "theirs"), create(tmp_path / "ours"), normswap.load(tmp_path / "ours")):
+        assert torch.equal(again(x), gray(x))
+        assert again.pretrained_cfg["input_size"][0] == 1
+
+
 SCRIPT = """
 import sys
 import timm, torch
