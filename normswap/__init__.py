@@ -7,6 +7,7 @@ from normswap.entrypoint import register
 from normswap.version import __version__
 
 if TYPE_CHECKING:
+    from normswap.calibration import calibrate
     from normswap.checking import check
     from normswap.checkpoint import load, save
     from normswap.checks import Checks
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from normswap.errors import (
         AlreadyConverted,
         BadStatistics,
+        CalibrationFailed,
         CheckFailed,
         CheckpointAdapted,
         CheckpointError,
@@ -38,6 +40,7 @@ __all__ = [
     "Action",
     "AlreadyConverted",
     "BadStatistics",
+    "CalibrationFailed",
     "CheckFailed",
     "CheckpointAdapted",
     "CheckpointError",
@@ -58,6 +61,7 @@ __all__ = [
     "WeightsUnavailable",
     "__version__",
     "apply",
+    "calibrate",
     "check",
     "convert",
     "fold",
@@ -71,6 +75,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "calibration": "calibrate",
     "checking": "check",
     "checkpoint": "load save",
     "checks": "Checks",

@@ -1,5 +1,6 @@
 """Convert a model: inspect, rehearse on the meta device, apply. The orchestrator of the other files."""
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -9,8 +10,10 @@ from torch import nn
 
 from normswap.checking import structural_checks
 from normswap.copying import copy_model, meta_copy
-from normswap.errors import AlreadyConverted, CheckFailed, NothingToConvert
+from normswap.errors import AlreadyConverted, CheckFailed, InvalidOption, NothingToConvert
+from normswap.groups import group_counts
 from normswap.layers import WeightStandardized
+from normswap.moments import measure_drift
 from normswap.plan import Options, Plan, flat_overrides
 from normswap.planning import make_plan
 from normswap.surgery import PLAN, apply
@@ -21,12 +24,14 @@ from normswap.wrapping import refuse_unsupported, unwrap
 def convert(
     model: nn.Module,
     *,
-    groups: int = 32,
+    groups: int | str = 32,
     group_size: int | None = None,
     to: str = "group",
     ws: str = "auto",
     affine: str = "match",
+    shrink: float = 0.5,
     example_input: Any = None,
+    batches: Iterable[Any] | None = None,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     overrides: Mapping[str, Mapping[str, int | str]] = MappingProxyType({}),
@@ -40,14 +45,18 @@ def convert(
     Args:
         model: Any network; timm, torchvision and your own. ``torch.compile``, DDP and DataParallel are unwrapped.
         groups: Largest group count; each layer gets the largest divisor of its channels that fits (Wu & He 2018).
+            ``"auto"`` gives each layer the count whose statistics move its output least (`normswap.Entry.drift`).
         group_size: Channels a group instead of `groups`.
         to: ``"group"``, ``"layer"`` (one group) or ``"instance"`` (one channel a group).
         ws: Weight standardization of the convolutions in front of replaced norms. ``"adaptive"`` keeps their kernels
             exactly and only training moves them; ``"standard"`` is the paper's (Qiao et al. 2019, equation 2);
             ``"auto"`` is adaptive where the norms are trained and standard where they are fresh; or ``"none"``.
         affine: ``"match"`` finds the affine values with which GroupNorm does what BatchNorm did; ``"copy"`` keeps γ, β.
+        shrink: How far a matched norm draws a sample's variance towards the running one: its epsilon is BatchNorm's
+            plus `shrink` times the running variance of its groups. 0 keeps BatchNorm's epsilon.
         example_input: A tensor, a tuple of positional arguments or a dict of keyword arguments, of which only shapes
             are used; by default it is made up from what the model says about itself.
+        batches: Images, without labels, on which ``groups="auto"`` measures instead of estimating; a few do.
         include: Glob patterns of qualified names; only these layers are touched.
         exclude: Glob patterns of layers to leave alone.
         overrides: Other options for some layers, by glob pattern: ``{"layer4.*": {"groups": 8, "ws": "none"}}``; of
@@ -65,10 +74,10 @@ def convert(
         NeedsExampleInput: No forward pass ran with a made-up input.
         CheckFailed: The rehearsal did not hold; the model is as it was.
     """
-    options = Options(groups, group_size, to, ws, affine, include, exclude, flat_overrides(overrides))  # type: ignore[arg-type]
+    options = Options(groups, group_size, to, ws, affine, shrink, include, exclude, flat_overrides(overrides))  # type: ignore[arg-type]
     refuse_unsupported(model)
     network = unwrap(model)
-    plan, before = _inspected(network, example_input, options)
+    plan, before = _inspected(network, example_input, options, batches)
     if not plan.changes:
         _nothing_to_do(network, plan)
         return network if inplace else copy_model(network)
@@ -80,12 +89,14 @@ def convert(
 def inspect(
     model: nn.Module,
     *,
-    groups: int = 32,
+    groups: int | str = 32,
     group_size: int | None = None,
     to: str = "group",
     ws: str = "auto",
     affine: str = "match",
+    shrink: float = 0.5,
     example_input: Any = None,
+    batches: Iterable[Any] | None = None,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     overrides: Mapping[str, Mapping[str, int | str]] = MappingProxyType({}),
@@ -98,14 +109,27 @@ def inspect(
         UnsupportedModel: It is scripted, quantized, sharded or uninitialized.
         NeedsExampleInput: No forward pass ran with a made-up input.
     """
-    options = Options(groups, group_size, to, ws, affine, include, exclude, flat_overrides(overrides))  # type: ignore[arg-type]
+    options = Options(groups, group_size, to, ws, affine, shrink, include, exclude, flat_overrides(overrides))  # type: ignore[arg-type]
     refuse_unsupported(model)
-    return _inspected(unwrap(model), example_input, options)[0]
+    return _inspected(unwrap(model), example_input, options, batches)[0]
 
 
-def _inspected(model: nn.Module, example_input: Any, options: Options) -> tuple[Plan, Trace]:
+def _inspected(
+    model: nn.Module, example_input: Any, options: Options, batches: Iterable[Any] | None
+) -> tuple[Plan, Trace]:
     found = trace(model, example_input)
-    return make_plan(model, found, options), found
+    plan = make_plan(model, found, options)
+    if batches is None:
+        return plan, found
+    chosen = {
+        entry.name: group_counts(entry.channels, positions=math.prod((entry.shape or ())[2:]))
+        for entry in plan.norms
+        if entry.groups_asked == "auto" and entry.affine == "match" and entry.shape is not None
+    }
+    if not chosen:
+        raise InvalidOption("batches= are for groups='auto' and trained norms; there are none here, leave it out")
+    measured = measure_drift(copy_model(model).eval(), chosen, batches, shrink=options.shrink)
+    return make_plan(model, found, options, measured), found
 
 
 def _nothing_to_do(model: nn.Module, plan: Plan) -> None:

@@ -41,6 +41,10 @@ class CheckFailed(NormswapError):
     """Look at the failed check: the converted network does not behave as promised."""
 
 
+class CalibrationFailed(NormswapError):
+    """Pass other images: too few, or of a kind on which the two networks cannot be compared."""
+
+
 class UnknownModel(NormswapError, LookupError):
     """Choose another model name; the message lists the nearest ones."""
 

@@ -15,6 +15,15 @@ def divisors(number: int) -> list[int]:
     return sorted({*small, *(number // d for d in small)}, reverse=True)
 
 
+def group_counts(num_channels: int, *, positions: int | None = None) -> list[int]:
+    """Return every group count that leaves 2 channels and 16 elements to a group, and 1.
+
+    >>> group_counts(48, positions=1)
+    [3, 2, 1]
+    """
+    return sorted({num_groups_for(num_channels, groups=d, positions=positions) for d in divisors(num_channels)})[::-1]
+
+
 def num_groups_for(
     num_channels: int,
     *,

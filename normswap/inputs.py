@@ -38,6 +38,12 @@ def as_call(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example_input,), {}
 
 
+def call(model: nn.Module, example_input: Any) -> Any:
+    """Return the model's output for a tensor, a tuple of positional arguments or a dict of keyword arguments."""
+    args, kwargs = as_call(example_input)
+    return model(*args, **kwargs)
+
+
 def candidates(model: nn.Module, batch: int = 2) -> Iterator[tuple[Tensor, ...]]:
     """Yield arguments of meta tensors that the model may accept, likeliest first.
 

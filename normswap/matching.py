@@ -3,38 +3,84 @@
 import torch
 from torch import Tensor
 
+CONSTANT = 1e-8
+"""Share of its group's variance below which a channel counts as constant: rounding, not signal."""
+
 
 def closed_form(
-    weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, *, eps: float, num_groups: int
+    weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, *, eps: float, norm_eps: float, num_groups: int
 ) -> tuple[Tensor, Tensor]:
     """Return GroupNorm's (C,) weight and bias from BatchNorm's affine part and running statistics.
 
     BatchNorm in eval mode is ``a·x + b`` with ``a = weight/√(var + eps)`` and ``b = bias − a·mean``. A group of
     channels has mean ``μ = mean(mean)`` and, by the law of total variance, variance
-    ``σ² = mean(var + eps) + mean((mean − μ)²)``. Then ``a·σ`` and ``b + a·μ`` make GroupNorm equal to
+    ``σ² = mean(var) + mean((mean − μ)²)``. Then ``a·√(σ² + norm_eps)`` and ``b + a·μ`` make GroupNorm equal to
     BatchNorm wherever a sample's group statistics are the running ones.
 
     >>> ones, zeros = torch.ones(4), torch.zeros(4)
-    >>> closed_form(ones, zeros, zeros, ones, eps=0.0, num_groups=2)
+    >>> closed_form(ones, zeros, zeros, ones, eps=0.0, norm_eps=0.0, num_groups=2)
     (tensor([1., 1., 1., 1.]), tensor([0., 0., 0., 0.]))
 
-    A channel with zero running variance is constant: any scale reproduces it, so it gets the group's, which keeps it
-    from amplifying noise.
+    A channel without variance is constant: any scale reproduces it, so it gets its group's, which keeps it from
+    amplifying noise.
 
     Args:
         weight: γ, shape (C,).
         bias: β, shape (C,).
         mean: Running mean, shape (C,).
         var: Running variance, shape (C,), not negative.
-        eps: BatchNorm's epsilon; GroupNorm keeps it.
+        eps: BatchNorm's epsilon.
+        norm_eps: GroupNorm's epsilon.
         num_groups: Groups of C/num_groups neighbouring channels.
     """
     dtype = weight.dtype
     weight, bias, mean, var = (value.double() for value in (weight, bias, mean, var))
-    group_mean = _spread(mean.view(num_groups, -1).mean(1), mean)
-    group_var = _spread((var + eps + (mean - group_mean).square()).view(num_groups, -1).mean(1), var)
-    scale = torch.where(var > 0, weight / (var + eps).sqrt(), weight / group_var.sqrt())
-    return (scale * group_var.sqrt()).to(dtype), (bias - scale * (mean - group_mean)).to(dtype)
+    group_mean, group_var = group_moments(mean, var, num_groups)
+    alive = var > CONSTANT * group_var
+    scale = weight / torch.where(alive, var + eps, group_var + norm_eps).sqrt()
+    return (scale * (group_var + norm_eps).sqrt()).to(dtype), (bias - scale * (mean - group_mean)).to(dtype)
+
+
+def group_moments(mean: Tensor, var: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Return the mean and variance of each channel's group, (C,) each, by the law of total variance."""
+    group_mean = _spread(mean, num_groups)
+    return group_mean, _spread(var + (mean - group_mean).square(), num_groups)
+
+
+def damping(mean: Tensor, var: Tensor, *, shrink: float, num_groups: int) -> float:
+    """Return the epsilon that draws a sample's group variance s² towards the running one, σ².
+
+    GroupNorm divides by √(s² + ε). With ε = shrink·σ², σ² averaged over the groups, that is a shrinkage estimate of the
+    variance, ``(s² + shrink·σ²)/(1 + shrink)``, up to a factor the affine part takes up: samples of little contrast are
+    blown up less, as BatchNorm in eval mode does not blow them up at all.
+
+    Args as for `closed_form`.
+    """
+    return shrink * float(group_moments(mean.double(), var.double(), num_groups)[1].mean())
+
+
+def drift(weight: Tensor, mean: Tensor, var: Tensor, *, eps: float, norm_eps: float, num_groups: int) -> float:
+    """Return how far a sample's own statistics can be expected to move the output, relative to its variation.
+
+    The statistics of a sample scatter around the running ones. Were all of a channel's variance ``v`` between samples
+    and no two channels alike, a group of m channels with mean μ and variance σ² would have a mean with variance
+    ``D = mean(v)/m`` and a variance with variance ``K = mean(2v² + 4v·(mean − μ)²)/m``. To first order the matched
+    output ``a·x`` of a channel then moves by ``a²·(D + (v + (mean − μ)²)·K/(4·(σ² + norm_eps)²))`` in the mean square.
+    The result is the root of that, summed over the channels, over the outputs' own variance ``a²·v``: 0 moves nothing,
+    1 as much as the samples differ. Positions inside a sample average out, so that real images move it less; layers
+    and group counts compare all the same.
+
+    Args as for `closed_form`.
+    """
+    weight, mean, var = weight.double(), mean.double(), var.double()
+    size = mean.numel() // num_groups
+    group_mean, group_var = group_moments(mean, var, num_groups)
+    distance = (mean - group_mean).square()
+    mean_moves = _spread(var, num_groups) / size
+    var_moves = _spread(2 * var.square() + 4 * var * distance, num_groups) / size
+    gain = (weight / (var + eps).sqrt()).square() * (var > CONSTANT * group_var)
+    moved = gain * (mean_moves + (var + distance) * var_moves / (4 * (group_var + norm_eps).square().clamp_min(1e-300)))
+    return float((moved.sum() / (gain * var).sum().clamp_min(1e-300)).sqrt())
 
 
 def scale_and_shift(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
@@ -77,5 +123,7 @@ def centred(rows: Tensor) -> Tensor:
     return torch.where(std > 0, wide / std.clamp_min(1e-300) * common, wide).to(rows.dtype)
 
 
-def _spread(groups: Tensor, channels: Tensor) -> Tensor:
-    return groups.repeat_interleave(channels.numel() // groups.numel())
+def _spread(channels: Tensor, num_groups: int) -> Tensor:
+    """Average (C,) values over each group and give every channel its group's average."""
+    size = channels.numel() // num_groups
+    return channels.view(num_groups, size).mean(1).repeat_interleave(size)

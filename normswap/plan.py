@@ -1,6 +1,7 @@
 """The plan: an immutable record of what happens to every norm and every convolution, and why."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
@@ -34,18 +35,22 @@ def _chosen(option: str, value: str, allowed: tuple[str, ...]) -> None:
 class Options:
     """What the user asked for; see `normswap.convert` for each."""
 
-    groups: int = 32
+    groups: int | str = 32
     group_size: int | None = None
     to: str = "group"
     ws: str = "auto"
     affine: str = "match"
+    shrink: float = 0.5
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     overrides: tuple[tuple[str, str, int | str], ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse values no layer could be converted with."""
-        num_groups_for(1, groups=self.groups, group_size=self.group_size, to=self.to)
+        counted = 1 if self.groups == "auto" else self.groups
+        num_groups_for(1, groups=counted, group_size=self.group_size, to=self.to)  # type: ignore[arg-type]
+        if not isinstance(self.shrink, (int, float)) or not 0 <= self.shrink < math.inf:
+            raise InvalidOption(f"shrink={self.shrink!r} must be a number of at least 0")
         for pattern, option, value in self.overrides:
             _chosen(f"the option in overrides[{pattern!r}]", option, ("groups", "group_size", "to", "ws"))
             replace(self, overrides=(), **{option: value})  # type: ignore[arg-type]
@@ -92,8 +97,10 @@ class Entry:
         feeds: For a convolution, the first ones downstream.
         channels: Channels of a norm, output channels of a convolution.
         shape: (N, C, *) shape of a norm's input in the trace; None if it was not reached.
-        groups_asked: Group count wanted; `groups` the one used.
-        eps: Epsilon of the norm, or of the standardization.
+        groups_asked: Group count wanted, or ``"auto"``; `groups` the one used.
+        eps: Epsilon of the new norm, or of the standardization.
+        drift: How far a sample's own statistics can be expected to move a matched norm's output, relative to the
+            output's variation (`normswap.matching.drift`); None where there are no statistics to tell.
         affine: ``"match"`` or ``"copy"``: where the affine values of the new norm come from.
         then: Modules inside a norm subclass that keep running after the normalization.
         ws: ``"adaptive"`` or ``"standard"``.
@@ -110,9 +117,10 @@ class Entry:
     feeds: tuple[str, ...] = ()
     channels: int = 0
     shape: tuple[int, ...] | None = None
-    groups_asked: int | None = None
+    groups_asked: int | str | None = None
     groups: int | None = None
     eps: float | None = None
+    drift: float | None = None
     affine: str | None = None
     then: tuple[str, ...] = ()
     ws: str | None = None

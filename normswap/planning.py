@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -18,6 +19,7 @@ from normswap.families import (
     norm_parts,
     out_channels,
 )
+from normswap.fitting import Measured, fit_norm, is_trained
 from normswap.graph import Kind
 from normswap.groups import num_groups_for
 from normswap.inputs import describe
@@ -32,12 +34,22 @@ _ARITHMETIC = frozenset(
 )
 
 
+AUTO = 32
+"""Largest group count that ``groups="auto"`` gives a norm without statistics to choose by."""
+
 NAMED = (Kind.CONV, Kind.LINEAR, Kind.NORM)
 """Kinds of nodes that carry a layer's name; others carry an operator's."""
 
 
-def make_plan(model: nn.Module, trace: Trace, options: Options) -> Plan:
-    """Return the plan for `model`: one entry for every BatchNorm-like module and every convolution."""
+def make_plan(model: nn.Module, trace: Trace, options: Options, measured: Measured = MappingProxyType({})) -> Plan:
+    """Return the plan for `model`: one entry for every BatchNorm-like module and every convolution.
+
+    Args:
+        model: The network, unconverted.
+        trace: What a forward pass of it showed.
+        options: What the user asked for.
+        measured: Drift by norm and group count, where images told; else it is estimated from the running statistics.
+    """
     names = module_names(model)
     modules = {found[0]: module for module in model.modules() for found in [names[id(module)]]}
     norms = {
@@ -51,21 +63,11 @@ def make_plan(model: nn.Module, trace: Trace, options: Options) -> Plan:
         for name, m in modules.items()
         if is_conv(m) or isinstance(m, WeightStandardized) or name in trace.convs
     }
-    matched = {name for name in trained if norm_parts(modules[name]).mean is not None}
-    norms = {name: _plan_affine(entry, options, matched) for name, entry in norms.items()}
-    planned = norms | _share_fate_of_tied_weights(convs, modules)
+    convs = _share_fate_of_tied_weights(convs, modules)
+    norms = {name: fit_norm(entry, options, modules, convs, measured) for name, entry in norms.items()}
+    planned = norms | convs
     entries = tuple(planned[name] for name in modules if name in planned)
     return Plan(options, entries, tuple(_warnings(modules, norms, trace)), describe(trace.inputs))
-
-
-def is_trained(norm: nn.Module) -> bool:
-    """Tell whether a norm's statistics or affine part have left their initial values (0 and 1)."""
-    parts = norm_parts(norm)
-    for value, fresh in ((parts.mean, 0), (parts.var, 1), (parts.bias, 0)):
-        if value is not None and not value.is_meta and bool((value != fresh).any()):
-            return True
-    weight = parts.weight  # some networks start with a weight of zero throughout
-    return weight is not None and not weight.is_meta and bool((weight != weight[0]).any())
 
 
 def _plan_norm(
@@ -86,7 +88,8 @@ def _plan_norm(
         return replace(base, reason=obstacle)
     if channels * (positions or 2) < 2:
         return replace(base, action=Action.SCALE, reason="sees one value a sample, which any group would erase")
-    groups = num_groups_for(channels, groups=own.groups, group_size=own.group_size, to=own.to, positions=positions)
+    counted = AUTO if own.groups == "auto" else int(own.groups)
+    groups = num_groups_for(channels, groups=counted, group_size=own.group_size, to=own.to, positions=positions)
     asked = {"layer": 1, "instance": channels}.get(own.to) or (
         own.groups if own.group_size is None else max(channels // own.group_size, 1)
     )
@@ -95,14 +98,14 @@ def _plan_norm(
     )
 
 
-def _norm_reason(facts: NormFacts | None, groups: int, asked: int) -> str:
+def _norm_reason(facts: NormFacts | None, groups: int, asked: int | str) -> str:
     if facts is None:
         return "never runs; replaced all the same"
     kinds = sorted({node.kind.value if node.kind in NAMED else node.name for node in facts.fed_by})
     via = "+".join(sorted(kind.value for kind in facts.via))
     one = "one " if len(facts.fed_by) == 1 and facts.fed_by[0].kind in NAMED else ""
     source = f"follows {one}{' and '.join(kinds) or 'constants'}"
-    fewer = f"; {groups} of {asked} groups fit" if groups != asked else ""
+    fewer = f"; {groups} of {asked} groups fit" if groups != asked and asked != "auto" else ""
     return f"{source}{f' through {via}' if via else ''}{fewer}"
 
 
@@ -175,13 +178,6 @@ def _conv_obstacle(conv: nn.Module, facts: ConvFacts | None, norms: dict[str, En
     if conv._parameters["weight"].numel() == out_channels(conv):  # type: ignore[union-attr]
         return "one weight a filter (fan-in 1): standardizing would erase it"
     return ""
-
-
-def _plan_affine(entry: Entry, options: Options, matched: set[str]) -> Entry:
-    """Match a trained norm's running statistics; a fresh one's say nothing, so its affine part is copied."""
-    if not entry.changes:
-        return entry
-    return replace(entry, affine=options.affine if entry.name in matched else "copy")
 
 
 def _share_fate_of_tied_weights(convs: dict[str, Entry], modules: dict[str, nn.Module]) -> dict[str, Entry]:

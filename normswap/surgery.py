@@ -12,9 +12,10 @@ from normswap.description import remember
 from normswap.errors import BadStatistics, PlanMismatch, UnsupportedModel
 from normswap.families import fold_methods, has_kernel, is_batch_norm, norm_parts, out_channels
 from normswap.layers import ChannelScale, GroupNormAct, WeightStandardized, carry_state, ws_class
-from normswap.matching import centred, closed_form, scale_and_shift, standardized_statistics
+from normswap.matching import centred, closed_form, scale_and_shift
 from normswap.plan import Entry, Plan, as_plan
-from normswap.standardization import common_scale, filters, gain_and_offset
+from normswap.standardization import gain_and_offset
+from normswap.statistics import statistics_before, usable
 from normswap.wrapping import unwrap
 
 PLAN = "_normswap_plan"
@@ -47,15 +48,16 @@ def apply(model: nn.Module, plan: Plan | str | PathLike[str], *, inplace: bool =
     """
     plan = as_plan(plan)
     model = unwrap(model)
-    _verify(model, plan)
+    verify(model, plan)
     model = model if inplace else copy_model(model)
     modules = dict(model.named_modules(remove_duplicate=False))
+    convs = {entry.name: entry for entry in plan.convs}
     replacements: dict[int, nn.Module] = {}
     changes: list[Change] = []
     for entry in plan.changes:
         old = modules[entry.name]
         if entry.role == "norm":
-            new, values = _replaced_norm(entry, old, _standard_feeder(entry, plan, modules))
+            new, values = _replaced_norm(entry, old, statistics_before(entry, modules, convs))
         else:
             new, values = _weight_standardized(entry, old)
         replacements[id(old)] = new
@@ -87,7 +89,8 @@ def plan_of(model: nn.Module) -> Plan:
     return plan
 
 
-def _verify(model: nn.Module, plan: Plan) -> None:
+def verify(model: nn.Module, plan: Plan) -> None:
+    """Raise `PlanMismatch` unless `model` is an unconverted network that the plan fits."""
     names = module_names(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     for entry in plan.changes:
@@ -104,7 +107,9 @@ def _verify(model: nn.Module, plan: Plan) -> None:
             )
 
 
-def _replaced_norm(entry: Entry, old: nn.Module, feeder: nn.Module | None) -> tuple[nn.Module, list[Change]]:
+def _replaced_norm(
+    entry: Entry, old: nn.Module, statistics: tuple[Tensor, Tensor] | None
+) -> tuple[nn.Module, list[Change]]:
     """Build a norm's replacement and the affine values it gets once it is in place."""
     assert entry.eps is not None
     parts = norm_parts(old)
@@ -119,9 +124,9 @@ def _replaced_norm(entry: Entry, old: nn.Module, feeder: nn.Module | None) -> tu
             value = nn.Parameter(fixed.detach().clone(), requires_grad=False)
         new._parameters[key] = value
     carry_state(old, new)
-    if entry.affine != "match" or new.weight.is_meta or parts.mean is None or parts.var is None:
+    if entry.affine != "match" or new.weight.is_meta or statistics is None:
         return new, []
-    gamma, beta = _matched(entry, new, parts.mean, parts.var, feeder)
+    gamma, beta = _matched(entry, new, *statistics, eps=parts.eps)
     return new, [(new.weight, gamma), (new.bias, beta)]
 
 
@@ -136,30 +141,16 @@ def _empty(entry: Entry, then: dict[str, nn.Module]) -> nn.GroupNorm | ChannelSc
 
 
 def _matched(
-    entry: Entry, new: nn.GroupNorm | ChannelScale, mean: Tensor, var: Tensor, feeder: nn.Module | None
+    entry: Entry, new: nn.GroupNorm | ChannelScale, mean: Tensor, var: Tensor, *, eps: float
 ) -> tuple[Tensor, Tensor]:
-    assert entry.eps is not None
-    if not bool(torch.isfinite(mean).all() & torch.isfinite(var).all() & (var >= 0).all()):
+    if not usable(mean, var):
         raise BadStatistics(
             f"{entry.name}: running statistics are negative or not finite; repair the checkpoint or pass affine='copy'"
         )
-    if feeder is not None:
-        rows = filters(feeder.weight.detach())  # type: ignore[operator]
-        rows = rows / common_scale(rows)
-        mean, var = standardized_statistics(rows, feeder.bias, mean, var)  # type: ignore[arg-type]
     weight, bias = new.weight.detach(), new.bias.detach()
-    if entry.groups is None:
-        return scale_and_shift(weight, bias, mean, var, eps=entry.eps)
-    return closed_form(weight, bias, mean, var, eps=entry.eps, num_groups=entry.groups)
-
-
-def _standard_feeder(norm: Entry, plan: Plan, modules: Mapping[str, nn.Module]) -> nn.Module | None:
-    """Return the one convolution in front of a norm, where the standard form changes its kernel."""
-    feeder = next((e for e in plan.convs if norm.fed_by == (e.name,)), None)
-    if feeder is None or feeder.ws != "standard" or feeder.channels != norm.channels:
-        return None
-    conv = modules[feeder.name]
-    return None if getattr(conv, "transposed", False) else conv
+    if entry.groups is None or entry.eps is None:
+        return scale_and_shift(weight, bias, mean, var, eps=eps)
+    return closed_form(weight, bias, mean, var, eps=eps, norm_eps=entry.eps, num_groups=entry.groups)
 
 
 def _weight_standardized(entry: Entry, old: nn.Module) -> tuple[nn.Module, list[Change]]:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import normswap
-from normswap.matching import centred, closed_form
+from normswap.matching import centred, closed_form, drift
 
 
 def trained(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
@@ -25,11 +25,12 @@ def sample_with_running_statistics(norm: nn.BatchNorm2d, side: int = 8) -> Tenso
     return x * std[:, None, None] + mean[:, None, None]
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4, 8])
-def test_exact_where_a_sample_has_the_running_statistics(groups: int) -> None:
+@pytest.mark.parametrize("shrink", [0, 0.5, 3])
+@pytest.mark.parametrize("groups", [1, 2, 4, 8, "auto"])
+def test_exact_where_a_sample_has_the_running_statistics(groups: int | str, shrink: float) -> None:
     norm = trained(nn.BatchNorm2d(16))
     x = sample_with_running_statistics(norm)
-    result = normswap.convert(norm, groups=groups, example_input=x.float())
+    result = normswap.convert(norm, groups=groups, shrink=shrink, example_input=x.float())
     torch.testing.assert_close(result.double()(x), norm.double()(x), rtol=1e-5, atol=1e-5)
 
 
@@ -43,10 +44,94 @@ def test_copy_is_far_off_on_the_same_sample() -> None:
 
 def test_constant_channels_do_not_amplify() -> None:
     values = [torch.tensor(v) for v in ([1.0, 1.0], [0.5, 0.5], [3.0, 0.0], [0.0, 1.0])]
-    gamma, beta = closed_form(*values, eps=1e-5, num_groups=1)
+    gamma, beta = closed_form(*values, eps=1e-5, norm_eps=1e-5, num_groups=1)
     assert gamma[0] == 1.0  # not 1/√eps = 316 times as much
     group_mean, group_std = 1.5, (0.5 * (1 + 2.25 + 2.25) + 1e-5 - 0.0) ** 0.5
     assert gamma[0] * (3.0 - group_mean) / group_std + beta[0] == pytest.approx(0.5, abs=0.3)
+
+
+def test_tiny_variance_is_constant_too() -> None:
+    norm = trained(nn.BatchNorm2d(16, eps=1e-12))
+    norm.running_var[3] = 1e-13  # type: ignore[index]
+    result = normswap.convert(norm, groups=1, shrink=0, example_input=torch.zeros(2, 16, 8, 8))
+    assert result.weight.abs().max() < 100  # type: ignore[operator, union-attr]
+
+
+def test_shrink_sets_the_epsilon_and_zero_keeps_it() -> None:
+    norm = trained(nn.BatchNorm2d(16, eps=1e-3))
+    x = torch.zeros(2, 16, 8, 8)
+    mean, var = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert var is not None
+    assert normswap.convert(norm, groups=1, shrink=0, example_input=x).eps == 1e-3
+    whole = float(var.mean() + mean.var(correction=0))
+    assert normswap.convert(norm, groups=1, shrink=2, example_input=x).eps == pytest.approx(1e-3 + 2 * whole)
+    assert normswap.convert(norm, groups=1, affine="copy", example_input=x).eps == 1e-3
+    assert normswap.convert(nn.BatchNorm2d(16), groups=1, example_input=x).eps == 1e-5  # fresh: nothing to draw to
+
+
+def moved(norm: nn.BatchNorm2d, groups: int, shrink: float) -> float:
+    """Measure, on samples whose channels are normal and independent, what `drift` estimates."""
+    generator = torch.Generator().manual_seed(1)
+    mean, std = norm.running_mean.double(), norm.running_var.double().sqrt()  # type: ignore[union-attr]
+    x = torch.randn(20000, norm.num_features, generator=generator, dtype=torch.float64) * std + mean
+    result = normswap.convert(norm, groups=groups, shrink=shrink, example_input=torch.zeros(2, norm.num_features, 4, 4))
+    off = result.double()(x) - torch.nn.functional.batch_norm(
+        x, mean, std.square(), norm.weight.double(), norm.bias.double(), eps=norm.eps
+    )
+    gain = norm.weight.double() / (std.square() + norm.eps).sqrt()
+    return (off.square().mean(0).sum() / (gain * std).square().sum()).sqrt().item()
+
+
+@pytest.mark.parametrize("shrink", [0, 0.5, 5])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_drift_foretells_what_independent_samples_show(groups: int, shrink: float) -> None:
+    norm = trained(nn.BatchNorm2d(64))
+    plan = normswap.inspect(norm, groups=groups, shrink=shrink, example_input=torch.zeros(2, 64, 4, 4))
+    assert plan.norms[0].drift == pytest.approx(moved(norm, groups, shrink), rel=0.15)
+
+
+def test_drift_falls_with_larger_groups_and_stronger_shrinking() -> None:
+    ones, zeros = torch.ones(32), torch.zeros(32)
+    by_groups = [drift(ones, zeros, ones, eps=0, norm_eps=0, num_groups=groups) for groups in (1, 4, 32)]
+    assert by_groups == sorted(by_groups)
+    assert by_groups[2] == pytest.approx(1.5**0.5)  # one channel a group: its mean, and half its variance again
+    by_eps = [drift(ones, zeros, ones, eps=0, norm_eps=eps, num_groups=4) for eps in (10, 1, 0)]
+    assert by_eps == sorted(by_eps)
+
+
+def test_auto_keeps_a_loud_half_away_from_a_quiet_one() -> None:
+    norm = trained(nn.BatchNorm2d(32))
+    with torch.no_grad():
+        norm.weight.fill_(1)
+        norm.running_mean.zero_()  # type: ignore[union-attr]
+        norm.running_var[:16], norm.running_var[16:] = 1e-4, 1e2  # type: ignore[index]
+    x = torch.zeros(2, 32, 8, 8)
+    assert normswap.inspect(norm, groups="auto", example_input=x).norms[0].groups == 2
+    norm.running_var.fill_(1)  # type: ignore[union-attr]
+    assert normswap.inspect(norm, groups="auto", example_input=x).norms[0].groups == 1
+    assert (
+        normswap.inspect(nn.BatchNorm2d(96), groups="auto", example_input=torch.zeros(2, 96, 8, 8)).norms[0].groups
+        == 32
+    )
+
+
+def test_auto_measures_on_images() -> None:
+    norm = trained(nn.BatchNorm2d(32))
+    with torch.no_grad():
+        norm.weight.fill_(1)
+        norm.bias.zero_()
+        norm.running_mean.zero_()  # type: ignore[union-attr]
+        norm.running_var.fill_(1.01)  # type: ignore[union-attr]
+    own = torch.randn(64, 2, 1, 1, 1).expand(64, 2, 16, 8, 8).flatten(1, 2)  # each half moves as one
+    alternating = own * torch.tensor([1.0, -1.0]).repeat(16).view(1, 32, 1, 1) + 0.1 * torch.randn(64, 32, 8, 8)
+    plan = normswap.inspect(norm, groups="auto", batches=[alternating], example_input=alternating[:2])
+    entry = plan.norms[0]
+    assert entry.drift is not None
+    shown = normswap.apply(norm, plan)(alternating) - norm(alternating)
+    assert entry.drift == pytest.approx((shown.square().mean().sqrt() / norm(alternating).std()).item(), rel=0.02)
+    with pytest.raises(normswap.InvalidOption, match="batches= are for groups='auto'"):
+        normswap.inspect(norm, groups=4, batches=[alternating], example_input=alternating[:2])
 
 
 @pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])

@@ -1,0 +1,167 @@
+"""Calibration on the shipped digits: it helps, it never harms, and it says which."""
+
+import copy
+import warnings
+import weakref
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import normswap
+from normswap.calibration import calibration
+from normswap.demo import accuracy
+from normswap.digits import digits_resnet, load_digits
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return load_digits()
+
+
+@pytest.fixture(scope="module")
+def original() -> nn.Module:
+    return digits_resnet()
+
+
+@pytest.fixture
+def converted(original: nn.Module) -> nn.Module:
+    return normswap.convert(original, affine="copy", ws="adaptive", example_input=torch.zeros(2, 1, 8, 8))
+
+
+def test_moments_bring_back_what_copying_lost(
+    converted: nn.Module, original: nn.Module, digits: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> None:
+    images, _, test_images, test_labels = digits
+    before = accuracy(converted, test_images, test_labels)
+    kernel = converted.state_dict()["conv1.weight"].clone()
+    result = calibration(converted, original, images.split(64))
+    assert result.kept == "matched"
+    assert accuracy(converted, test_images, test_labels) > before + 20
+    assert torch.equal(converted.state_dict()["conv1.weight"], kernel)
+
+
+def test_distillation_goes_further_and_is_seeded(
+    converted: nn.Module, original: nn.Module, digits: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> None:
+    images, labels, test_images, test_labels = digits
+    loader = DataLoader(TensorDataset(images, labels), batch_size=32, shuffle=True)
+    before = torch.get_rng_state()
+    again = copy.deepcopy(converted)
+    result = calibration(converted, original, loader, steps=60, seed=3)
+    assert torch.equal(before, torch.get_rng_state())
+    assert result.kept == "distilled"
+    assert accuracy(converted, test_images, test_labels) > 0.95 * accuracy(original, test_images, test_labels)
+    normswap.calibrate(again, original, loader, steps=60, seed=3)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), converted.parameters(), strict=True))
+    assert normswap.check(converted, original, example_input=images[:2])
+
+
+def test_never_worse_and_says_so(original: nn.Module, digits: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    converted = normswap.convert(original, example_input=torch.zeros(2, 1, 8, 8))
+    before = {key: value.clone() for key, value in converted.state_dict().items()}
+    noise = [100 * torch.randn(16, 1, 8, 8) for _ in range(3)]
+    with pytest.warns(UserWarning, match="calibration did not help and nothing was changed"):
+        normswap.calibrate(converted, original, noise, held_back=[digits[0][:64]])
+    assert all(torch.equal(value, before[key]) for key, value in converted.state_dict().items())
+
+
+def test_only_the_converted_network_changes(
+    converted: nn.Module, original: nn.Module, digits: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> None:
+    original.train()
+    state = {key: value.clone() for key, value in original.state_dict().items()}
+    converted.train()
+    parameters = list(converted.parameters())
+    flags = [parameter.requires_grad for parameter in parameters]
+    assert normswap.calibrate(converted, original, digits[0].split(64), steps=2) is converted
+    assert all(torch.equal(value, state[key]) for key, value in original.state_dict().items())
+    assert original.training
+    assert converted.training
+    assert all(a is b for a, b in zip(converted.parameters(), parameters, strict=True))
+    assert [parameter.requires_grad for parameter in converted.parameters()] == flags
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in converted.modules())
+    original.eval()
+
+
+def test_a_generator_is_read_once_and_in_pieces(
+    converted: nn.Module, original: nn.Module, digits: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> None:
+    seen: list[weakref.ref[Tensor]] = []
+
+    def stream() -> Iterator[Tensor]:
+        for index in range(60):
+            batch = digits[0][index * 8 : index * 8 + 8].clone()
+            seen.append(weakref.ref(batch))
+            yield batch
+            assert sum(reference() is not None for reference in seen) < 25, "batches pile up"
+
+    assert calibration(converted, original, stream()).kept == "matched"
+    with pytest.raises(normswap.InvalidOption, match="no generator"):
+        normswap.calibrate(converted, original, stream(), steps=5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gains_too(
+    dtype: torch.dtype, original: nn.Module, digits: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> None:
+    half = copy.deepcopy(original).to(dtype)
+    converted = normswap.convert(half, affine="copy", ws="adaptive", example_input=torch.zeros(2, 1, 8, 8, dtype=dtype))
+    result = calibration(converted, half, digits[0].split(64), steps=10)
+    assert result.scores[result.kept] < 0.7 * result.scores["converted"]
+    assert {parameter.dtype for parameter in converted.parameters()} == {dtype}
+    test_images = digits[2].to(dtype)
+    assert accuracy(converted, test_images, digits[3]) > 80
+
+
+def test_frozen_norms_find_their_own_values(digits: tuple[Tensor, Tensor, Tensor, Tensor], original: nn.Module) -> None:
+    frozen = copy.deepcopy(original).requires_grad_(False)
+    converted = normswap.convert(frozen, affine="copy", ws="adaptive", example_input=torch.zeros(2, 1, 8, 8))
+    assert calibration(converted, frozen, digits[0].split(64), steps=10).kept == "distilled"
+    assert not any(parameter.requires_grad for parameter in converted.parameters())
+
+
+def test_bad_input_is_named(converted: nn.Module, original: nn.Module) -> None:
+    one = torch.zeros(1, 1, 8, 8)
+    with pytest.raises(normswap.CalibrationFailed, match="at least two images"):
+        normswap.calibrate(converted, original, [one])
+    with pytest.raises(normswap.CalibrationFailed, match="at least two images"):
+        normswap.calibrate(converted, original, [])
+    with pytest.raises(normswap.PlanMismatch, match="carries no plan"):
+        normswap.calibrate(original, original, [one, one])
+    with pytest.raises(normswap.PlanMismatch, match="no such layer|was made for"):
+        normswap.calibrate(converted, nn.Sequential(nn.BatchNorm2d(1)), [one, one])
+    with pytest.raises(normswap.InvalidOption, match="must not be negative"):
+        normswap.calibrate(converted, original, [one, one], steps=-1)
+
+
+def test_one_batch_is_split(
+    converted: nn.Module, original: nn.Module, digits: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        normswap.calibrate(converted, original, [digits[0][:128]], steps=3)
+
+
+def test_several_inputs_and_outputs() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32)
+            self.head = nn.Linear(32, 5)
+
+        def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+            features = self.bn(self.conv(x + y)).relu()
+            return {"features": features, "logits": self.head(features.mean((2, 3)))}
+
+    torch.manual_seed(0)
+    model = Two()
+    for _ in range(30):
+        model(torch.randn(8, 3, 9, 9) * 3, torch.randn(8, 3, 9, 9))
+    model.eval()
+    pairs = [(torch.randn(4, 3, 9, 9) * 3, torch.randn(4, 3, 9, 9)) for _ in range(8)]
+    converted = normswap.convert(model, affine="copy", ws="adaptive", example_input=pairs[0])
+    result = calibration(converted, model, pairs, steps=5)
+    assert result.scores[result.kept] < result.scores["converted"]
