@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from normswap.entrypoint import register
 from normswap.version import __version__
 
 if TYPE_CHECKING:
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
         BadStatistics,
         CalibrationFailed,
         CheckFailed,
+        CheckpointAdapted,
         CheckpointError,
+        HubError,
         InvalidOption,
         NeedsExampleInput,
         NormswapError,
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     )
     from normswap.families import NormParts, register_conv, register_norm
     from normswap.folding import fold
+    from normswap.hub import push
     from normswap.plan import Action, Entry, Options, Plan
     from normswap.sources import Source
     from normswap.surgery import apply, plan_of
@@ -38,9 +42,11 @@ __all__ = [
     "BadStatistics",
     "CalibrationFailed",
     "CheckFailed",
+    "CheckpointAdapted",
     "CheckpointError",
     "Checks",
     "Entry",
+    "HubError",
     "InvalidOption",
     "NeedsExampleInput",
     "NormParts",
@@ -62,6 +68,7 @@ __all__ = [
     "inspect",
     "load",
     "plan_of",
+    "push",
     "register_conv",
     "register_norm",
     "save",
@@ -75,6 +82,7 @@ _HOMES = {
     "conversion": "convert inspect",
     "families": "NormParts register_conv register_norm",
     "folding": "fold",
+    "hub": "push",
     "plan": "Action Entry Options Plan",
     "sources": "Source",
     "surgery": "apply plan_of",
@@ -93,3 +101,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+register()

@@ -1,5 +1,6 @@
-"""The README.md that goes with a checkpoint."""
+"""The README.md that goes with a checkpoint: where it is from, what was done, what was checked, how to load it."""
 
+from collections import Counter
 from typing import Any
 
 TEMPLATE = """---
@@ -14,35 +15,83 @@ tags:
 {title} with GroupNorm in place of BatchNorm ({norms} layers) and weight-standardized convolutions ({convs} layers),
 made with normswap {version}. It trains at batch size 1 and needs no running statistics.
 
-```python
-import normswap
+## How to load it
 
+```python
 {load}
 ```
 
-{checks}"""
+## What was done
+
+| | |
+|---|---|
+| source | {source} |
+| groups | {groups} |
+| weight standardization | {forms} |
+| affine values | {affine} |
+| formula | {formula} |
+
+## What was checked
+
+{checks}
+"""
+AFFINE = {"match": "matched to the running statistics", "copy": "copied"}
 
 
-def model_card(config: dict[str, Any]) -> str:
-    """Return the model card of a checkpoint from its configuration."""
+def model_card(config: dict[str, Any], repository: str | None = None) -> str:
+    """Return the model card of a checkpoint from its configuration.
+
+    Args:
+        config: What config.json holds.
+        repository: ``user/name`` of the checkpoint on the hub; by default the card speaks of a folder.
+    """
     block = config["normswap"]
     source, entries = block["source"], block["plan"]["entries"]
-    pretrained = config.get("pretrained_cfg", {})
-    front = f"license: {pretrained['license']}\n" if pretrained.get("license") else ""
-    learned = any(entry.get("affine") == "match" or entry.get("ws") == "adaptive" for entry in entries)
-    if source is not None and learned and pretrained.get("hf_hub_id"):
-        front += f"base_model: {pretrained['hf_hub_id']}\n"
-    title = source["name"] if source else "A network"
-    load = 'model = normswap.load("PATH")' if source else 'model = normswap.load("PATH", model=YourNetwork())'
-    checks = block.get("checks")
-    rows = [f"- {row['name']}: {row['detail']}" for row in checks["checks"]] if checks else []
+    norms = [e for e in entries if e["action"] in ("group_norm", "scale")]
+    forms = Counter(e["ws"] for e in entries if e["action"] == "standardize")
+    groups = Counter(e.get("groups") for e in norms)
+    checks = (block.get("checks") or {}).get("checks", [])
     return TEMPLATE.format(
-        library="timm" if source and source["registry"] == "timm" else "pytorch",
-        front=front,
-        title=title,
-        norms=sum(e["action"] in ("group_norm", "scale") for e in entries),
-        convs=sum(e["action"] == "standardize" for e in entries),
+        library="timm" if _is_timm(config) else "pytorch",
+        front=_front(config),
+        title=source["name"] if source else "A network",
+        norms=len(norms),
+        convs=sum(forms.values()),
         version=block["versions"]["normswap"],
-        load=load,
-        checks="\n".join(["What was checked:", "", *rows, ""]) if rows else "",
+        load=_how_to_load(config, repository),
+        source=f"{source['name']} of {source['registry']}" if source else "a network of its author's own",
+        groups=", ".join(
+            f"{count} norms of {g} groups" if g else f"{count} scales" for g, count in groups.most_common()
+        ),
+        forms=", ".join(f"{count} convolutions {form}" for form, count in sorted(forms.items())) or "none",
+        affine=" and ".join(sorted({AFFINE[e["affine"]] for e in norms if e.get("affine") in AFFINE})) or "-",
+        formula=f"`{block['weight_standardization']}`" if forms else "-",
+        checks="\n".join(f"- {row['name']}: {row['detail']}" for row in checks) or "Nothing was checked.",
     )
+
+
+def _is_timm(config: dict[str, Any]) -> bool:
+    source = config["normswap"]["source"]
+    return source is not None and source["registry"] == "timm"
+
+
+def _front(config: dict[str, Any]) -> str:
+    """Return the card's own metadata: license and base model of weights that were learned."""
+    block, license_name = config["normswap"], config.get("pretrained_cfg", {}).get("license")
+    front = f"license: {license_name}\n" if license_name else ""
+    learned = any(e.get("affine") == "match" or e.get("ws") == "adaptive" for e in block["plan"]["entries"])
+    if learned and block.get("base_model"):
+        front += f"base_model: {block['base_model']}\n"
+    return front
+
+
+def _how_to_load(config: dict[str, Any], repository: str | None) -> str:
+    place = f"hf-hub:{repository}" if repository else "PATH"
+    if config["normswap"]["source"] is None:
+        return f'import normswap\n\nmodel = normswap.load("{place}", model=YourNetwork())'
+    lines = f'import normswap\n\nmodel = normswap.load("{place}", num_classes=10)'
+    if not _is_timm(config):
+        return lines
+    create = f'timm.create_model("{place if repository else "local-dir:PATH"}", pretrained=True, num_classes=10)'
+    hint = "works without normswap" if config["architecture"] != "normswap" else "after import normswap"
+    return f"{lines}\n\nimport timm\n\nmodel = {create}  # {hint}"

@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from normswap.atomic import replacing
 from normswap.card import model_card
 from normswap.checks import Checks
+from normswap.description import recall, timm_config
 from normswap.errors import CheckpointError, PlanMismatch
+from normswap.fetching import HUB, fetch
 from normswap.plan import Plan
-from normswap.sources import Source, find, source_of
+from normswap.sources import Source, find, meta_build, source_of
 from normswap.standardization import FORMULA
+from normswap.storage import stored_tensors
 from normswap.surgery import apply, plan_of
 from normswap.version import __version__
 from normswap.weights import fill, read_state_dict
@@ -56,10 +59,10 @@ def save(
     model, directory = unwrap(model), Path(directory)
     plan = plan_of(model)
     source = find(source) if isinstance(source, str) else source or source_of(model)
-    tensors, tied = _distinct_tensors(model)
+    tensors = stored_tensors(model)
     if source is not None:
-        _must_rebuild(source, plan, {**tensors, **{name: tensors[kept] for name, kept in tied.items()}})
-    config = _config(model, plan, source, tied, checks)
+        _must_rebuild(source, plan, tensors)
+    config = _config(model, plan, source, checks)
     metadata = {"format": "pt", "normswap": json.dumps(config["normswap"])}
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -78,16 +81,23 @@ def save(
 
 
 def load(
-    directory: str | PathLike[str], *, num_classes: int | None = None, model: nn.Module | None = None
+    directory: str | PathLike[str],
+    *,
+    num_classes: int | None = None,
+    model: nn.Module | None = None,
+    weights: str | PathLike[str] | None = None,
 ) -> nn.Module:
     """Rebuild a converted network, with its weights, from the folder that `save` wrote.
 
     >>> model = load("OUT", num_classes=10)
+    >>> tuned = load("OUT", num_classes=10, weights="last.ckpt")         # what a training tool left behind
 
     Args:
-        directory: The folder.
+        directory: The folder, or ``hf-hub:user/name`` for one that `push` uploaded.
         num_classes: Outputs of a new head; tensors of the head that no longer fit keep their initialization.
         model: The unconverted network to start from, where the checkpoint names no source (your own classes).
+        weights: File to take the tensors from instead: a state dict of the converted network after fine-tuning.
+            Nesting and prefixes that training tools add are taken off, with a warning that says so.
 
     Returns:
         The network in eval mode; `normswap.plan_of` gives its plan.
@@ -96,23 +106,23 @@ def load(
         CheckpointError: A file is missing, damaged or belongs to another checkpoint.
         PlanMismatch: `model` is not the network the checkpoint was made from.
     """
-    directory = Path(directory)
+    hub = str(directory).startswith(HUB)
+    directory = fetch(str(directory), (WEIGHTS, CONFIG)) if hub else Path(directory)
     config = read_config(directory)
     block = config["normswap"]
     plan = Plan.from_dict(block.get("plan"))
-    if _digest(directory / WEIGHTS) != block.get("sha256"):
-        raise CheckpointError(
-            f"{directory / WEIGHTS}: does not belong to {CONFIG} beside it; save the checkpoint again"
-        )
+    if weights is None:
+        verify(directory, config)
     if model is None:
         if block.get("source") is None:
             raise CheckpointError(f"{directory}: names no registered model; pass load(directory, model=YourNetwork())")
         changed: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
         model = Source.from_dict(block["source"]).build(**changed)
     model = apply(model, plan)
-    state = read_state_dict(directory / WEIGHTS)
-    state.update({name: state[kept] for name, kept in block.get("tied", {}).items() if kept in state})
-    fill(model, state, name=str(directory / WEIGHTS), may_drop_head=num_classes is not None)
+    path = directory / WEIGHTS if weights is None else Path(weights)
+    state = read_state_dict(path, model.state_dict())
+    fill(model, state, name=str(path), may_drop_head=num_classes is not None)
+    recall(model, config)
     return model.eval()
 
 
@@ -133,37 +143,27 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def _distinct_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the state's tensors, contiguous and on the CPU, and the names that share a tensor with an earlier one."""
-    tensors: dict[str, Tensor] = {}
-    tied: dict[str, str] = {}
-    seen: dict[tuple[Any, ...], str] = {}
-    for name, value in model.state_dict().items():
-        if not isinstance(value, Tensor) or value.is_meta:
-            what = (
-                "has no data (meta device)"
-                if isinstance(value, Tensor)
-                else f"is a {type(value).__name__}, not a tensor"
-            )
-            raise CheckpointError(f"{name}: {what}; it cannot be saved")
-        key = (value.data_ptr(), value.shape, value.stride(), value.dtype)
-        if value.numel() and key in seen:
-            tied[name] = seen[key]
-            continue
-        seen[key] = name
-        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-    return tensors, tied
+def verify(directory: Path, config: Mapping[str, Any]) -> None:
+    """Compare the tensors with the digest in the configuration beside them.
+
+    Raises:
+        CheckpointError: They were not saved together.
+    """
+    if _digest(directory / WEIGHTS) != config["normswap"].get("sha256"):
+        raise CheckpointError(
+            f"{directory / WEIGHTS}: does not belong to {CONFIG} beside it; save the checkpoint again"
+        )
+
+
+def names_no_source(directory: Path) -> bool:
+    """Tell whether `load` needs the network: it was converted from the user's own classes."""
+    return read_config(directory)["normswap"].get("source") is None
 
 
 def _must_rebuild(source: Source, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
     """Prove, before anything is written, that the source and the plan give a network with these tensors."""
     try:
-        with torch.device("meta"):
-            base = source.build()
-    except Exception:  # some networks compute with weights while they are built
-        base = source.build()
-    try:
-        built = apply(base, plan, inplace=True).state_dict()
+        built = apply(meta_build(source), plan, inplace=True).state_dict()
     except PlanMismatch as error:
         raise CheckpointError(f"source {source.name!r} builds another network ({error})") from error
     for name in sorted({*built, *tensors}):
@@ -175,35 +175,17 @@ def _must_rebuild(source: Source, plan: Plan, tensors: Mapping[str, Tensor]) -> 
             )
 
 
-def _config(
-    model: nn.Module, plan: Plan, source: Source | None, tied: dict[str, str], checks: Checks | None
-) -> dict[str, Any]:
-    versions = {"normswap": __version__, "torch": torch.__version__}
-    pretrained = getattr(model, "pretrained_cfg", None)
-    config: dict[str, Any] = {"architecture": "normswap"}
-    for key in ("num_classes", "num_features", "global_pool"):
-        if isinstance(getattr(model, key, None), (int, str)):
-            config[key] = getattr(model, key)
-    if isinstance(pretrained, Mapping):
-        config["pretrained_cfg"] = {k: v for k, v in pretrained.items() if _is_json(v) and v is not None}
-    config["normswap"] = {
+def _config(model: nn.Module, plan: Plan, source: Source | None, checks: Checks | None) -> dict[str, Any]:
+    block = {
         "schema": 1,
-        "versions": versions,
+        "versions": {"normswap": __version__, "torch": torch.__version__},
         "source": None if source is None else source.to_dict(),
+        "base_model": (getattr(model, "pretrained_cfg", None) or {}).get("hf_hub_id"),
         "weight_standardization": FORMULA,
-        "tied": tied,
         "plan": plan.to_dict(),
         "checks": None if checks is None else checks.to_dict(),
     }
-    return config
-
-
-def _is_json(value: Any) -> bool:
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return False
-    return True
+    return {**timm_config(model, plan, source), "normswap": block}
 
 
 def _digest(path: Path) -> str:

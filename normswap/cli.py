@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from normswap import errors
-from normswap.options import conversion_options
+from normswap.cli_hub import push
+from normswap.cli_models import open_named
+from normswap.cli_options import conversion_options
 from normswap.output import FAILED, INTERRUPTED, Output, verb
 from normswap.version import __version__
 
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
 
     from normswap.calibration import Calibration
     from normswap.plan import Plan
-    from normswap.sources import Source
 
 EPILOG = "Exit codes: 0 done, 1 failed or a check did not hold, 2 usage, 3 nothing to convert, 130 interrupted."
 
@@ -53,28 +54,30 @@ def cli() -> None:
 @verb
 def convert(
     out: Output, model: str, output: Path | None, dry_run: bool, force: bool, images: Path | None, steps: int,
-    pretrained: bool, weights: Path | None, **options: Any,
+    pretrained: bool, weights: Path | None, num_classes: int | None, shapes: tuple[str, ...], **options: Any,
 ) -> None:  # fmt: skip
     """Convert MODEL, check the result and write a checkpoint.
 
-    MODEL is a timm or torchvision name: resnet50, timm/resnet50.a1_in1k, torchvision/vgg16_bn.
+    MODEL is a name of timm or torchvision (resnet50, timm/resnet50.a1_in1k, torchvision/vgg16_bn), a checkpoint in
+    timm's format (hf-hub:user/name, local-dir:FOLDER), or a function of your own (package.module:factory).
     """
+    from normswap.opening import folder_name
     from normswap.plan import Options, flat_overrides
 
     Options(**{**options, "overrides": flat_overrides(options["overrides"])})
     if steps and images is None:
         raise errors.InvalidOption("--steps distills on images; pass --calibrate DIR too")
-    target = output or Path(f"{model.replace('/', '-')}-normswap")
+    target = output or Path(folder_name(model))
     if not dry_run and not force and (target / "config.json").exists():
         raise errors.CheckpointError(f"{target}: holds a checkpoint already; pass --force or another -o")
-    network, source = _open(out, model, pretrained and not weights, weights, options)
+    network, source = open_named(out, model, pretrained, weights, num_classes, shapes, options)
     if dry_run:
         _show_plan(out, network, options)
         return
     from normswap import check, plan_of, report, save
     from normswap import convert as convert_model
 
-    out.note(f"converting {source.name} …")
+    out.note(f"converting {model} …")
     if images is not None:
         options["batches"] = _first_images(images, network) if options["groups"] == "auto" else None
     converted = convert_model(network, **options)
@@ -105,7 +108,8 @@ def convert(
 @conversion_options
 @verb
 def inspect(
-    out: Output, model: str, plot: Path | None, pretrained: bool, weights: Path | None, **options: Any
+    out: Output, model: str, plot: Path | None, pretrained: bool, weights: Path | None, num_classes: int | None,
+    shapes: tuple[str, ...], **options: Any,
 ) -> None:  # fmt: skip
     """Show what would happen to every norm and convolution of MODEL, or what happened in a converted folder."""
     if (Path(model) / "config.json").exists():
@@ -114,7 +118,7 @@ def inspect(
         plan = as_plan(Path(model) / "config.json")
         out.result({"plan": plan.to_dict()}, str(plan))
     else:
-        network, _ = _open(out, model, pretrained and not weights, weights, options)
+        network, _ = open_named(out, model, pretrained, weights, num_classes, shapes, options)
         plan = _show_plan(out, network, options)
     if plot is not None:
         from normswap.plotting import draw_plan
@@ -130,13 +134,14 @@ def check(out: Output, directory: Path, against: str | None) -> None:
     """Rebuild the checkpoint in DIRECTORY and check that it behaves as promised."""
     from normswap import check as check_model
     from normswap import load
+    from normswap.checkpoint import names_no_source
 
-    converted = load(directory)
     original = None
     if against is not None:
-        from normswap.sources import find
+        from normswap.opening import open_model
 
-        original = find(against).build()
+        original, _ = open_model(against, pretrained=False)
+    converted = load(directory, model=original if names_no_source(directory) else None)
     checks = check_model(converted, original)
     out.result({"checks": checks.to_dict()}, str(checks))
     if not checks:
@@ -172,30 +177,7 @@ def demo(out: Output, plot: Path | None) -> None:
     out.result(result.to_dict(), str(result))
 
 
-def _open(
-    out: Output, name: str, pretrained: bool, weights: Path | None, options: dict[str, Any]
-) -> tuple[nn.Module, Source]:
-    """Build the model a user named; where its weights cannot be had, show the plan before failing."""
-    out.note("loading torch and timm …")
-    from normswap.sources import find
-
-    source = find(name)
-    try:
-        network = source.build(pretrained=pretrained)
-    except errors.WeightsUnavailable as error:
-        from normswap import inspect as inspect_model
-        from normswap import report
-
-        plan = inspect_model(source.build(), **options)
-        error.partial = {"plan": plan.to_dict()}  # type: ignore[attr-defined]
-        if not out.as_json and not out.quiet:
-            click.echo("\n".join(["would convert:", *report.summary(plan)]))
-        raise
-    if weights is not None:
-        from normswap.weights import fill, read_state_dict
-
-        fill(network, read_state_dict(weights), name=str(weights))
-    return network, source
+cli.add_command(push)
 
 
 def _first_images(folder: Path, network: nn.Module) -> list[Any]:

@@ -33,6 +33,10 @@ class CheckpointError(NormswapError):
     """Give another file or folder: this one is missing, damaged or not what it claims to be."""
 
 
+class HubError(NormswapError):
+    """Check the name, the access token and the network: the hub refused or did not answer."""
+
+
 class CheckFailed(NormswapError):
     """Look at the failed check: the converted network does not behave as promised."""
 
@@ -51,3 +55,7 @@ class WeightsUnavailable(NormswapError):
 
 class AlreadyConverted(UserWarning):
     """The network was converted before; nothing was changed."""
+
+
+class CheckpointAdapted(UserWarning):
+    """The checkpoint was read after its tensors had been unpacked or renamed; the message says how."""

@@ -7,7 +7,7 @@ from torch import nn
 from normswap.copying import copy_model
 from normswap.layers import WeightStandardized, plain_conv
 from normswap.plan import Action, Plan
-from normswap.surgery import PLAN, replace_modules
+from normswap.surgery import PLAN, replace_modules, set_plan
 from normswap.wrapping import unwrap
 
 
@@ -36,5 +36,5 @@ def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
             for e in plan.convs
             if e.changes
         }
-        vars(model)[PLAN] = plan.with_entries(kept)
+        set_plan(model, plan.with_entries(kept))
     return model

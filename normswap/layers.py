@@ -88,7 +88,9 @@ class WeightStandardized(nn.Module):
 
     The raw filters stay the parameter ``weight``. In the *adaptive* form two frozen parameters of shape
     (out_channels,), ``ws_gain`` and ``ws_offset``, bring the standardized filters back to the kernel they were taken
-    from; in the *standard* form both are None. They are parameters and not buffers so that Opacus accepts the layer.
+    from. In the *standard* form there is no offset, and the gain, one value a layer that a norm behind it cannot see,
+    is None or keeps the kernel at the scale of the filters, so that a plain convolution with them computes the same.
+    They are parameters and not buffers so that Opacus accepts the layer.
     """
 
     weight: Any
@@ -105,12 +107,14 @@ class WeightStandardized(nn.Module):
         rows = standardize(self._filters(weight), self.ws_eps)
         if self.ws_gain is not None and self.ws_offset is not None:
             rows = torch.addcmul(self.ws_offset[:, None], self.ws_gain[:, None], rows)
+        elif self.ws_gain is not None:
+            rows = self.ws_gain[:, None] * rows
         return self._kernel(rows.to(weight.dtype), weight.shape)
 
     @property
     def form(self) -> str:
         """``"adaptive"`` or ``"standard"``."""
-        return "standard" if self.ws_gain is None else "adaptive"
+        return "standard" if self.ws_offset is None else "adaptive"
 
     def extra_repr(self) -> str:
         """Describe the convolution and its form."""

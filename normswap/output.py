@@ -2,8 +2,9 @@
 
 import json
 import sys
+import warnings
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, NoReturn
 
 import click
@@ -46,10 +47,16 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
     @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
     @wraps(function)
     def wrapped(as_json: bool, quiet: bool, **arguments: Any) -> None:
-        try:
-            function(Output(as_json, quiet), **arguments)
-        except errors.NormswapError as error:
-            fail(error, as_json)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", errors.CheckpointAdapted)
+            warnings.simplefilter("error", errors.AlreadyConverted)
+            warnings.showwarning = partial(_warn, warnings.showwarning)
+            try:
+                function(Output(as_json, quiet), **arguments)
+            except errors.AlreadyConverted as warning:
+                fail(errors.NothingToConvert(str(warning)), as_json)
+            except errors.NormswapError as error:
+                fail(error, as_json)
 
     return wrapped
 
@@ -62,3 +69,11 @@ def fail(error: errors.NormswapError, as_json: bool) -> NoReturn:
     else:
         click.echo(f"normswap: {error}", err=True)
     sys.exit(next(code for kind, code in EXIT_CODES if isinstance(error, kind)))
+
+
+def _warn(usual: Callable[..., None], message: Warning, category: type[Warning], *where: Any, **rest: Any) -> None:
+    """Print our own warnings in a line, without the place in the code."""
+    if issubclass(category, errors.CheckpointAdapted):
+        click.echo(f"normswap: {message}", err=True)
+    else:
+        usual(message, category, *where, **rest)

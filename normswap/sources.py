@@ -7,8 +7,9 @@ import socket
 import threading
 import urllib.parse
 import urllib.request
+import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 import torch
@@ -17,6 +18,11 @@ from torch import nn
 from normswap.errors import CheckpointError, UnknownModel, WeightsUnavailable
 
 REGISTRIES = ("timm", "torchvision")
+ENTRYPOINT = "normswap"
+"""What timm calls a converted network's architecture; `normswap.entrypoint` registers it."""
+WEIGHTS_FROM = frozenset(["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"])
+"""Arguments of timm's builders with which a checkpoint's configuration could have other files read."""
+IMPLIED = ("transform_input", "aux_logits")
 WAYS_ON = "pass --weights FILE for a checkpoint you have, or --no-pretrained for random weights"
 
 
@@ -41,11 +47,18 @@ class Source:
         Raises:
             UnknownModel: The registry does not hold it.
             WeightsUnavailable: The pretrained weights do not exist or cannot be reached.
+            CheckpointError: The arguments name files to read.
         """
         arguments = {**self.arguments, **arguments}
+        if elsewhere := WEIGHTS_FROM & set(arguments):
+            raise CheckpointError(f"source {self.name}: {min(elsewhere)} names weights; an architecture has none")
         if self.registry == "timm":
             return _build_timm(self.name, pretrained, arguments)
         return _build_torchvision(self.name, pretrained, arguments)
+
+    def accepted(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those of timm's arguments that the registry's builders know: of torchvision's, the head's size."""
+        return {k: v for k, v in arguments.items() if self.registry == "timm" or k == "num_classes"}
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON data."""
@@ -88,7 +101,7 @@ def names(registry: str) -> list[str]:
     if registry == "timm":
         import timm
 
-        return list(timm.list_models())
+        return [name for name in timm.list_models() if name != ENTRYPOINT]
     import torchvision
 
     return [name for name in torchvision.models.list_models() if not name.startswith("quantized_")]
@@ -96,15 +109,45 @@ def names(registry: str) -> list[str]:
 
 def source_of(model: nn.Module) -> Source | None:
     """Return what timm remembers of a model it built; other models do not know their names."""
-    config = getattr(model, "pretrained_cfg", None)
+    config, remembered = getattr(model, "pretrained_cfg", None), getattr(model, "_model_args", {})
     if not isinstance(config, Mapping) or not config.get("architecture"):
         return None
-    name = config["architecture"] + (f".{config['tag']}" if config.get("tag") else "")
-    arguments = {k: v for k, v in getattr(model, "_model_args", {}).items() if isinstance(v, (str, int, float, bool))}
+    if config["architecture"] == ENTRYPOINT:
+        source = Source.from_dict(remembered.get("source"))
+        changed = {key: getattr(model, key) for key in ("num_classes",) if isinstance(getattr(model, key, None), int)}
+        return replace(source, arguments=source.arguments | _plain(remembered) | changed)
+    registered = config.get("source") not in ("hf-hub", "local-dir")  # a checkpoint's own tag is in no registry
+    name = config["architecture"] + (f".{config['tag']}" if config.get("tag") and registered else "")
+    arguments = _plain(remembered)
     num_classes = getattr(model, "num_classes", None)
     if isinstance(num_classes, int):
         arguments.setdefault("num_classes", num_classes)
     return Source("timm", name, arguments)
+
+
+def as_built(source: Source, model: nn.Module) -> Source:
+    """Return the source with the arguments that pretrained weights imply: torchvision's change inputs and heads."""
+    if source.registry != "torchvision":
+        return source
+    implied = {key: value for key in IMPLIED if isinstance(value := getattr(model, key, None), bool)}
+    if hasattr(model, "aux_classifier"):
+        implied["aux_loss"] = model.aux_classifier is not None
+    plain = meta_build(source)
+    implied = {k: v for k, v in implied.items() if k == "aux_loss" or getattr(plain, k, v) != v}
+    return replace(source, arguments=source.arguments | implied)
+
+
+def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in arguments.items() if isinstance(value, (str, int, float, bool))}
+
+
+def meta_build(source: Source, **arguments: Any) -> nn.Module:
+    """Build a network without data where that works; some compute with their weights while they are built."""
+    try:
+        with torch.device("meta"):
+            return source.build(**arguments)
+    except (NotImplementedError, RuntimeError):
+        return source.build(**arguments)
 
 
 def _build_timm(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
@@ -116,7 +159,7 @@ def _build_timm(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Mo
         config = timm.get_pretrained_cfg(name)
         if config is None or not config.has_weights:
             raise WeightsUnavailable(f"timm has no pretrained weights for {name}; {WAYS_ON}")
-        _must_be_reachable(name, config.url or "", config.hf_hub_id)
+        must_be_reachable(name, config.url or "", config.hf_hub_id)
     model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
     return model
 
@@ -132,17 +175,19 @@ def _build_torchvision(name: str, pretrained: bool, arguments: dict[str, Any]) -
     if "weights_backbone" in accepted:
         arguments = {"weights_backbone": None, **arguments}
     if not pretrained:
-        model: nn.Module = models.get_model(name, weights=None, **arguments)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # some announce another initialization
+            model: nn.Module = models.get_model(name, weights=None, **arguments)
         return model
     choices = models.get_model_weights(name)
     if not len(choices):
         raise WeightsUnavailable(f"torchvision has no pretrained weights for {name}; {WAYS_ON}")
-    _must_be_reachable(name, choices.DEFAULT.url, None)
+    must_be_reachable(name, choices.DEFAULT.url, None)
     trained: nn.Module = models.get_model(name, weights="DEFAULT", **arguments)
     return trained
 
 
-def _must_be_reachable(name: str, url: str, hub_id: str | None) -> None:
+def must_be_reachable(name: str, url: str, hub_id: str | None) -> None:
     """Fail within seconds where neither cache nor network has the weights; the hub's client retries for minutes."""
     if hub_id:
         import huggingface_hub

@@ -46,6 +46,11 @@ def gain_and_offset(rows: Tensor, eps: float = EPS) -> tuple[Tensor, Tensor]:
     return (var + eps).sqrt(), mean
 
 
+def common_scale(rows: Tensor) -> Tensor:
+    """Return the root mean square of the filters' standard deviations, a scalar."""
+    return rows.double().var(dim=1, correction=0).mean().sqrt()
+
+
 def _swap_channels(weight: Tensor, groups: int) -> Tensor:
     """Exchange the two channel axes within each group: (g·a, b, *k) becomes (g·b, a, *k). It undoes itself."""
     split = weight.view(groups, weight.shape[0] // groups, *weight.shape[1:])

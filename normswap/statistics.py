@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from normswap.families import norm_parts
 from normswap.matching import standardized_statistics
 from normswap.plan import Entry
-from normswap.standardization import filters
+from normswap.standardization import common_scale, filters
 
 
 def statistics_before(
@@ -31,7 +31,8 @@ def statistics_before(
     conv = modules[feeder.name]
     if getattr(conv, "transposed", False):
         return mean, var
-    return standardized_statistics(filters(conv.weight.detach()), conv.bias, mean, var)  # type: ignore[operator, arg-type]
+    rows = filters(conv.weight.detach())  # type: ignore[operator]
+    return standardized_statistics(rows / common_scale(rows), conv.bias, mean, var)  # type: ignore[arg-type]
 
 
 def usable(mean: Tensor, var: Tensor) -> bool:

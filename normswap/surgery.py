@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from normswap.copying import copy_model, module_names
+from normswap.description import remember
 from normswap.errors import BadStatistics, PlanMismatch, UnsupportedModel
 from normswap.families import fold_methods, has_kernel, is_batch_norm, norm_parts, out_channels
 from normswap.layers import ChannelScale, GroupNormAct, WeightStandardized, carry_state, ws_class
 from normswap.matching import centred, closed_form, scale_and_shift
 from normswap.plan import Entry, Plan, as_plan
+from normswap.standardization import gain_and_offset
 from normswap.statistics import statistics_before, usable
 from normswap.wrapping import unwrap
 
@@ -65,8 +67,14 @@ def apply(model: nn.Module, plan: Plan | str | PathLike[str], *, inplace: bool =
     with torch.no_grad():
         for parameter, value in changes:
             parameter.copy_(value)
-    vars(model)[PLAN] = plan
+    set_plan(model, plan)
     return model
+
+
+def set_plan(model: nn.Module, plan: Plan) -> None:
+    """Keep the plan on a converted model, where `plan_of` finds it and where timm's own exporter does."""
+    vars(model)[PLAN] = plan
+    remember(model, plan)
 
 
 def plan_of(model: nn.Module) -> Plan:
@@ -146,15 +154,17 @@ def _matched(
 
 
 def _weight_standardized(entry: Entry, old: nn.Module) -> tuple[nn.Module, list[Change]]:
-    """Build a convolution's replacement; in the standard form its stored filters are centred too."""
+    """Build a convolution's replacement; in the standard form its filters are centred and keep one common scale."""
     assert entry.eps is not None
     new = ws_class(type(old)).of(old, adaptive=entry.ws == "adaptive", eps=entry.eps)
+    if entry.ws == "adaptive":
+        return new, []
     weight = new._parameters["weight"]
     assert weight is not None
-    if entry.ws == "adaptive" or weight.is_meta:
-        return new, []
     rows = centred(new._filters(weight.detach()))
-    return new, [(weight, new._kernel(rows, weight.shape))]
+    gain, _ = gain_and_offset(rows, entry.eps)
+    new.ws_gain = nn.Parameter(gain.to(weight.dtype), requires_grad=False)
+    return new, [] if weight.is_meta else [(weight, new._kernel(rows, weight.shape))]
 
 
 def _refuse_to_fold(model: nn.Module, replacements: Mapping[int, nn.Module]) -> None:

@@ -1,8 +1,9 @@
 """Read a state dict from somebody's file: safetensors or a torch pickle of tensors, told apart by content."""
 
 import pickle
+import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -12,19 +13,39 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from normswap.errors import CheckpointError
+from normswap.errors import CheckpointAdapted, CheckpointError
+
+WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
+"""What torch.compile, activation checkpointing and FSDP put into names, at any depth."""
 
 NESTED = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model")
 """Where training scripts keep the tensors inside a checkpoint, averaged weights first, as timm picks them."""
 
 
-def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
+def read_state_dict(path: str | PathLike[str], names: Collection[str] = ()) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint by name; nothing in the file is executed.
+
+    Training tools nest the tensors and put prefixes before their names (``model.`` of Lightning, ``module.`` of DDP,
+    ``_orig_mod.`` of torch.compile). Both are taken off, with a `CheckpointAdapted` warning that says so.
+
+    Args:
+        path: A safetensors file, or one that torch.save wrote.
+        names: Names the tensors should have; without them prefixes stay.
 
     Raises:
         CheckpointError: The file is missing, damaged, or holds more than tensors and plain values.
     """
     path = Path(path)
+    state, steps = _read(path)
+    if names:
+        state, prefixes = _without_prefixes(state, names)
+        steps += prefixes
+    if steps:
+        warnings.warn(f"{path}: {'; '.join(steps)}", CheckpointAdapted, stacklevel=2)
+    return state
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; pass the path of a .safetensors or .pth checkpoint")
     with path.open("rb") as file:
@@ -34,7 +55,7 @@ def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
     if head[:2] == b"PK" or head[:1] == b"\x80":
         return _tensors_of(path, _unpickled(path))
     try:
-        return dict(safetensors.torch.load_file(path))
+        return dict(safetensors.torch.load_file(path)), []
     except (safetensors.SafetensorError, ValueError, OSError) as error:
         raise CheckpointError(f"{path}: is truncated or no checkpoint ({error}); get a fresh copy") from error
 
@@ -62,7 +83,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], *, name: str, may_drop_h
         key = misfits[0]
         raise CheckpointError(
             f"{name}: {key} is {tuple(state[key].shape)}, the network has {tuple(own[key].shape)}; "
-            "use the model it was saved from"
+            "use the model it was saved from, with as many classes"
         )
     fitting = OrderedDict((key, own[key] if key in misfits else state[key]) for key in own)
     # modules read the version they were saved with from here; safetensors carries none, and only current ones are saved
@@ -85,20 +106,41 @@ def _unpickled(path: Path) -> Any:
         raise CheckpointError(f"{path}: {reason}") from error
 
 
-def _tensors_of(path: Path, data: Any) -> dict[str, Tensor]:
-    """Find the state dict in what a training script saved."""
+def _tensors_of(path: Path, data: Any) -> tuple[dict[str, Tensor], list[str]]:
+    """Find the state dict in what a training script saved, and say where it was."""
+    steps: list[str] = []
     for _ in range(3):
         if isinstance(data, Mapping) and data and all(isinstance(value, Tensor) for value in data.values()):
-            return cast(dict[str, Tensor], data if hasattr(data, "_metadata") else dict(data))
-        inner = (
-            next((data[key] for key in NESTED if isinstance(data.get(key), Mapping)), None)
-            if isinstance(data, Mapping)
-            else None
-        )
-        if inner is None:
+            return cast(dict[str, Tensor], data if hasattr(data, "_metadata") else dict(data)), steps
+        held = [key for key in NESTED if isinstance(data.get(key), Mapping)] if isinstance(data, Mapping) else []
+        if not held:
             break
-        data = inner
+        others = f" rather than {', '.join(map(repr, held[1:]))}" if held[1:] else ""
+        steps.append(f"took {held[0]!r}{others}")
+        data = data[held[0]]
     raise CheckpointError(f"{path}: holds no state dict; save model.state_dict() to a new file and pass that")
+
+
+def _without_prefixes(state: dict[str, Tensor], names: Collection[str]) -> tuple[dict[str, Tensor], list[str]]:
+    """Take wrappers and one common prefix off the names, where all of `names` appear once that is done."""
+    if set(names) <= set(state):
+        return state, []
+    steps, bare = [], dict(state)
+    for wrapper in WRAPPERS:
+        inside = sum(wrapper in name for name in bare)
+        if inside:
+            steps.append(f"stripped {wrapper!r} from {inside} names")
+            bare = {name.replace(wrapper, ""): tensor for name, tensor in bare.items()}
+    first = next(iter(names))
+    for prefix in sorted(name.removesuffix(first) for name in bare if name.endswith(first)):
+        if all(prefix + name in bare for name in names):
+            if prefix:
+                inner = {name.removeprefix(prefix): t for name, t in bare.items() if name.startswith(prefix)}
+                left = len(bare) - len(inner)
+                steps.append(f"stripped {prefix!r} from {len(inner)} names" + f" and left {left} out" * bool(left))
+                bare = inner
+            return bare, steps
+    return state, []
 
 
 def _not_a_checkpoint(head: bytes) -> str | None:

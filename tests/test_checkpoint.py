@@ -63,7 +63,7 @@ def test_own_network_with_tied_weights_and_fine_tuned(tmp_path: Path) -> None:
         normswap.load(tmp_path)
     loaded = normswap.load(tmp_path, model=case.build())
     x = torch.randn(case.shape)
-    assert torch.equal(loaded(x), model.eval()(x))
+    torch.testing.assert_close(loaded(x), model.eval()(x))
     with pytest.raises(normswap.PlanMismatch, match="has no such layer"):
         normswap.load(tmp_path, model=nn.Linear(3, 3))
 
@@ -83,17 +83,10 @@ def test_bare_state_dict_after_fine_tuning(folder: Path) -> None:
     assert torch.equal(fresh(x), tuned(x))
 
 
-def test_plain_network_given_the_file_computes_the_same_function(folder: Path) -> None:
-    plain = timm.create_model("resnet18", num_classes=10, norm_layer="groupnorm").eval()
-    plain.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
-    loaded = normswap.load(folder)
-    x = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(plain(x), loaded(x), rtol=1e-3, atol=1e-4)
-
-
 def test_configuration_is_timms_plus_ours(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     assert config["architecture"] == "normswap"
+    assert config["model_args"] == {"source": config["normswap"]["source"], "plan": config["normswap"]["plan"]}
     assert config["pretrained_cfg"]["classifier"] == "fc"
     assert config["num_classes"] == 10
     norm = next(e for e in config["normswap"]["plan"]["entries"] if e["name"] == "bn1")

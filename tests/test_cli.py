@@ -135,7 +135,7 @@ def test_weights_from_a_file(tmp_path: Path) -> None:
     code, _, stderr = run(
         "convert", "test_resnet", "--weights", str(tmp_path / "last.pth"), "-o", str(tmp_path / "OUT")
     )
-    assert (code, stderr) == (0, "")
+    assert (code, stderr) == (0, f"normswap: {tmp_path / 'last.pth'}: took 'state_dict'\n")
     loaded = normswap.load(tmp_path / "OUT")
     key = "fc.weight"
     assert torch.equal(loaded.state_dict()[key], trained.state_dict()[key])

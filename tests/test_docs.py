@@ -1,0 +1,38 @@
+"""docs/loading.md tells the truth: its Python runs, and its links lead somewhere."""
+
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import normswap
+
+DOCS = Path(__file__).parent.parent / "docs"
+TEXT = (DOCS / "loading.md").read_text(encoding="utf-8")
+
+
+def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    normswap.save(normswap.convert(timm.create_model("resnet18")), "OUT")
+    scope: dict[str, object] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.DOTALL | re.MULTILINE):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exec(compile(block, "loading.md", "exec"), scope)
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(scope["again"].eval()(x), scope["model"](x))  # type: ignore[attr-defined, operator]
+    assert [feature.shape[1] for feature in scope["backbone"](x)] == [128, 256, 512]  # type: ignore[operator]
+    assert scope["wrapped"](x).logits.shape == (1, 10)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)]+)\)", TEXT))
+def test_links(link: str) -> None:
+    assert (DOCS / link).exists()
+
+
+def test_every_example_is_listed() -> None:
+    for path in (DOCS.parent / "examples").glob("*.py"):
+        assert f"../examples/{path.name}" in TEXT

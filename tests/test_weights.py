@@ -1,0 +1,98 @@
+"""State dicts as training tools leave them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import normswap
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = normswap.convert(timm.create_model("test_resnet", num_classes=4))
+    return normswap.save(model, tmp_path_factory.mktemp("weights") / "OUT")
+
+
+def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def averaged(model: nn.Module) -> dict[str, Any]:
+    return torch.optim.swa_utils.AveragedModel(model).state_dict()
+
+
+def inner_compiled(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.replace("layer1.", "layer1._orig_mod."): tensor for name, tensor in state.items()}
+
+
+FORMS: dict[str, tuple[Any, str]] = {
+    "bare": (lambda s, _: s, ""),
+    "lightning": (
+        lambda s, _: {"epoch": 1, "state_dict": prefixed(s, "model.") | {"loss.weight": torch.ones(2)}},
+        "took 'state_dict'; stripped 'model.' from {n} names and left 1 out",
+    ),
+    "ddp": (lambda s, _: {"model": prefixed(s, "module.")}, "took 'model'; stripped 'module.' from {n} names"),
+    "compile": (lambda s, _: prefixed(s, "_orig_mod."), "stripped '_orig_mod.' from {n} names"),
+    "inner compile": (lambda s, _: inner_compiled(s), "stripped '_orig_mod.' from"),
+    "ddp of compile": (
+        lambda s, _: prefixed(s, "module._orig_mod."),
+        "stripped '_orig_mod.' from {n} names; stripped 'module.' from {n} names",
+    ),
+    "averaged": (lambda _, m: averaged(m), "stripped 'module.' from {n} names and left 1 out"),
+    "timm with ema": (
+        lambda s, _: {"state_dict": {k: v + 1 for k, v in s.items()}, "state_dict_ema": s, "epoch": 3},
+        "took 'state_dict_ema' rather than 'state_dict'",
+    ),
+    "opacus": (lambda s, _: prefixed(s, "_module."), "stripped '_module.' from {n} names"),
+    "transformers": (lambda s, _: prefixed(s, "timm_model."), "stripped 'timm_model.' from {n} names"),
+}
+
+
+@pytest.mark.parametrize(("form", "said"), FORMS.values(), ids=FORMS)
+def test_what_training_tools_leave_behind(form: Any, said: str, folder: Path, tmp_path: Path) -> None:
+    tuned = normswap.load(folder)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.mul_(1.5)
+    state = tuned.state_dict()
+    torch.save(form(state, tuned), tmp_path / "last.ckpt")
+    with pytest.warns(normswap.CheckpointAdapted) if said else _silence() as caught:
+        loaded = normswap.load(folder, weights=tmp_path / "last.ckpt")
+    if said:
+        (warning,) = caught
+        assert str(warning.message).startswith(f"{tmp_path / 'last.ckpt'}: {said.format(n=len(state))}")
+    assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
+    fresh = normswap.apply(timm.create_model("test_resnet", num_classes=4), folder / "config.json")
+    fresh.load_state_dict(state, strict=True)
+
+
+def _silence() -> Any:
+    import warnings
+
+    return warnings.catch_warnings(record=True)
+
+
+def test_weights_of_another_network(folder: Path, tmp_path: Path) -> None:
+    torch.save(prefixed(timm.create_model("test_efficientnet").state_dict(), "model."), tmp_path / "other.pth")
+    with pytest.raises(normswap.CheckpointError, match=r"other.pth: does not fit \(bn1.bias is missing; \d+ names"):
+        normswap.load(folder, weights=tmp_path / "other.pth")
+
+
+def test_head_of_the_fine_tuned_size(folder: Path, tmp_path: Path) -> None:
+    state = normswap.load(folder, num_classes=2).state_dict()
+    torch.save(state, tmp_path / "two.pth")
+    with pytest.raises(normswap.CheckpointError, match="with as many classes"):
+        normswap.load(folder, weights=tmp_path / "two.pth")
+    loaded = normswap.load(folder, num_classes=2, weights=tmp_path / "two.pth")
+    assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
+
+
+def test_objects_are_not_unpickled(folder: Path, tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "hparams": Path("x")}, tmp_path / "objects.ckpt")
+    with pytest.raises(normswap.CheckpointError, match="holds Python objects, not only tensors"):
+        normswap.load(folder, weights=tmp_path / "objects.ckpt")
