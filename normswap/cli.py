@@ -78,8 +78,8 @@ def convert(
     from normswap import convert as convert_model
 
     out.note(f"converting {model} …")
-    if images is not None:
-        options["batches"] = _first_images(images, network) if options["groups"] == "auto" else None
+    if images is not None and options["groups"] == "auto":
+        options["batches"] = _first_images(images, network, options["example_input"])
     converted = convert_model(network, **options)
     plan = plan_of(converted)
     result = _calibrated(out, converted, network, images, steps) if images is not None else None
@@ -180,14 +180,14 @@ def demo(out: Output, plot: Path | None) -> None:
 cli.add_command(push)
 
 
-def _first_images(folder: Path, network: nn.Module) -> list[Any]:
+def _first_images(folder: Path, network: nn.Module, example_input: Any) -> list[Any]:
     """Return a few batches, on which group counts are measured."""
     from itertools import islice
 
     from normswap import inspect as inspect_model
     from normswap.images import image_batches
 
-    size = inspect_model(network).input_size
+    size = inspect_model(network, example_input=example_input).input_size
     return list(islice(image_batches(folder, network, size, augment=False)[0], 4))
 
 
