@@ -8,11 +8,12 @@ Top-1 on all 10,000 test images. Calibration sees 1,024 training images without 
 import argparse
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from fashion import accuracy, load, original
 from records import Job, run_all
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
@@ -38,10 +39,8 @@ class Mirrored(Dataset[Tensor]):
 
 def measure(job: Job) -> Job:
     """Convert one network in every way and return its accuracies."""
-    images, _, *test = load()
+    test = load()[2:]
     model, groups = original(job["seed"]), job["groups"]
-    chosen = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(job["seed"]))[:IMAGES]]
-    learned, judged = chosen[:-128], chosen[-128:].split(64)
     forms = {
         "copied": {"affine": "copy", "ws": "adaptive"},
         "copied + standard WS": {"affine": "copy", "ws": "standard"},
@@ -54,14 +53,28 @@ def measure(job: Job) -> Job:
     for name, options in forms.items():
         result[name] = accuracy(normswap.convert(model, groups=groups, **options), *test)  # type: ignore[arg-type]
     converted = normswap.convert(model, groups=groups)
+    learned, judged = unlabeled(job["seed"])
     normswap.calibrate(converted, model, learned.split(BATCH), held_back=judged)
     result["calibrated"] = accuracy(converted, *test)
-    converted = normswap.convert(model, groups=groups)
-    loader = DataLoader(Mirrored(learned), BATCH, shuffle=True, drop_last=True)
     started = time.perf_counter()
-    normswap.calibrate(converted, model, loader, steps=STEPS, held_back=judged)
+    converted = distilled(model, job["seed"], groups=groups)
     result |= {"seconds": time.perf_counter() - started, "distilled": accuracy(converted, *test)}
     return result
+
+
+def unlabeled(seed: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return training images to learn from and to judge by, 1,024 together."""
+    images = load()[0]
+    chosen = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:IMAGES]]
+    return chosen[:-128], chosen[-128:].split(64)
+
+
+def distilled(model: nn.Module, seed: int, **options: Any) -> nn.Module:
+    """Convert and distill on 1,024 unlabeled images."""
+    learned, judged = unlabeled(seed)
+    loader = DataLoader(Mirrored(learned), BATCH, shuffle=True, drop_last=True)
+    converted = normswap.convert(model, **options)
+    return normswap.calibrate(converted, model, loader, steps=STEPS, held_back=judged, seed=seed)
 
 
 def jobs() -> Iterator[Job]:
