@@ -74,7 +74,7 @@ def distilled(model: nn.Module, seed: int, **options: Any) -> nn.Module:
     learned, judged = unlabeled(seed)
     loader = DataLoader(Mirrored(learned), BATCH, shuffle=True, drop_last=True)
     converted = normswap.convert(model, **options)
-    return normswap.calibrate(converted, model, loader, steps=STEPS, held_back=judged, seed=seed)
+    return normswap.calibrate(converted, model, loader, steps=STEPS, held_back=judged)
 
 
 def jobs() -> Iterator[Job]:
