@@ -40,7 +40,10 @@ def function_section(rows: list[Job]) -> str:
     counts = [groups for groups in (32, 16, 8, 1, "auto") if groups in by_groups]
     forms = [name for name in rows[0] if name not in ("groups", "seed", "seconds", "BN")]
     table = markdown(
-        ["top-1, % of 10,000", *(f"{groups} groups" if groups != "auto" else "auto" for groups in counts)],
+        [
+            "top-1, % of 10,000",
+            *("auto" if groups == "auto" else f"{groups} groups" if groups != 1 else "1 group" for groups in counts),
+        ],
         [[form, *(spread(row[form] for row in by_groups[groups]) for groups in counts)] for form in forms],
     )
     kept = markdown(
@@ -77,7 +80,7 @@ def draw_function(by_groups: dict[Any, list[Job]], counts: list[Any], forms: lis
     axes.axhline(mean(row["BN"] for row in by_groups[counts[0]]), color="0.4", linestyle=":", label="BatchNorm")
     axes.set_xticks(range(len(counts)), [str(g) for g in counts])
     axes.set(xlabel="groups", ylabel="test accuracy (%)", ylim=(0, 100))
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="center", bbox_to_anchor=(0.5, 0.7), ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(DOCS / "function-groups.png", dpi=130)
 

@@ -50,8 +50,8 @@ def conversion_options(function: Callable[..., None]) -> Callable[..., None]:
             help="Match BatchNorm's function, or copy its affine part.",
         ),
         click.option(
-            "--shrink", type=click.FloatRange(min=0), default=0.5, show_default=True, metavar="X",
-            help="Draw each sample's variance to the training one: GroupNorm's epsilon is X times that.",
+            "--shrink", type=click.FloatRange(min=0), metavar="X",
+            help="Draw each sample's variance to the training one: epsilon is X times that; default 0.5, auto groups 1.",
         ),
         click.option("--include", multiple=True, metavar="GLOB", help="Touch only layers whose name matches."),
         click.option("--exclude", multiple=True, metavar="GLOB", help="Leave layers whose name matches alone."),

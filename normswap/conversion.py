@@ -29,7 +29,7 @@ def convert(
     to: str = "group",
     ws: str = "auto",
     affine: str = "match",
-    shrink: float = 0.5,
+    shrink: float | None = None,
     example_input: Any = None,
     batches: Iterable[Any] | None = None,
     include: Iterable[str] = (),
@@ -53,7 +53,8 @@ def convert(
             ``"auto"`` is adaptive where the norms are trained and standard where they are fresh; or ``"none"``.
         affine: ``"match"`` finds the affine values with which GroupNorm does what BatchNorm did; ``"copy"`` keeps γ, β.
         shrink: How far a matched norm draws a sample's variance towards the running one: its epsilon is BatchNorm's
-            plus `shrink` times the running variance of its groups. 0 keeps BatchNorm's epsilon.
+            plus `shrink` times the running variance of its groups. 0 keeps BatchNorm's epsilon; by default 0.5, and
+            1 with ``groups="auto"``.
         example_input: A tensor, a tuple of positional arguments or a dict of keyword arguments, of which only shapes
             are used; by default it is made up from what the model says about itself.
         batches: Images, without labels, on which ``groups="auto"`` measures instead of estimating; a few do.
@@ -94,7 +95,7 @@ def inspect(
     to: str = "group",
     ws: str = "auto",
     affine: str = "match",
-    shrink: float = 0.5,
+    shrink: float | None = None,
     example_input: Any = None,
     batches: Iterable[Any] | None = None,
     include: Iterable[str] = (),
@@ -128,7 +129,7 @@ def _inspected(
     }
     if not chosen:
         raise InvalidOption("batches= are for groups='auto' and trained norms; there are none here, leave it out")
-    measured = measure_drift(copy_model(model).eval(), chosen, batches, shrink=options.shrink)
+    measured = measure_drift(copy_model(model).eval(), chosen, batches, shrink=options.shrink_for("auto"))
     return make_plan(model, found, options, measured), found
 
 

@@ -54,7 +54,7 @@ def fit_norm(
     weight = torch.ones(entry.channels) if parts.weight is None else parts.weight.detach()
     drifts: dict[int, tuple[float, float]] = {}
     for groups in candidates:
-        eps = parts.eps + damping(*statistics, shrink=options.shrink, num_groups=groups)
+        eps = parts.eps + damping(*statistics, shrink=options.shrink_for(entry.groups_asked), num_groups=groups)
         expected = drift(weight, *statistics, eps=parts.eps, norm_eps=eps, num_groups=groups)
         drifts[groups] = measured.get(entry.name, {}).get(groups, expected), eps
     best = min(drifts, key=lambda groups: drifts[groups][0])

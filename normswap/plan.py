@@ -40,7 +40,7 @@ class Options:
     to: str = "group"
     ws: str = "auto"
     affine: str = "match"
-    shrink: float = 0.5
+    shrink: float | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     overrides: tuple[tuple[str, str, int | str], ...] = ()
@@ -49,7 +49,7 @@ class Options:
         """Refuse values no layer could be converted with."""
         counted = 1 if self.groups == "auto" else self.groups
         num_groups_for(1, groups=counted, group_size=self.group_size, to=self.to)  # type: ignore[arg-type]
-        if not isinstance(self.shrink, (int, float)) or not 0 <= self.shrink < math.inf:
+        if self.shrink is not None and not (isinstance(self.shrink, (int, float)) and 0 <= self.shrink < math.inf):
             raise InvalidOption(f"shrink={self.shrink!r} must be a number of at least 0")
         for pattern, option, value in self.overrides:
             _chosen(f"the option in overrides[{pattern!r}]", option, ("groups", "group_size", "to", "ws"))
@@ -59,6 +59,12 @@ class Options:
         for option in ("include", "exclude"):
             value = getattr(self, option)
             object.__setattr__(self, option, (value,) if isinstance(value, str) else tuple(value))
+
+    def shrink_for(self, groups_asked: int | str | None) -> float:
+        """Return the value asked for, else what measured best: 0.5, and 1 where the group count is chosen too."""
+        if self.shrink is not None:
+            return self.shrink
+        return 1.0 if groups_asked == "auto" else 0.5
 
     def for_layer(self, name: str) -> "Options":
         """Return the options of one layer: later overrides win, and a count and a size of groups exclude each other."""
