@@ -51,7 +51,7 @@ def conversion_options(function: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--shrink", type=click.FloatRange(min=0), metavar="X",
-            help="Draw a sample's variance to the training one (epsilon is X times that); 0.5, or 1 for auto groups.",
+            help="Draw a sample's variance to the training one (epsilon is X times that); 0.5, auto groups 1.5.",
         ),
         click.option("--include", multiple=True, metavar="GLOB", help="Touch only layers whose name matches."),
         click.option("--exclude", multiple=True, metavar="GLOB", help="Leave layers whose name matches alone."),

@@ -54,7 +54,7 @@ def convert(
         affine: ``"match"`` finds the affine values with which GroupNorm does what BatchNorm did; ``"copy"`` keeps γ, β.
         shrink: How far a matched norm draws a sample's variance towards the running one: its epsilon is BatchNorm's
             plus `shrink` times the running variance of its groups. 0 keeps BatchNorm's epsilon; by default 0.5, and
-            1 with ``groups="auto"``.
+            1.5 with ``groups="auto"``.
         example_input: A tensor, a tuple of positional arguments or a dict of keyword arguments, of which only shapes
             are used; by default it is made up from what the model says about itself.
         batches: Images, without labels, on which ``groups="auto"`` measures instead of estimating; a few do.

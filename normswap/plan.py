@@ -61,10 +61,10 @@ class Options:
             object.__setattr__(self, option, (value,) if isinstance(value, str) else tuple(value))
 
     def shrink_for(self, groups_asked: int | str | None) -> float:
-        """Return the value asked for, else what measured best: 0.5, and 1 where the group count is chosen too."""
+        """Return the value asked for, else what measured best: 0.5, and 1.5 where the group count is chosen too."""
         if self.shrink is not None:
             return self.shrink
-        return 1.0 if groups_asked == "auto" else 0.5
+        return 1.5 if groups_asked == "auto" else 0.5
 
     def for_layer(self, name: str) -> "Options":
         """Return the options of one layer: later overrides win, and a count and a size of groups exclude each other."""
