@@ -91,7 +91,7 @@ def lite_section(rows: list[Job]) -> str:
     tuned = [row for row in rows if "seed" in row]
     lines = [[row["form"], f"{row['top1']:.1f}", f"{row['top5']:.1f}"] for row in plain]
     if tuned:
-        lines.append(["auto, shrink=1, distilled", spread(r["top1"] for r in tuned), spread(r["top5"] for r in tuned)])
+        lines.append(["auto, distilled", spread(r["top1"] for r in tuned), spread(r["top5"] for r in tuned)])
     seconds = ", ".join(f"{row['seconds']:.0f}" for row in tuned)
     return f"""
 ## EfficientNet-Lite0, ImageNet weights

@@ -41,7 +41,7 @@ def image_batches(folder: Path, model: nn.Module, size: tuple[int, ...], *, augm
     config = resolve_data_config({"input_size": size}, pretrained_cfg=getattr(model, "pretrained_cfg", None) or {})
     used = {key: config[key] for key in ("input_size", "mean", "std", "interpolation", "crop_pct")}
     central = create_transform(**used)
-    random = create_transform(**used, is_training=True, scale=(0.35, 1.0), color_jitter=None)
+    random = create_transform(**used, is_training=True, scale=(0.15, 1.0), color_jitter=None)
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
     if len(files) < 2 * BATCH:
         raise CalibrationFailed(f"{folder}: holds {len(files)} images; calibration needs at least {2 * BATCH}")

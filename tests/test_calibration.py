@@ -14,6 +14,7 @@ import normswap
 from normswap.calibration import calibration
 from normswap.demo import accuracy
 from normswap.digits import digits_resnet, load_digits
+from normswap.distillation import mixed
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,19 @@ def test_distillation_goes_further_and_is_seeded(
     normswap.calibrate(again, original, loader, steps=60, seed=3)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), converted.parameters(), strict=True))
     assert normswap.check(converted, original, example_input=images[:2])
+
+
+def test_mixing_takes_less_than_half_of_another_sample_and_leaves_whole_numbers() -> None:
+    torch.manual_seed(0)
+    images, sizes = torch.eye(64).view(64, 8, 8), torch.arange(64)
+    batch = mixed({"images": images, "sizes": sizes, "scale": torch.tensor(2.0)})
+    own = (batch["images"] * images).sum((1, 2))
+    other = (batch["images"] * images.flip(0)).sum((1, 2))
+    torch.testing.assert_close(own + other, torch.ones(64))
+    assert 0.5 <= own.min() < 0.6
+    assert own.max() > 0.9
+    assert torch.equal(batch["sizes"], sizes)
+    assert batch["scale"] == 2
 
 
 def test_never_worse_and_says_so(original: nn.Module, digits: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
