@@ -60,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("crops", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=310)
+    parser.add_argument("--steps", type=int, default=300)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     model = original()

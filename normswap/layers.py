@@ -104,12 +104,8 @@ class WeightStandardized(nn.Module):
         """Return the kernel the convolution uses, of the shape of ``weight``."""
         weight = self._parameters["weight"]
         assert weight is not None
-        rows = standardize(self._filters(weight), self.ws_eps)
-        if self.ws_gain is not None and self.ws_offset is not None:
-            rows = torch.addcmul(self.ws_offset[:, None], self.ws_gain[:, None], rows)
-        elif self.ws_gain is not None:
-            rows = self.ws_gain[:, None] * rows
-        return self._kernel(rows.to(weight.dtype), weight.shape)
+        rows = standardize(self._filters(weight), self.ws_eps, gain=self.ws_gain, offset=self.ws_offset)
+        return kernel(rows.to(weight.dtype), weight, **self._layout())
 
     @property
     def form(self) -> str:
@@ -122,9 +118,6 @@ class WeightStandardized(nn.Module):
 
     def _filters(self, weight: Tensor) -> Tensor:
         return filters(weight, **self._layout())
-
-    def _kernel(self, rows: Tensor, shape: torch.Size) -> Tensor:
-        return kernel(rows, shape, **self._layout())
 
     def _layout(self) -> dict[str, Any]:
         """Which axes of the weight are channels; classes outside torch's family are taken as not transposed."""

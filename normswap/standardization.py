@@ -1,7 +1,6 @@
 """Weight standardization as tensor maths: tensors in, tensors out (Qiao et al. 2019, arXiv 1903.10520, equation 2)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 EPS = 1e-6
@@ -12,28 +11,41 @@ FORMULA = "(w - mean) / sqrt(var_biased + eps)"
 
 
 def filters(weight: Tensor, *, transposed: bool = False, groups: int = 1) -> Tensor:
-    """Return the weight as (out_channels, fan_in), one row a filter.
+    """Return the weight as (out_channels, fan_in), one row a filter, in the order in which it lies in memory.
 
     A convolution's weight is (out, in/groups, *kernel), a transposed one's (in, out/groups, *kernel).
     """
     if transposed:
         weight = _swap_channels(weight, groups)
-    return weight.flatten(1)
+    return weight.permute(_order(weight)).flatten(1)
 
 
-def kernel(rows: Tensor, shape: torch.Size, *, transposed: bool = False, groups: int = 1) -> Tensor:
-    """Undo `filters`: rows (out_channels, fan_in) become a weight of `shape`."""
-    if not transposed:
-        return rows.view(shape)
-    return _swap_channels(rows.view(shape[1] * groups, shape[0] // groups, *shape[2:]), groups)
+def kernel(rows: Tensor, like: Tensor, *, transposed: bool = False, groups: int = 1) -> Tensor:
+    """Undo `filters`: rows (out_channels, fan_in) become a weight of the shape and memory format of `like`."""
+    if transposed:
+        shape = like.shape
+        return _swap_channels(rows.view(shape[1] * groups, shape[0] // groups, *shape[2:]), groups)
+    order = _order(like)
+    inverse = [order.index(axis) for axis in range(like.ndim)]
+    return rows.view([like.shape[axis] for axis in order]).permute(inverse)
 
 
-def standardize(rows: Tensor, eps: float = EPS) -> Tensor:
-    """Give every row zero mean and unit variance, (out_channels, fan_in) to the same shape.
+def standardize(rows: Tensor, eps: float = EPS, *, gain: Tensor | None = None, offset: Tensor | None = None) -> Tensor:
+    """Give every row zero mean and unit variance, then scale and shift it; (out_channels, fan_in) to the same shape.
 
-    Statistics are float32 for half-precision rows; the biased variance is used and `eps` is inside the root.
+    Statistics are float32 for half-precision rows; the biased variance is used and `eps` is inside the root. To the
+    kernel a filter is a group of its own in one sample, which makes all of this one fused pass that has a derivative of
+    every order.
+
+    Args:
+        rows: Filters.
+        eps: Added to the variance.
+        gain: (out_channels,), 1 where left out.
+        offset: (out_channels,), 0 where left out.
     """
-    return F.layer_norm(_at_least_float32(rows), rows.shape[1:], eps=eps)
+    rows = _at_least_float32(rows)
+    gain, offset = (None if value is None else value.to(rows.dtype) for value in (gain, offset))
+    return torch.group_norm(rows[None], len(rows), gain, offset, eps)[0]
 
 
 def gain_and_offset(rows: Tensor, eps: float = EPS) -> tuple[Tensor, Tensor]:
@@ -49,6 +61,15 @@ def gain_and_offset(rows: Tensor, eps: float = EPS) -> tuple[Tensor, Tensor]:
 def common_scale(rows: Tensor) -> Tensor:
     """Return the root mean square of the filters' standard deviations, a scalar."""
     return rows.double().var(dim=1, correction=0).mean().sqrt()
+
+
+def _order(weight: Tensor) -> list[int]:
+    """Return the axes as they lie in memory: channels last where the weight is stored so."""
+    axes = list(range(weight.ndim))
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(weight.ndim)
+    if last is None or weight.is_contiguous() or not weight.is_contiguous(memory_format=last):
+        return axes
+    return [0, *axes[2:], 1]
 
 
 def _swap_channels(weight: Tensor, groups: int) -> Tensor:

@@ -14,7 +14,7 @@ from normswap.families import fold_methods, has_kernel, is_batch_norm, norm_part
 from normswap.layers import ChannelScale, GroupNormAct, WeightStandardized, carry_state, ws_class
 from normswap.matching import centred, closed_form, scale_and_shift
 from normswap.plan import Entry, Plan, as_plan
-from normswap.standardization import gain_and_offset
+from normswap.standardization import gain_and_offset, kernel
 from normswap.statistics import statistics_before, usable
 from normswap.wrapping import unwrap
 
@@ -164,7 +164,7 @@ def _weight_standardized(entry: Entry, old: nn.Module) -> tuple[nn.Module, list[
     rows = centred(new._filters(weight.detach()))
     gain, _ = gain_and_offset(rows, entry.eps)
     new.ws_gain = nn.Parameter(gain.to(weight.dtype), requires_grad=False)
-    return new, [] if weight.is_meta else [(weight, new._kernel(rows, weight.shape))]
+    return new, [] if weight.is_meta else [(weight, kernel(rows, weight, **new._layout()))]
 
 
 def _refuse_to_fold(model: nn.Module, replacements: Mapping[int, nn.Module]) -> None:

@@ -166,7 +166,21 @@ def test_half_precision_statistics_do_not_underflow(dtype: torch.dtype) -> None:
 def test_filters_and_kernel_undo_each_other(shape: tuple[int, ...], transposed: bool, groups: int) -> None:
     weight = torch.randn(shape)
     rows = filters(weight, transposed=transposed, groups=groups)
-    assert torch.equal(kernel(rows, weight.shape, transposed=transposed, groups=groups), weight)
+    assert torch.equal(kernel(rows, weight, transposed=transposed, groups=groups), weight)
+
+
+@pytest.mark.parametrize(
+    ("shape", "memory_format"), [((6, 4, 3, 5), torch.channels_last), ((6, 4, 3, 5, 2), torch.channels_last_3d)]
+)
+def test_channels_last_filters_are_not_copied(shape: tuple[int, ...], memory_format: torch.memory_format) -> None:
+    contiguous = torch.randn(shape)
+    weight = contiguous.to(memory_format=memory_format)
+    rows = filters(weight)
+    assert rows.data_ptr() == weight.data_ptr()
+    back = kernel(rows, weight)
+    assert torch.equal(back, contiguous)
+    assert back.is_contiguous(memory_format=memory_format)
+    torch.testing.assert_close(kernel(standardize(rows), weight), kernel(standardize(filters(contiguous)), contiguous))
 
 
 @pytest.mark.parametrize("build", [lambda: nn.Conv2d(4, 6, 3), lambda: Conv2dSame(4, 6, 3)], ids=["plain", "same"])
