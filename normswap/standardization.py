@@ -16,7 +16,7 @@ def filters(weight: Tensor, *, transposed: bool = False, groups: int = 1) -> Ten
     A convolution's weight is (out, in/groups, *kernel), a transposed one's (in, out/groups, *kernel).
     """
     if transposed:
-        weight = _swap_channels(weight, groups)
+        return _swap_channels(weight, groups).flatten(1)
     return weight.permute(_order(weight)).flatten(1)
 
 
