@@ -51,11 +51,11 @@ def test_distillation_goes_further_and_is_seeded(
     loader = DataLoader(TensorDataset(images, labels), batch_size=32, shuffle=True)
     before = torch.get_rng_state()
     again = copy.deepcopy(converted)
-    result = calibration(converted, original, loader, steps=60, seed=3)
+    result = calibration(converted, original, loader, steps=120, seed=3)
     assert torch.equal(before, torch.get_rng_state())
     assert result.kept == "distilled"
     assert accuracy(converted, test_images, test_labels) > 0.95 * accuracy(original, test_images, test_labels)
-    normswap.calibrate(again, original, loader, steps=60, seed=3)
+    normswap.calibrate(again, original, loader, steps=120, seed=3)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), converted.parameters(), strict=True))
     assert normswap.check(converted, original, example_input=images[:2])
 
