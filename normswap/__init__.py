@@ -7,6 +7,7 @@ from normswap.entrypoint import register
 from normswap.version import __version__
 
 if TYPE_CHECKING:
+    from normswap.accumulation import accumulate
     from normswap.calibration import calibrate
     from normswap.checking import check
     from normswap.checkpoint import load, save
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         CheckFailed,
         CheckpointAdapted,
         CheckpointError,
+        ExportFailed,
         HubError,
         InvalidOption,
         NeedsExampleInput,
@@ -27,8 +29,10 @@ if TYPE_CHECKING:
         PlanMismatch,
         UnknownModel,
         UnsupportedModel,
+        WeightsChanged,
         WeightsUnavailable,
     )
+    from normswap.exporting import export
     from normswap.families import NormParts, register_conv, register_norm
     from normswap.folding import fold
     from normswap.hub import push
@@ -46,6 +50,7 @@ __all__ = [
     "CheckpointError",
     "Checks",
     "Entry",
+    "ExportFailed",
     "HubError",
     "InvalidOption",
     "NeedsExampleInput",
@@ -58,12 +63,15 @@ __all__ = [
     "Source",
     "UnknownModel",
     "UnsupportedModel",
+    "WeightsChanged",
     "WeightsUnavailable",
     "__version__",
+    "accumulate",
     "apply",
     "calibrate",
     "check",
     "convert",
+    "export",
     "fold",
     "inspect",
     "load",
@@ -75,11 +83,13 @@ __all__ = [
 ]
 
 _HOMES = {
+    "accumulation": "accumulate",
     "calibration": "calibrate",
     "checking": "check",
     "checkpoint": "load save",
     "checks": "Checks",
     "conversion": "convert inspect",
+    "exporting": "export",
     "families": "NormParts register_conv register_norm",
     "folding": "fold",
     "hub": "push",

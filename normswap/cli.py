@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from normswap import errors
+from normswap.cli_export import export
 from normswap.cli_hub import push
 from normswap.cli_models import open_named
 from normswap.cli_options import conversion_options
@@ -177,6 +178,7 @@ def demo(out: Output, plot: Path | None) -> None:
     out.result(result.to_dict(), str(result))
 
 
+cli.add_command(export)
 cli.add_command(push)
 
 

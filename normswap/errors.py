@@ -45,6 +45,14 @@ class CalibrationFailed(NormswapError):
     """Pass other images: too few, or of a kind on which the two networks cannot be compared."""
 
 
+class ExportFailed(NormswapError):
+    """Choose another format or place: nothing was written, or what was written computes something else."""
+
+
+class WeightsChanged(NormswapError, RuntimeError):
+    """Change weights after the block: gradients gathered inside it belong to the weights it began with."""
+
+
 class UnknownModel(NormswapError, LookupError):
     """Choose another model name; the message lists the nearest ones."""
 

@@ -101,7 +101,12 @@ class WeightStandardized(nn.Module):
     ws_eps: float
 
     def standardized_weight(self) -> Tensor:
-        """Return the kernel the convolution uses, of the shape of ``weight``."""
+        """Return the kernel the convolution uses, of the shape of ``weight``; inside `accumulate` the shared one."""
+        shared = self.__dict__.get("_shared")
+        return self.fresh_kernel() if shared is None else cast(Tensor, shared())
+
+    def fresh_kernel(self) -> Tensor:
+        """Standardize the filters."""
         weight = self._parameters["weight"]
         assert weight is not None
         rows = standardize(self._filters(weight), self.ws_eps, gain=self.ws_gain, offset=self.ws_offset)
@@ -250,7 +255,7 @@ def plain_conv(module: WeightStandardized) -> nn.Module:
     plain = conv_class(module)
     conv = plain.__new__(plain)
     conv.__dict__ = module.__dict__ | {"_parameters": dict(module._parameters), "_modules": dict(module._modules)}
-    for name in ("ws_eps", "_active_weight"):
+    for name in ("ws_eps", "_active_weight", "_shared"):
         conv.__dict__.pop(name, None)
     for name in ("ws_gain", "ws_offset"):
         del conv._parameters[name]

@@ -1,0 +1,230 @@
+"""Export a converted network for deployment: fold, trace, write, run what was written and compare."""
+
+import importlib.util
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import tree_map_only
+
+from normswap.atomic import replacing
+from normswap.errors import ExportFailed, InvalidOption
+from normswap.folding import fold
+from normswap.inputs import as_call, call, materialize, rebuild
+from normswap.surgery import plan_of
+from normswap.tensors import tensors_in
+
+OPSETS = range(18, 24)
+NATIVE_OPSET = 21
+"""ONNX has GroupNormalization with a scale per channel from this opset on."""
+
+ROUNDING = 80
+"""Largest difference that is accepted, in units of the type's epsilon: 1e-5 for float32."""
+
+FREE_AXES = (5, 1, 0)
+"""How many leading axes are free, tried in this order: all, the batch, none."""
+
+AXES = {3: ("length",), 4: ("height", "width"), 5: ("depth", "height", "width")}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written and how it compares.
+
+    Attributes:
+        path: The file.
+        format: ``"torch"`` or ``"onnx"``.
+        dynamic: Axes whose size is free, as ``batch`` and ``height``.
+        compared: Inputs on which file and network were compared.
+        difference: Largest difference of an output, absolute.
+    """
+
+    path: str
+    format: str
+    dynamic: tuple[str, ...]
+    compared: tuple[tuple[int, ...], ...]
+    difference: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON data."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """Return a few lines for people."""
+        shapes = ", ".join("×".join(map(str, shape)) for shape in self.compared)
+        free = ", ".join(self.dynamic) or "none"
+        return f"wrote {self.path}\nfree axes: {free}\nlargest difference {self.difference:.1e} on inputs {shapes}"
+
+
+def export(
+    model: nn.Module,
+    path: str | PathLike[str],
+    *,
+    to: str = "onnx",
+    opset: int = NATIVE_OPSET,
+    example_input: Any = None,
+) -> Exported:
+    """Write a converted network as one file that runs without normswap.
+
+    >>> export(converted, "resnet50.onnx")
+
+    Weight standardization is folded in and costs nothing there. Batch and spatial sizes stay free where the network
+    allows it. The file is run at two batch sizes and two spatial sizes before it takes its place.
+
+    Args:
+        model: A converted network; it is not changed. The export runs on a copy in eval mode on the CPU.
+        path: File to write, replaced as a whole.
+        to: ``"onnx"``, or ``"torch"`` for a ``torch.export`` program (``torch.export.load(path).module()``).
+        opset: ONNX operator set, 18 to 23; below 21 a GroupNorm becomes several operators.
+        example_input: As for `normswap.convert`; by default the shapes recorded in the plan.
+
+    Raises:
+        InvalidOption: Unknown format or opset, or the extra ``onnx`` is not installed.
+        ExportFailed: The network cannot be traced, or the file computes something else; nothing is written.
+    """
+    if to not in ("onnx", "torch"):
+        raise InvalidOption(f"to={to!r}: 'onnx' or 'torch'")
+    if opset not in OPSETS:
+        raise InvalidOption(f"opset={opset} is outside {OPSETS[0]} to {OPSETS[-1]}")
+    if to == "onnx" and any(importlib.util.find_spec(name) is None for name in ("onnxscript", "onnxruntime")):
+        raise InvalidOption("to='onnx' needs onnxscript and onnxruntime; pip install 'normswap[onnx]'")
+    plan, path = plan_of(model), Path(path)
+    folded = fold(model).cpu().eval()
+    if example_input is None:
+        example_input = rebuild(plan.inputs)
+    dtype = next((p.dtype for p in folded.parameters() if p.is_floating_point()), torch.float32)
+    example = materialize(example_input, torch.device("cpu"), dtype, seed=0)
+    failure: ExportFailed | None = None
+    for free in FREE_AXES:
+        try:
+            with replacing(path) as temporary, warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                program = _traced(folded, example, free)
+                dynamic = _dynamic_axes(program)
+                run = _write_onnx(program, temporary, opset) if to == "onnx" else _write_torch(program, temporary)
+                compared, difference = _compare(folded, run, example, dynamic)
+            return Exported(str(path), to, dynamic, compared, difference)
+        except ExportFailed as error:
+            failure = failure or error
+        except OSError as error:
+            raise ExportFailed(
+                f"{path}: cannot be written ({error.strerror or error}); choose another place"
+            ) from error
+    assert failure is not None
+    raise failure
+
+
+def _traced(model: nn.Module, example: Any, free: int) -> ExportedProgram:
+    args, kwargs = as_call(example)
+    shapes = tree_map_only(Tensor, lambda t: {axis: _free(axis) for axis in range(min(t.ndim, free))}, (args, kwargs))
+    try:
+        return torch.export.export(model, args, kwargs, dynamic_shapes=(shapes[1] or shapes[0]) if free else None)
+    except Exception as error:  # whatever the network's own code does under the tracer
+        raise ExportFailed(f"{type(model).__name__} cannot be traced by torch.export ({_reason(error)}); use "
+                           "normswap.fold in Python") from error  # fmt: skip
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _free(axis: int) -> Any:
+    return Dim.AUTO if axis != 1 else None
+
+
+def _dynamic_axes(program: ExportedProgram) -> tuple[str, ...]:
+    names = set(program.graph_signature.user_inputs)
+    found: dict[str, None] = {}
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if node.name in names and isinstance(value, Tensor):
+            labels = ("batch", "channels", *AXES.get(value.ndim, ()))
+            found |= {labels[axis]: None for axis, size in enumerate(value.shape) if isinstance(size, torch.SymInt)}
+    return tuple(found)
+
+
+Runner = Callable[[Any], list[Tensor]]
+
+
+def _write_torch(program: ExportedProgram, path: Path) -> Runner:
+    with path.open("wb") as file:
+        torch.export.save(program, file)
+    loaded = torch.export.load(io.BytesIO(path.read_bytes())).module()
+    return lambda example: list(tensors_in(call(loaded, example)))
+
+
+def _write_onnx(program: ExportedProgram, path: Path, opset: int) -> Runner:
+    import onnxruntime
+
+    try:
+        written = torch.onnx.export(program, opset_version=opset, verbose=False)
+        assert written is not None
+        written.save(path, external_data=False)
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except OSError:
+        raise
+    except Exception as error:  # exporter, protobuf and runtime each raise their own
+        raise ExportFailed(f"opset {opset} cannot express the network ({_reason(error)}); try another --opset, or --to "
+                           "torch") from error  # fmt: skip
+    names = [entry.name for entry in session.get_inputs()]
+
+    def run(example: Any) -> list[Tensor]:
+        feed = {name: tensor.numpy() for name, tensor in zip(names, tensors_in(as_call(example)), strict=True)}
+        return [torch.from_numpy(value) for value in session.run(None, feed)]
+
+    return run
+
+
+@torch.no_grad()
+def _compare(
+    model: nn.Module, run: Runner, example: Any, dynamic: tuple[str, ...]
+) -> tuple[tuple[tuple[int, ...], ...], float]:
+    shapes, worst = [], 0.0
+    for probe in _probes(example, dynamic):
+        shape = tuple(next(iter(tensors_in(as_call(probe)))).shape)
+        try:
+            expected, found = list(tensors_in(call(model, probe))), run(probe)
+        except Exception as error:  # a size the network was not made for, which tracing had left free
+            raise ExportFailed(f"an input of {shape} does not run ({_reason(error)}); nothing was written") from error
+        if [tuple(t.shape) for t in expected] != [tuple(t.shape) for t in found]:
+            raise ExportFailed(f"the exported file gives outputs of other shapes for an input of {shape}; nothing was "
+                               "written")  # fmt: skip
+        for ours, theirs in zip(expected, found, strict=True):
+            difference = float((ours.double() - theirs.double()).abs().max())
+            bound = ROUNDING * torch.finfo(ours.dtype).eps * max(1.0, float(ours.abs().max()))
+            if not difference <= bound:
+                raise ExportFailed(f"the exported file is off by {difference:.1e} (allowed {bound:.1e}) for an input "
+                                   f"of {shape}; nothing was written")  # fmt: skip
+            worst = max(worst, difference)
+        shapes.append(shape)
+    return tuple(shapes), worst
+
+
+def _probes(example: Any, dynamic: tuple[str, ...]) -> Iterator[Any]:
+    """Yield examples at two batch sizes and two spatial sizes, as far as these are free."""
+    for batch in (1, 3) if "batch" in dynamic else (None,):
+        for larger in (False, True) if set(dynamic) - {"batch"} else (False,):
+            resize = partial(_resized, batch=batch, larger=larger, dynamic=dynamic)
+            yield tree_map_only(Tensor, resize, example)
+
+
+def _resized(tensor: Tensor, *, batch: int | None, larger: bool, dynamic: tuple[str, ...]) -> Tensor:
+    labels = ("batch", "channels", *AXES.get(tensor.ndim, ()))
+    sizes = list(tensor.shape)
+    if batch is not None and sizes:
+        sizes[0] = batch
+    for axis in range(2, len(sizes)):
+        if larger and labels[axis] in dynamic:
+            sizes[axis] += 32 if sizes[axis] >= 64 else sizes[axis]
+    if not tensor.is_floating_point():
+        return torch.zeros(sizes, dtype=tensor.dtype)
+    generator = torch.Generator().manual_seed(sum(sizes))
+    return torch.randn(sizes, generator=generator).to(tensor.dtype)

@@ -1,0 +1,158 @@
+"""Kernels shared among micro-batches."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+from nets import warm
+from torch import Tensor, nn
+
+import normswap
+from normswap.layers import WeightStandardized
+
+
+def converted(name: str = "efficientnet_b0", **options: object) -> nn.Module:
+    torch.manual_seed(0)
+    return normswap.convert(warm(timm.create_model(name, drop_path_rate=0.0, drop_rate=0.0)), **options)  # type: ignore[arg-type]
+
+
+def micro_batches(count: int) -> list[Tensor]:
+    return list(torch.randn(count, 1, 3, 64, 64))
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("ws", ["adaptive", "standard"])
+def test_gradients_are_those_of_separate_passes(ws: str) -> None:
+    model = converted(ws=ws).double()
+    other, batches = copy.deepcopy(model), [batch.double() for batch in micro_batches(3)]
+    for batch in batches:
+        other(batch).square().mean().backward()
+    with normswap.accumulate(model):
+        for batch in batches:
+            model(batch).square().mean().backward()
+    expected, found = gradients(other), gradients(model)
+    assert found.keys() == expected.keys()
+    assert len(found) > 100
+    for name, gradient in found.items():
+        assert (gradient - expected[name]).abs().max() <= 1e-6 * expected[name].abs().max().clamp_min(1e-12), name
+
+
+def test_filters_are_standardized_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = converted("resnet18"), []
+    plain = WeightStandardized.fresh_kernel
+    monkeypatch.setattr(WeightStandardized, "fresh_kernel", lambda self: calls.append(self) or plain(self))
+    with normswap.accumulate(model):
+        for batch in micro_batches(4):
+            model(batch).sum().backward()
+    assert len(calls) == len(set(map(id, calls))) == sum(isinstance(m, WeightStandardized) for m in model.modules())
+
+
+def test_gradients_add_to_those_there_were() -> None:
+    model = converted("resnet18")
+    (batch,) = micro_batches(1)
+    model(batch).sum().backward()
+    before = {name: gradient.clone() for name, gradient in gradients(model).items()}
+    with normswap.accumulate(model):
+        model(batch).sum().backward()
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, 2 * before[name], rtol=1e-5, atol=1e-6)
+
+
+def step(model: nn.Module) -> None:
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    torch.optim.SGD(model.parameters(), 0.1).step()
+
+
+def load_again(model: nn.Module) -> None:
+    model.load_state_dict(model.state_dict())
+
+
+def call_with_other_weights(model: nn.Module) -> None:
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    torch.func.functional_call(model, state, (micro_batches(1)[0],))
+
+
+@pytest.mark.parametrize("change", [step, load_again, call_with_other_weights])
+def test_other_weights_inside_are_an_error_and_not_a_wrong_number(change: Callable[[nn.Module], None]) -> None:
+    model = converted("resnet18")
+    (batch,) = micro_batches(1)
+    with pytest.raises(normswap.WeightsChanged, match=r"conv1\.weight changed"):
+        accumulated(model, lambda: (model(batch).sum().backward(), change(model)))
+    model(batch).sum().backward()
+
+
+def accumulated(model: nn.Module, run: Callable[[], object]) -> None:
+    with normswap.accumulate(model):
+        run()
+
+
+def test_an_error_inside_leaves_nothing_behind() -> None:
+    model = converted("resnet18")
+    (batch,) = micro_batches(1)
+    with pytest.raises(ZeroDivisionError):
+        accumulated(model, lambda: (model(batch).sum().backward(), 1 / 0))
+    assert all(p.grad is None for n, p in model.named_parameters() if n == "conv1.weight")
+    copy.deepcopy(model)
+    model(batch).sum().backward()
+    assert model.conv1.weight.grad is not None
+
+
+def test_evaluation_and_inference_inside() -> None:
+    model = converted("resnet18")
+    (batch,) = micro_batches(1)
+    expected = model(batch)
+    with normswap.accumulate(model):
+        with torch.inference_mode():
+            torch.testing.assert_close(model(batch), expected.detach())
+        with torch.no_grad():
+            assert not model(batch).requires_grad
+        model(batch).sum().backward()
+    assert model.conv1.weight.grad is not None
+
+
+def test_frozen_weights_stay_frozen() -> None:
+    model = converted("resnet18")
+    model.conv1.weight.requires_grad_(False)
+    with normswap.accumulate(model):
+        model(micro_batches(1)[0]).sum().backward()
+    assert model.conv1.weight.grad is None
+    assert model.layer1[0].conv1.weight.grad is not None
+
+
+def test_compiled() -> None:
+    model = converted("resnet18")
+    compiled = torch.compile(copy.deepcopy(model), backend="aot_eager")
+    batches = micro_batches(2)
+    for one in (model, compiled):
+        with normswap.accumulate(one):
+            for batch in batches:
+                one(batch).square().mean().backward()
+    expected, found = gradients(model), gradients(compiled._orig_mod)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_refusals() -> None:
+    model = converted("resnet18")
+    with pytest.raises(normswap.UnsupportedModel, match="do not nest"):
+        accumulated(model, lambda: accumulated(model, list))
+    accumulated(model, list)
+
+
+class DistributedDataParallel(nn.Module):
+    """Known by its name: the real one needs a process group."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+def test_data_parallel_wrappers_are_refused() -> None:
+    with pytest.raises(normswap.UnsupportedModel, match="DistributedDataParallel, which exchanges gradients"):
+        accumulated(DistributedDataParallel(converted("resnet18")), list)
