@@ -1,6 +1,7 @@
 """Copies of a model: one with its data, one on the meta device that costs nothing."""
 
 import copy
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ def meta_copy(model: nn.Module) -> nn.Module:
 
 
 def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    for module in model.modules():  # a module holds some ten empty containers, most of what deepcopy takes time for
+        memo |= {id(v): type(v)() for v in vars(module).values() if type(v) in (dict, OrderedDict, set) and not v}
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:

@@ -126,4 +126,4 @@ def centred(rows: Tensor) -> Tensor:
 def _spread(channels: Tensor, num_groups: int) -> Tensor:
     """Average (C,) values over each group and give every channel its group's average."""
     size = channels.numel() // num_groups
-    return channels.view(num_groups, size).mean(1).repeat_interleave(size)
+    return channels.view(num_groups, size).mean(1, keepdim=True).expand(num_groups, size).reshape(-1)

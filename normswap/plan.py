@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from os import PathLike
@@ -173,10 +173,10 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON data from which `from_dict` makes an equal plan."""
-        entries = [{k: v for k, v in _plain(asdict(e)).items() if v not in (None, [], False)} for e in self.entries]
+        entries = [{k: v for k, v in _plain(vars(e)).items() if v not in (None, [], False)} for e in self.entries]
         return {
             "schema": SCHEMA,
-            "options": _plain(asdict(self.options)),
+            "options": _plain(vars(self.options)),
             "entries": entries,
             "warnings": list(self.warnings),
             "inputs": self.inputs,

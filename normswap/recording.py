@@ -11,6 +11,7 @@ from normswap.graph import Graph, Kind, Node
 from normswap.operators import answer, base_name, kind_of
 from normswap.tensors import all_meta, tensors_in
 
+NORMS = ("batch_norm", "native_group_norm")
 Shapes = tuple[tuple[int, ...], ...]
 
 
@@ -117,7 +118,7 @@ class Recorder(TorchDispatchMode):
         name = "batch_norm" if "batch_norm" in name else name
         result = NotImplemented
         if on_meta:
-            result = _batch_norm_result(operands, func) if name == "batch_norm" else answer(func, name, args, kwargs)
+            result = _norm_result(operands, func) if name in NORMS else answer(func, name, args, kwargs)
         if result is NotImplemented:
             result = func(*args, **kwargs)
         if self._inside:
@@ -201,8 +202,8 @@ class Recorder(TorchDispatchMode):
         return found
 
 
-def _batch_norm_result(operands: list[Tensor], func: Any) -> Any:
-    """Return a result of the right shapes: values do not matter here, and the kernel is half of all meta time."""
+def _norm_result(operands: list[Tensor], func: Any) -> Any:
+    """Return a result of the right shape: values do not matter here, and the kernels are most of all meta time."""
     first = operands[0]
     extra = len(func._schema.returns) - 1
     result = torch.empty_like(first)

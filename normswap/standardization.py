@@ -17,7 +17,8 @@ def filters(weight: Tensor, *, transposed: bool = False, groups: int = 1) -> Ten
     """
     if transposed:
         return _swap_channels(weight, groups).flatten(1)
-    return weight.permute(_order(weight)).flatten(1)
+    order = _order(weight)
+    return (weight if order is None else weight.permute(order)).flatten(1)
 
 
 def kernel(rows: Tensor, like: Tensor, *, transposed: bool = False, groups: int = 1) -> Tensor:
@@ -26,8 +27,9 @@ def kernel(rows: Tensor, like: Tensor, *, transposed: bool = False, groups: int 
         shape = like.shape
         return _swap_channels(rows.view(shape[1] * groups, shape[0] // groups, *shape[2:]), groups)
     order = _order(like)
-    inverse = [order.index(axis) for axis in range(like.ndim)]
-    return rows.view([like.shape[axis] for axis in order]).permute(inverse)
+    if order is None:
+        return rows.view(like.shape)
+    return rows.view([like.shape[axis] for axis in order]).permute([order.index(axis) for axis in range(like.ndim)])
 
 
 def standardize(rows: Tensor, eps: float = EPS, *, gain: Tensor | None = None, offset: Tensor | None = None) -> Tensor:
@@ -54,8 +56,12 @@ def gain_and_offset(rows: Tensor, eps: float = EPS) -> tuple[Tensor, Tensor]:
     The gain carries `eps` as the standardization does, so small and constant filters come back exactly too
     (``ConvAWS`` of DetectoRS, Qiao et al. 2020, arXiv 2006.02334, section 4.3, without its learned part).
     """
-    var, mean = torch.var_mean(_at_least_float32(rows), dim=1, correction=0)
-    return (var + eps).sqrt(), mean
+    rows = _at_least_float32(rows)
+    if rows.is_meta:
+        return rows.new_empty(len(rows)), rows.new_empty(len(rows))
+    count, length = rows.shape
+    _, mean, rstd = torch.native_group_norm(rows, None, None, 1, count, length, count, eps)
+    return rstd[0].reciprocal(), mean[0]
 
 
 def common_scale(rows: Tensor) -> Tensor:
@@ -63,13 +69,12 @@ def common_scale(rows: Tensor) -> Tensor:
     return rows.double().var(dim=1, correction=0).mean().sqrt()
 
 
-def _order(weight: Tensor) -> list[int]:
-    """Return the axes as they lie in memory: channels last where the weight is stored so."""
-    axes = list(range(weight.ndim))
+def _order(weight: Tensor) -> list[int] | None:
+    """Return the axes as they lie in memory where that is channels last, else None."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(weight.ndim)
     if last is None or weight.is_contiguous() or not weight.is_contiguous(memory_format=last):
-        return axes
-    return [0, *axes[2:], 1]
+        return None
+    return [0, *range(2, weight.ndim), 1]
 
 
 def _swap_channels(weight: Tensor, groups: int) -> Tensor:
