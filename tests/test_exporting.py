@@ -1,5 +1,6 @@
 """Files that run without normswap."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import pytest
 import timm
 import torch
 import torchvision
+from click.testing import CliRunner
 from nets import warm
 from torch import nn
 
 import normswap
+from normswap.cli import cli
 
 
 def small() -> nn.Module:
@@ -116,3 +119,15 @@ def test_folded_networks_are_traced_whole(converted: nn.Module, way: str) -> Non
         else:
             other = torch.export.export(folded, (images,)).module()
         torch.testing.assert_close(other(images), converted.eval()(images), rtol=1e-4, atol=1e-5)
+
+
+def test_command_line(tmp_path: Path) -> None:
+    normswap.save(normswap.convert(timm.create_model("test_resnet")), tmp_path / "OUT")
+    result = CliRunner().invoke(cli, ["export", str(tmp_path / "OUT"), "--to", "torch", "--json"])
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["difference"] <= 1e-5
+    assert (tmp_path / "OUT.pt2").is_file()
+    result = CliRunner().invoke(cli, ["export", str(tmp_path / "no"), "-o", str(tmp_path / "net.onnx")])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "config.json" in result.stderr
+    assert not (tmp_path / "net.onnx").exists()
