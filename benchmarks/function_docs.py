@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from finetune import FORMS
 from matplotlib.figure import Figure
 from records import Job, read, spread
 
@@ -73,15 +74,17 @@ def function_section(rows: list[Job]) -> str:
 
 
 def draw_function(by_groups: dict[Any, list[Job]], counts: list[Any], forms: list[str]) -> None:
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for form in forms:
-        axes.plot(range(len(counts)), [mean(row[form] for row in by_groups[g]) for g in counts], marker="o", label=form)
-    axes.axhline(mean(row["BN"] for row in by_groups[counts[0]]), color="0.4", linestyle=":", label="BatchNorm")
-    axes.set_xticks(range(len(counts)), [str(g) for g in counts])
-    axes.set(xlabel="groups", ylabel="test accuracy (%)", ylim=(0, 100))
-    axes.legend(frameon=False, fontsize=8, loc="center", bbox_to_anchor=(0.5, 0.7), ncols=2)
-    axes.spines[["top", "right"]].set_visible(False)
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    for axes, limits in zip(figure.subplots(1, 2), ((0, 100), (88, 94)), strict=True):
+        for form in forms:
+            values = [mean(row[form] for row in by_groups[g]) for g in counts]
+            axes.plot(range(len(counts)), values, marker="o", markersize=4, label=form)
+        axes.axhline(mean(row["BN"] for row in by_groups[counts[0]]), color="0.4", linestyle=":", label="BatchNorm")
+        axes.set_xticks(range(len(counts)), [str(g) for g in counts])
+        axes.set(xlabel="groups", ylabel="test accuracy (%)", ylim=limits)
+        axes.spines[["top", "right"]].set_visible(False)
+    lines, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(lines, labels, frameon=False, fontsize=8, loc="outside lower center", ncols=3)
     figure.savefig(DOCS / "function-groups.png", dpi=130)
 
 
@@ -130,7 +133,8 @@ Near is the task the network was trained on; far is the same images turned by 90
 def draw_tuning(by_form: dict[Any, list[Job]], task: str, path: Path) -> None:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    for form, runs in by_form.items():
+    for form in FORMS:
+        runs = by_form[form]
         curves = {
             rate: [mean(values) for values in zip(*(row["curve"] for row in found), strict=True)]
             for rate, found in grouped(runs, lambda row: row["rate"]).items()
@@ -139,7 +143,7 @@ def draw_tuning(by_form: dict[Any, list[Job]], task: str, path: Path) -> None:
         style = "-" if form.startswith("normswap") else "--"
         axes.plot(STEPS[task], curves[best], style, marker="o", markersize=3, label=f"{form} ({best:g})")
     axes.set(xlabel="steps", ylabel="test accuracy (%)")
-    axes.legend(frameon=False, fontsize=7, loc="lower right")
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
 
