@@ -41,8 +41,9 @@ def check(converted: nn.Module, original: nn.Module | None = None, *, example_in
     plan = plan_of(converted)
     if example_input is None and plan.inputs is not None:
         example_input = rebuild(plan.inputs)
-    after = trace(converted, example_input, until=[entry.name for entry in plan.norms if entry.shape is not None])
-    before = None if original is None else trace(unwrap(original), after.inputs)
+    reached = [entry.name for entry in plan.norms if entry.shape is not None]
+    after = trace(converted, example_input, until=reached, edges=False)
+    before = None if original is None else trace(unwrap(original), after.inputs, edges=False)
     structural = structural_checks(converted, plan, after, before)
     return Checks((*structural.rows, *behaviour_checks(converted, original, after.inputs)))
 

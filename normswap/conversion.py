@@ -1,4 +1,4 @@
-"""Convert a model: inspect, rehearse on the meta device, apply. The orchestrator of the other files."""
+"""Convert a model: inspect, apply, look at the result. The orchestrator of the other files."""
 
 import math
 import warnings
@@ -64,7 +64,8 @@ def convert(
             `groups`, `group_size`, `to` and `ws`.
         inplace: Change `model` instead of a copy. Parameters stay the same objects either way of counting, so an
             optimizer made before stays valid.
-        check: Rehearse on the meta device and compare every module's output shape before anything is changed.
+        check: Trace the result and compare every module's output shape; in place, on a twin without data before
+            anything is changed.
 
     Returns:
         The converted network; `normswap.plan_of` tells what was done.
@@ -73,7 +74,7 @@ def convert(
         NothingToConvert: The model holds no BatchNorm, or the options leave all of it alone.
         UnsupportedModel: It is scripted, quantized, sharded or uninitialized.
         NeedsExampleInput: No forward pass ran with a made-up input.
-        CheckFailed: The rehearsal did not hold; the model is as it was.
+        CheckFailed: The result does not behave; the model is as it was.
     """
     options = Options(groups, group_size, to, ws, affine, shrink, include, exclude, flat_overrides(overrides))  # type: ignore[arg-type]
     refuse_unsupported(model)
@@ -82,9 +83,10 @@ def convert(
     if not plan.changes:
         _nothing_to_do(network, plan)
         return network if inplace else copy_model(network)
-    if check:
-        _rehearse(network, plan, before)
-    return apply(network, plan, inplace=inplace)
+    if inplace and check:
+        _checked(apply(_twin(network, before), plan, inplace=True), plan, before)
+    converted = apply(network, plan, inplace=inplace)
+    return _checked(converted, plan, before) if check and not inplace else converted
 
 
 def inspect(
@@ -151,11 +153,15 @@ def _nothing_to_do(model: nn.Module, plan: Plan) -> None:
         )
 
 
-def _rehearse(model: nn.Module, plan: Plan, before: Trace) -> None:
-    """Convert a copy, one that holds no data where that runs, and look at it before the real model is touched."""
-    rehearsed = apply(copy_model(model) if before.with_data else meta_copy(model), plan, inplace=True)
-    after = trace(rehearsed, before.inputs, until=before.norms)
-    checks = structural_checks(rehearsed, plan, after, before)
+def _twin(model: nn.Module, before: Trace) -> nn.Module:
+    """Return a copy to rehearse on: one that holds no data, where that runs."""
+    return copy_model(model) if before.with_data else meta_copy(model)
+
+
+def _checked(converted: nn.Module, plan: Plan, before: Trace) -> nn.Module:
+    after = trace(converted, before.inputs, until=before.norms, edges=False)
+    checks = structural_checks(converted, plan, after, before)
     if not checks:
         failed = checks.failed[0]
         raise CheckFailed(f"{failed.name}: {failed.detail}; convert with check=False to look at the result")
+    return converted

@@ -142,7 +142,7 @@ def fold_methods(module: nn.Module) -> list[str]:
 
 
 def _vector(module: nn.Module, name: str) -> Tensor | None:
-    value = {**module._buffers, **module._parameters}.get(name)
+    value = module._parameters.get(name, module._buffers.get(name))
     return value if isinstance(value, Tensor) and value.ndim == 1 else None
 
 

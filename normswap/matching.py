@@ -34,32 +34,36 @@ def closed_form(
         num_groups: Groups of C/num_groups neighbouring channels.
     """
     dtype = weight.dtype
-    weight, bias, mean, var = (value.double() for value in (weight, bias, mean, var))
-    group_mean, group_var = group_moments(mean, var, num_groups)
-    alive = var > CONSTANT * group_var
-    scale = weight / torch.where(alive, var + eps, group_var + norm_eps).sqrt()
-    return (scale * (group_var + norm_eps).sqrt()).to(dtype), (bias - scale * (mean - group_mean)).to(dtype)
+    weight, bias, mean, var = (value.double().view(num_groups, -1) for value in (weight, bias, mean, var))
+    group_mean, group_var = group_moments(mean, var)
+    alive, group_var = var > CONSTANT * group_var, group_var + norm_eps
+    scale = weight / torch.where(alive, var + eps, group_var).sqrt()
+    gamma, beta = scale * group_var.sqrt(), bias - scale * (mean - group_mean)
+    return gamma.flatten().to(dtype), beta.flatten().to(dtype)
 
 
-def group_moments(mean: Tensor, var: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
-    """Return the mean and variance of each channel's group, (C,) each, by the law of total variance."""
-    group_mean = _spread(mean, num_groups)
-    return group_mean, _spread(var + (mean - group_mean).square(), num_groups)
+def group_moments(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of each group, (*, G, 1), from its channels', (*, G, C/G): the law of total variance."""
+    group_mean = mean.mean(-1, keepdim=True)
+    return group_mean, (var + (mean - group_mean).square()).mean(-1, keepdim=True)
 
 
-def damping(mean: Tensor, var: Tensor, *, shrink: float, num_groups: int) -> float:
+def damping(mean: Tensor, var: Tensor, *, shrink: float, num_groups: int) -> Tensor:
     """Return the epsilon that draws a sample's group variance s² towards the running one, σ².
 
     GroupNorm divides by √(s² + ε). With ε = shrink·σ², σ² averaged over the groups, that is a shrinkage estimate of the
     variance, ``(s² + shrink·σ²)/(1 + shrink)``, up to a factor the affine part takes up: samples of little contrast are
     blown up less, as BatchNorm in eval mode does not blow them up at all.
 
-    Args as for `closed_form`.
+    Args as for `closed_form`; many norms at a time, (*, C), give (*,).
     """
-    return shrink * float(group_moments(mean.double(), var.double(), num_groups)[1].mean())
+    mean, var = (value.double().unflatten(-1, (num_groups, -1)) for value in (mean, var))
+    return shrink * group_moments(mean, var)[1].mean((-2, -1))
 
 
-def drift(weight: Tensor, mean: Tensor, var: Tensor, *, eps: float, norm_eps: float, num_groups: int) -> float:
+def drift(
+    weight: Tensor, mean: Tensor, var: Tensor, *, eps: float | Tensor, norm_eps: float | Tensor, num_groups: int
+) -> Tensor:
     """Return how far a sample's own statistics can be expected to move the output, relative to its variation.
 
     The statistics of a sample scatter around the running ones. Were all of a channel's variance ``v`` between samples
@@ -70,17 +74,19 @@ def drift(weight: Tensor, mean: Tensor, var: Tensor, *, eps: float, norm_eps: fl
     1 as much as the samples differ. Positions inside a sample average out, so that real images move it less; layers
     and group counts compare all the same.
 
-    Args as for `closed_form`.
+    Args as for `closed_form`; many norms at a time, (*, C) and epsilons (*,), give (*,).
     """
-    weight, mean, var = weight.double(), mean.double(), var.double()
-    size = mean.numel() // num_groups
-    group_mean, group_var = group_moments(mean, var, num_groups)
+    weight, mean, var = (value.double().unflatten(-1, (num_groups, -1)) for value in (weight, mean, var))
+    eps, norm_eps = (torch.as_tensor(value, dtype=mean.dtype)[..., None, None] for value in (eps, norm_eps))
+    size = mean.shape[-1]
+    group_mean, group_var = group_moments(mean, var)
     distance = (mean - group_mean).square()
-    mean_moves = _spread(var, num_groups) / size
-    var_moves = _spread(2 * var.square() + 4 * var * distance, num_groups) / size
-    gain = (weight / (var + eps).sqrt()).square() * (var > CONSTANT * group_var)
-    moved = gain * (mean_moves + (var + distance) * var_moves / (4 * (group_var + norm_eps).square().clamp_min(1e-300)))
-    return float((moved.sum() / (gain * var).sum().clamp_min(1e-300)).sqrt())
+    mean_moves = var.mean(-1, keepdim=True) / size
+    var_moves = (var * (var + 2 * distance)).mean(-1, keepdim=True) * (2 / size)
+    gain = weight.square() / (var + eps) * (var > CONSTANT * group_var)
+    share = var_moves / (4 * (group_var + norm_eps).square().clamp_min(1e-300))
+    moved = gain * (mean_moves + (var + distance) * share)
+    return (moved.sum((-2, -1)) / (gain * var).sum((-2, -1)).clamp_min(1e-300)).sqrt()
 
 
 def scale_and_shift(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
@@ -121,9 +127,3 @@ def centred(rows: Tensor) -> Tensor:
     std = wide.square().mean(1, keepdim=True).sqrt()
     common = std.square().mean().sqrt()
     return torch.where(std > 0, wide / std.clamp_min(1e-300) * common, wide).to(rows.dtype)
-
-
-def _spread(channels: Tensor, num_groups: int) -> Tensor:
-    """Average (C,) values over each group and give every channel its group's average."""
-    size = channels.numel() // num_groups
-    return channels.view(num_groups, size).mean(1, keepdim=True).expand(num_groups, size).reshape(-1)

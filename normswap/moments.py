@@ -157,7 +157,7 @@ def measure_drift(
         exact = (x - mean.view(axes)) * scale.view(axes)
         varied[name] += float((scale.square() * channel_moments(x)[1]).sum())
         for groups in moved[name]:
-            eps = parts.eps + damping(mean, var, shrink=shrink, num_groups=groups)
+            eps = parts.eps + float(damping(mean, var, shrink=shrink, num_groups=groups))
             weight = ones if parts.weight is None else parts.weight.float()
             affine = closed_form(weight, 0 * ones, mean, var, eps=parts.eps, norm_eps=eps, num_groups=groups)
             off = F.group_norm(x, groups, *affine, eps) - exact

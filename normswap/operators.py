@@ -38,6 +38,11 @@ OTHER_NORMS = frozenset(
     "native_group_norm group_norm native_layer_norm layer_norm fused_rms_norm rms_norm instance_norm batch_norm".split()
 )
 
+ELEMENTWISE = frozenset(
+    """add sub mul div relu relu6 hardtanh clamp clamp_min sigmoid hardsigmoid tanh silu hardswish gelu elu leaky_relu
+    mish softplus log_sigmoid exp""".split()
+)
+
 
 def base_name(func: Any) -> str:
     """Return the operator's name without namespace, overload and the underscores of private and in-place forms."""
@@ -61,6 +66,44 @@ def kind_of(name: str, data: int, parameters: int) -> Kind:
     if name in LINEARS:
         return Kind.LINEAR if parameters and data == 1 else Kind.OTHER
     return Kind.OTHER_NORM if name in OTHER_NORMS else Kind.OTHER
+
+
+def shape_alone(func: Any, name: str, args: tuple[Any, ...], operands: list[Tensor]) -> Any:
+    """Return an empty result on the meta device for operators whose result's shape is plain, else NotImplemented.
+
+    torch works these out in Python there, which takes most of the time of a pass without data.
+    """
+    first, schema = operands[0], func._schema
+    if name in OTHER_NORMS:
+        extra = len(schema.returns) - 1
+        result = torch.empty(first.shape, dtype=first.dtype, device="meta")
+        return (result, *(torch.empty(0, device="meta") for _ in range(extra))) if extra > 0 else result
+    if not first.is_floating_point() or any(tensor.dtype != first.dtype for tensor in operands):
+        return NotImplemented
+    if name == "convolution":
+        shape = _convolved(*args)
+    elif name in ELEMENTWISE:
+        shapes = {tensor.shape for tensor in operands}
+        shape = first.shape if len(shapes) == 1 else torch.broadcast_shapes(*shapes)
+    else:
+        return NotImplemented
+    if schema.is_mutable:
+        return first if first is args[0] and shape == first.shape else NotImplemented
+    return NotImplemented if shape is None else torch.empty(shape, dtype=first.dtype, device="meta")
+
+
+def _convolved(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], dilation: list[int],
+    transposed: bool, output_padding: list[int], groups: int,
+) -> tuple[int, ...] | None:  # fmt: skip
+    """Return the shape of a convolution's result; None where that takes a closer look, or an error."""
+    filters, fan_in, *size = weight.shape
+    per_axis = (input.shape[2:], size, stride, padding, dilation)
+    fits = len({len(values) for values in per_axis}) == 1 and input.ndim == weight.ndim and not transposed
+    if not fits or filters % groups or input.shape[1] != fan_in * groups or (bias is not None and len(bias) != filters):
+        return None
+    sides = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(*per_axis, strict=True)]
+    return (len(input), filters, *sides) if min(sides) > 0 else None
 
 
 ROWS = 2

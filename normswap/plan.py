@@ -206,6 +206,10 @@ class Plan:
         """Return the plan with some entries replaced, by name."""
         return replace(self, entries=tuple(entries.get(entry.name, entry) for entry in self.entries))
 
+    def __deepcopy__(self, _memo: object) -> Self:
+        """Return the plan itself: it never changes, and every copy of a converted network carries it."""
+        return self
+
     def __str__(self) -> str:
         """Return the plan as a table for people."""
         from normswap.report import plan_table

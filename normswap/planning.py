@@ -19,7 +19,7 @@ from normswap.families import (
     norm_parts,
     out_channels,
 )
-from normswap.fitting import Measured, fit_norm, is_trained
+from normswap.fitting import Measured, fit_norms, is_trained
 from normswap.graph import Kind
 from normswap.groups import num_groups_for
 from normswap.inputs import describe
@@ -64,7 +64,7 @@ def make_plan(model: nn.Module, trace: Trace, options: Options, measured: Measur
         if is_conv(m) or isinstance(m, WeightStandardized) or name in trace.convs
     }
     convs = _share_fate_of_tied_weights(convs, modules)
-    norms = {name: fit_norm(entry, options, modules, convs, measured) for name, entry in norms.items()}
+    norms = fit_norms(norms, options, modules, convs, measured)
     planned = norms | convs
     entries = tuple(planned[name] for name in modules if name in planned)
     return Plan(options, entries, tuple(_warnings(modules, norms, trace)), describe(trace.inputs))

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from normswap.graph import Graph, Kind, Node
-from normswap.operators import answer, base_name, kind_of
+from normswap.operators import answer, base_name, kind_of, shape_alone
 from normswap.tensors import all_meta, tensors_in
 
-NORMS = ("batch_norm", "native_group_norm")
 Shapes = tuple[tuple[int, ...], ...]
 
 
@@ -24,10 +23,14 @@ class Recorder(TorchDispatchMode):
         model: The copy that is about to run; it receives hooks.
         norms: Qualified names of the BatchNorm-like modules, by ``id(module)``.
         names: First qualified name of every module, by ``id(module)``.
+        edges: Follow tensors from operator to operator; without, only shapes and calls of batch_norm are noted.
     """
 
-    def __init__(self, model: nn.Module, norms: Mapping[int, str], names: Mapping[int, str]) -> None:
+    def __init__(
+        self, model: nn.Module, norms: Mapping[int, str], names: Mapping[int, str], *, edges: bool = True
+    ) -> None:
         super().__init__()
+        self._edges = edges
         self.graph = Graph()
         self.norm_inputs: dict[str, list[tuple[int, ...]]] = {}
         self.norm_steps: dict[str, list[str]] = {}
@@ -118,15 +121,18 @@ class Recorder(TorchDispatchMode):
         name = "batch_norm" if "batch_norm" in name else name
         result = NotImplemented
         if on_meta:
-            result = _norm_result(operands, func) if name in NORMS else answer(func, name, args, kwargs)
+            result = shape_alone(func, name, args, operands)
+            result = answer(func, name, args, kwargs) if result is NotImplemented else result
         if result is NotImplemented:
             result = func(*args, **kwargs)
         if self._inside:
             if self._modules[-1:] == self._inside and any(id(tensor) not in self._source for tensor in operands):
                 self.norm_steps[self._inside[-1]].append(name)
             self._alive.append(result)
-        else:
+        elif self._edges:
             self._note(func, name, operands, result)
+        elif name == "batch_norm":
+            self._batch_norm(operands)
         return result
 
     def _note(self, func: Any, name: str, operands: list[Tensor], result: Any) -> None:
@@ -142,7 +148,7 @@ class Recorder(TorchDispatchMode):
             self._note_constant(name, operands, made, sources)
             return
         if name == "batch_norm":
-            index = self._batch_norm(operands, made)
+            index = self._batch_norm(operands)
         else:
             kind = kind_of(name, len(data), len(sources))
             index = self.graph.add(Node(kind, name, tuple(data), tuple(made[0].shape) if made else ()))
@@ -179,7 +185,7 @@ class Recorder(TorchDispatchMode):
             owners = sorted(source.rpartition(".")[0] for source in sources)
             node.name = here if here in owners else owners[0]
 
-    def _batch_norm(self, operands: list[Tensor], made: list[Tensor]) -> int:
+    def _batch_norm(self, operands: list[Tensor]) -> int:
         """Note a batch_norm operator called past its module's hooks, or one that is no BatchNorm module's."""
         for tensor in operands[1:]:
             if id(tensor) in self._statistics:
@@ -200,14 +206,6 @@ class Recorder(TorchDispatchMode):
         if self._writers:
             found += [i for i in self._writers.get(_storage(tensor), ()) if own is None or i > own]
         return found
-
-
-def _norm_result(operands: list[Tensor], func: Any) -> Any:
-    """Return a result of the right shape: values do not matter here, and the kernels are most of all meta time."""
-    first = operands[0]
-    extra = len(func._schema.returns) - 1
-    result = torch.empty_like(first)
-    return (result, *(first.new_empty(0) for _ in range(extra))) if extra > 0 else result
 
 
 def _written(func: Any, operands: list[Tensor]) -> list[Tensor]:

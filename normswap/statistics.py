@@ -1,8 +1,8 @@
 """The statistics that a new norm will meet: BatchNorm's running ones, behind the filters as they will be."""
 
+import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from normswap.families import norm_parts
@@ -37,4 +37,4 @@ def statistics_before(
 
 def usable(mean: Tensor, var: Tensor) -> bool:
     """Tell whether statistics are finite and no variance is negative."""
-    return bool(torch.isfinite(mean).all() & torch.isfinite(var).all() & (var >= 0).all())
+    return math.isfinite(float((mean + var).sum())) and float(var.amin()) >= 0

@@ -131,13 +131,16 @@ def _replaced_norm(
 
 
 def _empty(entry: Entry, then: dict[str, nn.Module]) -> nn.GroupNorm | ChannelScale:
-    """Build the layer an entry asks for, without data."""
+    """Build the layer an entry asks for, its affine part still missing."""
     assert entry.eps is not None
     if entry.groups is None:
         return ChannelScale(entry.channels, then=then, device="meta")
     if then:
-        return GroupNormAct(entry.groups, entry.channels, then=then, eps=entry.eps, device="meta")
-    return nn.GroupNorm(entry.groups, entry.channels, eps=entry.eps, device="meta")
+        new: nn.GroupNorm = GroupNormAct(entry.groups, entry.channels, then=then, eps=entry.eps, affine=False)
+    else:
+        new = nn.GroupNorm(entry.groups, entry.channels, eps=entry.eps, affine=False)
+    new.affine = True
+    return new
 
 
 def _matched(

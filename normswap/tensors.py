@@ -13,7 +13,10 @@ def tensors_in(value: Any) -> Iterable[Tensor]:
         yield value
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from tensors_in(item)
+            if isinstance(item, Tensor):
+                yield item
+            elif type(item) not in (int, float, bool):
+                yield from tensors_in(item)
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from tensors_in(item)

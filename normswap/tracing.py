@@ -73,7 +73,9 @@ class Trace:
         return {name for name in names if name not in self.norms and name not in self.shapes}
 
 
-def trace(model: nn.Module, example_input: Any = None, *, until: Collection[str] | None = None) -> Trace:
+def trace(
+    model: nn.Module, example_input: Any = None, *, until: Collection[str] | None = None, edges: bool = True
+) -> Trace:
     """Trace `model` without changing it or copying its data.
 
     Args:
@@ -83,6 +85,7 @@ def trace(model: nn.Module, example_input: Any = None, *, until: Collection[str]
         until: Names of the modules that count. A pass that stops with an error after the last of them is good enough,
             and where a pass in eval mode leaves some out one in train mode follows (auxiliary heads). By default the
             BatchNorm-like modules.
+        edges: Tell what feeds what. Without, a trace holds shapes and calls of batch_norm, and takes less time.
 
     Raises:
         NeedsExampleInput: No forward pass ran to its end, or to the last module that counts.
@@ -94,14 +97,14 @@ def trace(model: nn.Module, example_input: Any = None, *, until: Collection[str]
     for value, data in [*((value, False) for value in values), *((value, True) for value in values[:TRIES_WITH_DATA])]:
         if stopped and (data or len(failures) >= MORE_TRIES):
             break
-        found = _run(model, value, training=False, data=data)
+        found = _run(model, value, training=False, data=data, edges=edges)
         if found.stopped_by is None:
-            return _with_training_pass(model, value, found, wanted)
+            return _with_training_pass(model, value, found, wanted, edges)
         if not stopped and wanted and not found.left_out(wanted):
             stopped = value, found
         failures.append(f"{_describe(value)}: {found.stopped_by}")
     if stopped:
-        return _with_training_pass(model, *stopped, wanted)
+        return _with_training_pass(model, *stopped, wanted, edges)
     tried = failures[0] if failures else "no layer tells the input's size"
     another = "" if example_input is None else "another "
     raise NeedsExampleInput(f"no forward pass of {type(model).__name__} ran ({tried}); pass {another}example_input=")
@@ -112,12 +115,14 @@ def batch_norms(model: nn.Module) -> set[str]:
     return {name for name, module in model.named_modules() if is_batch_norm(module)}
 
 
-def _with_training_pass(model: nn.Module, example_input: Any, first: Trace, wanted: Collection[str]) -> Trace:
+def _with_training_pass(
+    model: nn.Module, example_input: Any, first: Trace, wanted: Collection[str], edges: bool
+) -> Trace:
     """Add what a pass in train mode reaches, where the one in eval mode left wanted modules out."""
     missing = first.left_out(wanted)
     if not missing:
         return first
-    second = _run(model, example_input, training=True, data=first.with_data)
+    second = _run(model, example_input, training=True, data=first.with_data, edges=edges)
     if second.left_out(missing) == missing:
         return first
     convs = dict(second.convs)
@@ -132,12 +137,12 @@ def _with_training_pass(model: nn.Module, example_input: Any, first: Trace, want
     )
 
 
-def _run(model: nn.Module, example_input: Any, *, training: bool, data: bool) -> Trace:
+def _run(model: nn.Module, example_input: Any, *, training: bool, data: bool, edges: bool) -> Trace:
     copy = copy_model(model) if data else meta_copy(model)
     copy.train(training)
     names = {key: found[0] for key, found in module_names(copy).items()}
     norms = {id(m): names[id(m)] for m in copy.modules() if is_batch_norm(m)}
-    recorder = Recorder(copy, norms, names)
+    recorder = Recorder(copy, norms, names, edges=edges)
     device = next((t.device for t in copy.parameters()), torch.device("cpu")) if data else torch.device("meta")
     placed = tree_map_only(Tensor, lambda t: _placed(t, device), example_input)
     args, kwargs = as_call(placed)
