@@ -122,8 +122,11 @@ def centred(rows: Tensor) -> Tensor:
     same function, so a checkpoint that is loaded without normswap is not silently wrong. The layer keeps its scale,
     and with it the size of its optimizer steps relative to its weights.
     """
-    wide = rows.double()
-    wide = wide - wide.mean(1, keepdim=True)
-    std = wide.square().mean(1, keepdim=True).sqrt()
-    common = std.square().mean().sqrt()
-    return torch.where(std > 0, wide / std.clamp_min(1e-300) * common, wide).to(rows.dtype)
+    off = rows.clone() if rows.dtype in (torch.float32, torch.float64) else rows.float()
+    for _ in range(2):  # the second time takes off what the first one's rounding left
+        off -= off.mean(1, keepdim=True)
+    largest = torch.stack(torch.aminmax(off)).abs().amax()
+    off /= torch.where(largest > 0, largest, 1)  # squares of very small and very large values leave float32's range
+    std = torch.linalg.vector_norm(off, dim=1, keepdim=True) / rows.shape[1] ** 0.5
+    common = largest * std.square().mean().sqrt()
+    return off.mul_(torch.where(std > 0, common / std, largest)).to(rows.dtype)

@@ -1,6 +1,6 @@
 """Apply a plan to a model: the only file that changes one."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from os import PathLike
 
@@ -21,7 +21,8 @@ from normswap.wrapping import unwrap
 PLAN = "_normswap_plan"
 """Attribute of a converted model that holds its plan."""
 
-Change = tuple[nn.Parameter, Tensor]
+Change = tuple[nn.Parameter, Callable[[], Tensor]]
+"""A parameter and what computes its new value; in place there is no room for all new kernels at once."""
 
 
 def apply(model: nn.Module, plan: Plan | str | PathLike[str], *, inplace: bool = False) -> nn.Module:
@@ -66,7 +67,7 @@ def apply(model: nn.Module, plan: Plan | str | PathLike[str], *, inplace: bool =
     model = replace_modules(model, replacements)
     with torch.no_grad():
         for parameter, value in changes:
-            parameter.copy_(value)
+            parameter.copy_(value())
     set_plan(model, plan)
     return model
 
@@ -127,7 +128,7 @@ def _replaced_norm(
     if entry.affine != "match" or new.weight.is_meta or statistics is None:
         return new, []
     gamma, beta = _matched(entry, new, *statistics, eps=parts.eps)
-    return new, [(new.weight, gamma), (new.bias, beta)]
+    return new, [(new.weight, lambda: gamma), (new.bias, lambda: beta)]
 
 
 def _empty(entry: Entry, then: dict[str, nn.Module]) -> nn.GroupNorm | ChannelScale:
@@ -164,10 +165,13 @@ def _weight_standardized(entry: Entry, old: nn.Module) -> tuple[nn.Module, list[
         return new, []
     weight = new._parameters["weight"]
     assert weight is not None
-    rows = centred(new._filters(weight.detach()))
-    gain, _ = gain_and_offset(rows, entry.eps)
+    gain, _ = gain_and_offset(centred(new._filters(weight.detach())), entry.eps)
     new.ws_gain = nn.Parameter(gain.to(weight.dtype), requires_grad=False)
-    return new, [] if weight.is_meta else [(weight, kernel(rows, weight, **new._layout()))]
+    return new, [] if weight.is_meta else [(weight, partial(_centred_kernel, new, weight))]
+
+
+def _centred_kernel(conv: WeightStandardized, weight: nn.Parameter) -> Tensor:
+    return kernel(centred(conv._filters(weight.detach())), weight, **conv._layout())
 
 
 def _refuse_to_fold(model: nn.Module, replacements: Mapping[int, nn.Module]) -> None:

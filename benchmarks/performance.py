@@ -1,0 +1,300 @@
+"""Measure what weight standardization, conversion, a training step and deployment cost; every variant in turns.
+
+python benchmarks/performance.py [ws accumulation convert fold step onnx]   # then performance_docs.py writes the page
+
+Needs opacus, onnxruntime and timm. Runs on the GPU where there is one.
+"""
+
+import argparse
+import copy
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from opacus.validators import ModuleValidator
+from timing import Variant, device, device_name, interleaved, summary
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+import normswap
+from normswap.layers import WeightStandardized
+from normswap.standardization import gain_and_offset, standardize
+
+RESULTS = Path(__file__).parent / "results"
+Rows = Iterator[dict[str, Any]]
+
+
+def trained(model: nn.Module) -> nn.Module:
+    """Give norms statistics that look trained, so that conversion is adaptive."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return model
+
+
+def textbook(rows: Tensor, _gain: Tensor, _offset: Tensor) -> Tensor:
+    centred = rows - rows.mean(1, keepdim=True)
+    return centred / (centred.std(1, keepdim=True) + 1e-5)
+
+
+def bit(rows: Tensor, _gain: Tensor, _offset: Tensor) -> Tensor:
+    var, mean = torch.var_mean(rows, dim=1, keepdim=True, correction=0)
+    return (rows - mean) / torch.sqrt(var + 1e-10)
+
+
+def timm_std(rows: Tensor, _gain: Tensor, _offset: Tensor) -> Tensor:
+    return F.batch_norm(rows[None], None, None, training=True, momentum=0.0, eps=1e-6)[0]
+
+
+def standard(rows: Tensor, _gain: Tensor, _offset: Tensor) -> Tensor:
+    return standardize(rows)
+
+
+def adaptive(rows: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
+    return standardize(rows, gain=gain, offset=offset)
+
+
+FORMS = {"textbook": textbook, "BiT": bit, "timm StdConv2d": timm_std, "standard": standard, "adaptive": adaptive}
+
+
+def ws(rounds: int) -> Rows:
+    """Yield the cost of standardizing all filters of a ResNet-50."""
+    model = timm.create_model("resnet50").to(device())
+    rows = [m.weight.detach().flatten(1).requires_grad_() for m in model.modules() if isinstance(m, nn.Conv2d)]
+    values = [gain_and_offset(row.detach()) for row in rows]
+    gradients = [torch.randn_like(row) for row in rows]
+
+    def forward(form: Callable[..., Tensor]) -> None:
+        with torch.no_grad():
+            for row, (gain, offset) in zip(rows, values, strict=True):
+                form(row, gain, offset)
+        _wait()
+
+    def both(form: Callable[..., Tensor]) -> None:
+        outputs = [form(row, gain, offset) for row, (gain, offset) in zip(rows, values, strict=True)]
+        torch.autograd.grad(outputs, rows, gradients)
+        _wait()
+
+    for name, part in (("forward", forward), ("forward + backward", both)):
+        seconds = interleaved({form: lambda f=f, p=part: p(f) for form, f in FORMS.items()}, rounds=rounds)
+        for form, row in summary(seconds, "timm StdConv2d").items():
+            yield {"form": form, "part": name, **row}
+
+
+def accumulation(rounds: int) -> Rows:
+    """Yield what standardization adds to a training step of a ResNet-50 at batch size 2, and to four micro-batches."""
+    model = trained(timm.create_model("resnet50")).to(device())
+    converted = normswap.convert(model)
+    plain = normswap.fold(converted)
+    batches = list(torch.randn(4, 2, 3, 224, 224, device=device()))
+
+    def train(network: nn.Module, count: int, *, shared: bool = False) -> None:
+        network.train().zero_grad(set_to_none=False)
+        if shared:
+            with normswap.accumulate(network):
+                train_inner(network, count)
+        else:
+            train_inner(network, count)
+        _wait()
+
+    def train_inner(network: nn.Module, count: int) -> None:
+        for batch in batches[:count]:
+            network(batch).square().mean().backward()
+
+    standardizing = [m for m in converted.modules() if isinstance(m, WeightStandardized)]
+    gradients = [torch.randn_like(m._parameters["weight"]) for m in standardizing]  # type: ignore[arg-type]
+
+    def alone() -> None:
+        torch.autograd.backward([m.fresh_kernel() for m in standardizing], gradients)
+        _wait()
+
+    variants: dict[str, Variant] = {
+        "BN, 1 step": lambda: train(model, 1),
+        "GN, 1 step": lambda: train(plain, 1),
+        "GN + WS, 1 step": lambda: train(converted, 1),
+        "WS alone": alone,
+        "GN, 4 micro-batches": lambda: train(plain, 4),
+        "GN + WS, 4 micro-batches": lambda: train(converted, 4),
+        "GN + WS, 4 micro-batches, accumulate": lambda: train(converted, 4, shared=True),
+    }
+    seconds = interleaved(variants, rounds=rounds)
+    for name, row in summary(seconds, "BN, 1 step").items():
+        yield {"variant": name, **row}
+
+
+def convert(rounds: int) -> Rows:
+    """Yield the time of a conversion beside Opacus' fixer and a copy."""
+    for name in ("resnet50", "regnety_640"):
+        model = trained(timm.create_model(name))
+        seconds = interleaved(
+            {
+                "copy": lambda m=model: copy.deepcopy(m),
+                "Opacus fix": lambda m=model: ModuleValidator.fix(m),
+                "convert": lambda m=model: normswap.convert(m),
+                "convert, check=False": lambda m=model: normswap.convert(m, check=False),
+                "inspect": lambda m=model: normswap.inspect(m),
+            },
+            rounds=rounds,
+        )
+        parameters = sum(p.numel() for p in model.parameters())
+        for variant, row in summary(seconds, "Opacus fix").items():
+            yield {"model": name, "parameters": parameters, "variant": variant, **row}
+        yield {"model": name, "peak": _peak(name)}
+
+
+def _peak(name: str) -> float:
+    """Return the highest memory of a process during an in-place conversion over the model's size, in a process anew."""
+    script = f"""
+import pathlib, timm, torch, normswap
+def status(key): return int(pathlib.Path('/proc/self/status').read_text().split(key + ':')[1].split()[0]) * 1024
+normswap.convert(timm.create_model('resnet18'))                 # what libraries allocate once
+model = timm.create_model({name!r})
+size = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
+pathlib.Path('/proc/self/clear_refs').write_text('5')           # start the high-water mark anew
+before = status('VmRSS')
+normswap.convert(model, inplace=True)
+print(1 + (status('VmHWM') - before) / size)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def fold(rounds: int) -> Rows:
+    """Yield the latency of the folded network against one with plain convolutions and GroupNorm, and BatchNorm."""
+    model = trained(timm.create_model("resnet50")).to(device()).eval()
+    converted = normswap.convert(model)
+    networks = {"GN, plain convolutions": normswap.convert(model, ws="none"), "folded": normswap.fold(converted)}
+    networks |= {"GN + WS": converted, "BN": model}
+    images = torch.randn(1, 3, 224, 224, device=device())
+
+    def run(network: nn.Module) -> None:
+        with torch.inference_mode():
+            network(images)
+        _wait()
+
+    variants: dict[str, Variant] = {name: lambda n=n: run(n) for name, n in networks.items()}
+    for name, row in summary(interleaved(variants, rounds=4 * rounds), "GN, plain convolutions").items():
+        yield {"variant": name, **row}
+
+
+def step(rounds: int) -> Rows:
+    """Yield time and memory of a training step of the converted network against BatchNorm."""
+    gpu = device().type == "cuda"
+    names = ("resnet50", "efficientnet_b0") if gpu else ("resnet50",)
+    for name, compiled in product(names, (False, True)):
+        torch._dynamo.reset()
+        batches = (2, 32) if gpu else (2,) if compiled else (1, 2, 8)  # on two cores a compilation takes minutes
+        for batch, layout, half in product(batches, (False, True), (False, True)):
+            networks = _networks(name, layout)
+            if compiled:
+                networks = {form: networks[form] for form in ("BN", "GN + WS")}
+            images = torch.randn(batch, 3, 224, 224, device=device())
+            images = images.contiguous(memory_format=torch.channels_last) if layout else images
+            variants: dict[str, Variant] = {}
+            saved = {}
+            for form, network in networks.items():
+                saved[form] = _saved(network, images, half)
+                runner = torch.compile(network, dynamic=False) if compiled else network
+                variants[form] = partial(_train, runner, images, half)
+            for form, row in summary(interleaved(variants, rounds=rounds), "BN").items():
+                yield {
+                    "model": name, "batch": batch, "channels_last": layout, "bf16": half, "compiled": compiled,
+                    "form": form, "saved_MB": saved[form] / 1e6, **row,
+                }  # fmt: skip
+
+
+def _networks(name: str, layout: bool) -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    model = trained(timm.create_model(name)).train()
+    found = {
+        "BN": model,
+        "GN": normswap.convert(model, ws="none"),
+        "GN + WS": normswap.convert(model),
+        "GN + WS, 1 group": normswap.convert(model, groups=1),
+    }
+    form = torch.channels_last if layout else torch.contiguous_format
+    return {key: network.to(device(), memory_format=form).train() for key, network in found.items()}  # type: ignore[call-overload]
+
+
+def _train(network: nn.Module, images: Tensor, half: bool) -> None:
+    network.zero_grad(set_to_none=False)
+    with torch.autocast(device().type, torch.bfloat16, enabled=half):
+        loss = network(images).float().square().mean()
+    loss.backward()
+    _wait()
+
+
+def _saved(network: nn.Module, images: Tensor, half: bool) -> int:
+    """Return the bytes that the forward pass keeps for the backward pass, parameters not counted."""
+    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    found: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast(device().type, torch.bfloat16, enabled=half):
+        output = network(images)
+    del output
+    return sum(found.values())
+
+
+def onnx(rounds: int) -> Rows:
+    """Yield how far exported networks are from the originals in onnxruntime."""
+    del rounds
+    nets: dict[str, Callable[[], nn.Module]] = {
+        "resnet50": lambda: timm.create_model("resnet50"),
+        "efficientnet_b0": lambda: timm.create_model("efficientnet_b0"),
+        "deeplabv3_resnet50": lambda: torchvision.models.get_model("deeplabv3_resnet50", weights_backbone=None),
+        "r3d_18": lambda: torchvision.models.get_model("r3d_18"),
+    }
+    for name, build in nets.items():
+        torch.manual_seed(0)
+        converted = normswap.convert(trained(build()))
+        path = RESULTS / f"{name}.onnx"
+        try:
+            yield {"model": name, **normswap.export(converted, path).to_dict(), "path": path.name}
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+SECTIONS = {"ws": ws, "accumulation": accumulation, "convert": convert, "fold": fold, "step": step, "onnx": onnx}
+
+
+def main() -> None:
+    """Measure the chosen sections."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("sections", nargs="*", default=list(SECTIONS), metavar="|".join(SECTIONS))
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(2)
+    for name in args.sections:
+        rows = []
+        for row in SECTIONS[name](args.rounds):
+            rows.append({"device": device_name(), **row})
+            print(row, flush=True)
+        kind = device().type
+        (RESULTS / f"performance-{name}-{kind}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+if __name__ == "__main__":
+    main()

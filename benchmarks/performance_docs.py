@@ -1,0 +1,170 @@
+"""Write docs/performance.md from the results of performance.py.
+
+python benchmarks/performance_docs.py
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from function_docs import grouped, markdown
+from records import RESULTS, Job, read
+from timing import spread
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+HEAD = """# What it costs
+
+Every figure comes from `python benchmarks/performance.py`, which runs the variants of a table in turns (A B A B) and
+divides round by round: medians, with the quartiles of the ratios in brackets. Milliseconds are of one machine and say
+little on another; the ratios say more.
+"""
+
+
+def ws_section(rows: list[Job]) -> str:
+    """Return the table of the forms of weight standardization."""
+    parts = grouped(rows, lambda row: row["form"])
+    lines = [
+        [form, *(cell for row in found for cell in (f"{row['ms']:.1f}", spread(row)))] for form, found in parts.items()
+    ]
+    header = ["53 filters of ResNet-50", "forward, ms", "to timm's", "with backward, ms", "to timm's"]
+    return f"""
+## Weight standardization
+
+{_device(rows)}. To `torch.group_norm` the filters are one sample and each a group of its own: the whole formula in one
+fused pass that can be differentiated any number of times, compiled and exported. Gain and offset of the adaptive form
+are its affine part. It is what normswap's convolutions run.
+
+{markdown(header, lines)}
+"""
+
+
+def accumulation_section(rows: list[Job]) -> str:
+    """Return the share of a training step."""
+    ms = {row["variant"]: row["ms"] for row in rows}
+    lines = [[row["variant"], f"{row['ms']:.0f}", spread(row)] for row in rows]
+    alone, steps = ms["WS alone"], ms["GN, 4 micro-batches"]
+    shared = ms["GN + WS, 4 micro-batches, accumulate"]
+    return f"""
+## A training step, and four micro-batches
+
+ResNet-50, batch size 2, 224 pixels. Standardizing the filters once, forward and backward, is
+{100 * alone / ms["BN, 1 step"]:.1f} % of BatchNorm's step and {100 * alone / (4 * ms["BN, 1 step"]):.1f} % of four of
+them. With `normswap.accumulate` four micro-batches standardize once:
+
+```python
+with normswap.accumulate(model):
+    for images, labels in micro_batches:
+        loss(model(images), labels).backward()
+optimizer.step()
+```
+
+Four micro-batches take {100 * (ms["GN + WS, 4 micro-batches"] / steps - 1):+.1f} % against plain convolutions without
+it, {100 * (shared / steps - 1):+.1f} % with it.
+
+{markdown(["variant", "ms", "to BN, 1 step"], lines)}
+"""
+
+
+def convert_section(rows: list[Job]) -> str:
+    """Return the time of a conversion."""
+    timed = [row for row in rows if "variant" in row]
+    lines = [
+        [row["model"], f"{row['parameters'] / 1e6:.0f} M", row["variant"], f"{row['ms']:.0f}", spread(row)]
+        for row in timed
+    ]
+    peaks = "".join(
+        f"`inplace=True` on {row['model']} holds {row['peak']:.2f} times the model at its peak.\n"
+        for row in rows
+        if "peak" in row
+    )
+    return f"""
+## Conversion
+
+`convert` traces, plans, rehearses on the meta device, matches and copies; Opacus' fixer swaps layers and copies.
+
+{markdown(["network", "parameters", "", "ms", "to Opacus' fixer"], lines)}
+
+{peaks}"""
+
+
+def fold_section(rows: list[Job]) -> str:
+    """Return latencies of inference."""
+    lines = [[row["variant"], f"{row['ms']:.1f}", spread(row)] for row in rows]
+    return f"""
+## Inference
+
+ResNet-50, one image. `normswap.fold` leaves plain convolutions, so that weight standardization costs nothing.
+
+{markdown(["", "ms", "to plain convolutions with GN"], lines)}
+"""
+
+
+def step_section(rows: list[Job]) -> str:
+    """Return time and memory of training steps."""
+    text = f"""
+## Training step against BatchNorm
+
+{_device(rows)}; forward and backward at 224 pixels. *Saved* is what the forward pass keeps for the backward pass.
+"""
+    for (model, compiled), found in grouped(rows, lambda row: (row["model"], row["compiled"])).items():
+        cells: dict[Any, dict[str, Job]] = {}
+        for row in found:
+            cells.setdefault((row["batch"], row["channels_last"], row["bf16"]), {})[row["form"]] = row
+        forms = list(next(iter(cells.values())))
+        lines = [
+            [
+                str(batch), "channels last" if last else "contiguous", "bf16" if half else "fp32",
+                f"{by_form['BN']['ms']:.0f} ms, {by_form['BN']['saved_MB']:.0f} MB",
+                *(f"{spread(by_form[f])}, {by_form[f]['saved_MB'] / by_form['BN']['saved_MB']:.2f}" for f in forms[1:]),
+            ]
+            for (batch, last, half), by_form in cells.items()
+        ]  # fmt: skip
+        header = ["batch", "layout", "type", "BN", *(f"{form}: time, saved" for form in forms[1:])]
+        text += f"\n### {model}, {'torch.compile' if compiled else 'eager'}\n\n{markdown(header, lines)}\n"
+    return text
+
+
+def onnx_section(rows: list[Job]) -> str:
+    """Return what exported files differ by."""
+    lines = [
+        [row["model"], ", ".join(row["dynamic"]), ", ".join("×".join(map(str, s)) for s in row["compared"]),
+         f"{row['difference']:.1e}"]
+        for row in rows
+    ]  # fmt: skip
+    return f"""
+## ONNX
+
+`normswap export OUT --to onnx` writes opset 21, where GroupNorm is one operator, and compares the file with the network
+in onnxruntime before it takes its place.
+
+{markdown(["network", "free axes", "inputs compared", "largest difference"], lines)}
+"""
+
+
+SECTIONS: dict[str, Callable[[list[Job]], str]] = {
+    "ws": ws_section,
+    "accumulation": accumulation_section,
+    "convert": convert_section,
+    "fold": fold_section,
+    "step": step_section,
+    "onnx": onnx_section,
+}
+
+
+def _device(rows: list[Job]) -> str:
+    return f"On {rows[0]['device']}"
+
+
+def main() -> None:
+    """Write the page from the results there are."""
+    text = HEAD
+    for kind in ("cpu", "cuda"):
+        found = {name: f"performance-{name}-{kind}" for name in SECTIONS}
+        found = {name: file for name, file in found.items() if (RESULTS / f"{file}.jsonl").exists()}
+        text += "".join(SECTIONS[name](read(file)) for name, file in found.items())
+    (DOCS / "performance.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
