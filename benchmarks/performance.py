@@ -8,12 +8,10 @@ Needs opacus, onnxruntime and timm. Runs on the GPU where there is one.
 import argparse
 import copy
 import json
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import product
+from itertools import accumulate, product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from opacus.validators import ModuleValidator
 from timing import Variant, device, device_name, interleaved, summary
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.profiler import ProfilerActivity, profile
 
 import normswap
 from normswap.layers import WeightStandardized
@@ -92,7 +91,7 @@ def ws(rounds: int) -> Rows:
             yield {"form": form, "part": name, **row}
 
 
-def accumulation(rounds: int) -> Rows:
+def accumulating(rounds: int) -> Rows:
     """Yield what standardization adds to a training step of a ResNet-50 at batch size 2, and to four micro-batches."""
     model = trained(timm.create_model("resnet50")).to(device())
     converted = normswap.convert(model)
@@ -150,24 +149,17 @@ def convert(rounds: int) -> Rows:
         parameters = sum(p.numel() for p in model.parameters())
         for variant, row in summary(seconds, "Opacus fix").items():
             yield {"model": name, "parameters": parameters, "variant": variant, **row}
-        yield {"model": name, "peak": _peak(name)}
+        yield {"model": name, "peak": _peak(model), "peak_fresh": _peak(timm.create_model(name))}
 
 
-def _peak(name: str) -> float:
-    """Return the highest memory of a process during an in-place conversion over the model's size, in a process anew."""
-    script = f"""
-import pathlib, timm, torch, normswap
-def status(key): return int(pathlib.Path('/proc/self/status').read_text().split(key + ':')[1].split()[0]) * 1024
-normswap.convert(timm.create_model('resnet18'))                 # what libraries allocate once
-model = timm.create_model({name!r})
-size = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
-pathlib.Path('/proc/self/clear_refs').write_text('5')           # start the high-water mark anew
-before = status('VmRSS')
-normswap.convert(model, inplace=True)
-print(1 + (status('VmHWM') - before) / size)
-"""
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)
-    return float(done.stdout)
+def _peak(model: nn.Module) -> float:
+    """Return the model's size and the most that an in-place conversion allocates at a time, over the model's size."""
+    size = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        normswap.convert(model, inplace=True)
+    events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
+    events.sort(key=lambda event: event.start_ns())
+    return 1 + max(accumulate(event.nbytes() for event in events)) / size
 
 
 def fold(rounds: int) -> Rows:
@@ -276,7 +268,7 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-SECTIONS = {"ws": ws, "accumulation": accumulation, "convert": convert, "fold": fold, "step": step, "onnx": onnx}
+SECTIONS = {"ws": ws, "accumulation": accumulating, "convert": convert, "fold": fold, "step": step, "onnx": onnx}
 
 
 def main() -> None:

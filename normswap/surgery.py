@@ -58,7 +58,8 @@ def apply(model: nn.Module, plan: Plan | str | PathLike[str], *, inplace: bool =
     for entry in plan.changes:
         old = modules[entry.name]
         if entry.role == "norm":
-            new, values = _replaced_norm(entry, old, statistics_before(entry, modules, convs))
+            statistics = statistics_before(entry, modules, convs) if entry.affine == "match" else None
+            new, values = _replaced_norm(entry, old, statistics)
         else:
             new, values = _weight_standardized(entry, old)
         replacements[id(old)] = new
@@ -125,7 +126,7 @@ def _replaced_norm(
             value = nn.Parameter(fixed.detach().clone(), requires_grad=False)
         new._parameters[key] = value
     carry_state(old, new)
-    if entry.affine != "match" or new.weight.is_meta or statistics is None:
+    if new.weight.is_meta or statistics is None:
         return new, []
     gamma, beta = _matched(entry, new, *statistics, eps=parts.eps)
     return new, [(new.weight, lambda: gamma), (new.bias, lambda: beta)]
