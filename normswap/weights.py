@@ -73,22 +73,48 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], *, name: str, may_drop_h
         CheckpointError: Names or shapes differ.
     """
     own = model.state_dict()
+    misfits = _misfits(own, state, name)
+    if misfits and not may_drop_head:
+        raise _another_shape(own, state, misfits[0], name)
+    fitting = OrderedDict((key, own[key] if key in misfits else state[key]) for key in own)
+    # modules read the version they were saved with from here; safetensors carries none, and only current ones are saved
+    fitting._metadata = getattr(state, "_metadata", own._metadata)  # type: ignore[attr-defined]
+    model.load_state_dict(fitting)
+
+
+def must_fit(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, name: str, num_classes: int | None = None
+) -> None:
+    """Raise unless a network of the shapes `own` can be filled with a state; no data is looked at.
+
+    Args:
+        own: Tensors of the network, which may be on the meta device.
+        state: Tensors by name.
+        name: What to call the state in errors.
+        num_classes: Size of a new head: tensors may then have another shape, and that many times the elements.
+
+    Raises:
+        CheckpointError: Names or shapes differ.
+    """
+    for key in _misfits(own, state, name):
+        if num_classes is None or own[key].numel() > state[key].numel() * max(num_classes, 1):
+            raise _another_shape(own, state, key, name)
+
+
+def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor], name: str) -> list[str]:
     missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     if missing or unexpected:
         which = f"{missing[0]} is missing" if missing else f"{unexpected[0]} is not in the network"
         count = len(missing) + len(unexpected)
         raise CheckpointError(f"{name}: does not fit ({which}; {count} names differ); use the model it was saved from")
-    misfits = [key for key in own if own[key].shape != state[key].shape]
-    if misfits and not may_drop_head:
-        key = misfits[0]
-        raise CheckpointError(
-            f"{name}: {key} is {tuple(state[key].shape)}, the network has {tuple(own[key].shape)}; "
-            "use the model it was saved from, with as many classes"
-        )
-    fitting = OrderedDict((key, own[key] if key in misfits else state[key]) for key in own)
-    # modules read the version they were saved with from here; safetensors carries none, and only current ones are saved
-    fitting._metadata = getattr(state, "_metadata", own._metadata)  # type: ignore[attr-defined]
-    model.load_state_dict(fitting)
+    return [key for key in own if own[key].shape != state[key].shape]
+
+
+def _another_shape(own: Mapping[str, Tensor], state: Mapping[str, Tensor], key: str, name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{name}: {key} is {tuple(state[key].shape)}, the network has {tuple(own[key].shape)}; "
+        "use the model it was saved from, with as many classes"
+    )
 
 
 def _unpickled(path: Path) -> Any:
