@@ -3,6 +3,7 @@
 import glob
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -47,7 +48,7 @@ def replacing_together(targets: Sequence[Path]) -> Iterator[list[Path]]:
 
 def finish(left: Path, targets: Sequence[Path]) -> None:
     """Rename everything that was staged together with the file `left`; the folder must be locked."""
-    token = left.name.split(".")[-2]
+    token = left.parent.name.split(".")[-2]
     for target in targets:
         file = Staged(_temporary(target, token), target, 0)
         if file.path.exists():
@@ -57,8 +58,9 @@ def finish(left: Path, targets: Sequence[Path]) -> None:
 
 def left_over(target: Path) -> list[Path]:
     """Return the temporary files that were to take the target's place."""
-    target = Path(os.path.realpath(target))
-    return sorted(target.parent.glob(f".{glob.escape(target.name)}.*.tmp"))
+    return [
+        path for folder in _folders(target) if (path := folder / os.path.basename(os.path.realpath(target))).exists()
+    ]
 
 
 @contextmanager
@@ -94,6 +96,7 @@ class Staged:
     def beside(cls, target: Path, token: str) -> Self:
         """Make the file; some writers choose permissions of their own, so the usual ones are noted here."""
         path = _temporary(target, token)
+        path.parent.mkdir()
         with path.open("xb"):
             return cls(path, target, (target if target.exists() else path).stat().st_mode & 0o777)
 
@@ -102,12 +105,14 @@ class Staged:
         self.path.chmod(self.mode)
         _sync(self.path)
         _sync(self.path.parent)
+        _sync(self.path.parent.parent)
 
     def rename(self) -> None:
         """Put the file in its place."""
         target = Path(os.path.realpath(self.target))
         self.path.replace(target)
         _sync(target.parent)
+        shutil.rmtree(self.path.parent)
 
 
 @contextmanager
@@ -120,18 +125,24 @@ def _staging(targets: Sequence[Path]) -> Iterator[list[Staged]]:
         yield files
     finally:
         for file in files:
-            file.path.unlink(missing_ok=True)
+            shutil.rmtree(file.path.parent, ignore_errors=True)
 
 
 def _temporary(target: Path, token: str) -> Path:
+    """Return a path in a folder of its own: some writers leave temporary files of theirs there when they are killed."""
     target = Path(os.path.realpath(target))
-    return target.with_name(f".{target.name}.{token}.tmp")
+    return target.with_name(f".{target.name}.{token}.tmp") / target.name
+
+
+def _folders(target: Path) -> list[Path]:
+    target = Path(os.path.realpath(target))
+    return sorted(target.parent.glob(f".{glob.escape(target.name)}.*.tmp"))
 
 
 def _sweep(targets: Sequence[Path]) -> None:
     for target in targets:
-        for temporary in left_over(target):
-            temporary.unlink(missing_ok=True)
+        for folder in _folders(target):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -17,6 +17,8 @@ from normswap.foreign import parse_json, read_json
 from normswap.weights import read_state_dict
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+ORDER = CONFIG, CARD, WEIGHTS
+"""In which they are renamed: the one that tells the others apart first, the one that it tells apart last."""
 SCHEMA = 1
 """Version of the ``normswap`` block; a newer one is refused."""
 
@@ -34,7 +36,7 @@ def write(directory: Path, tensors: dict[str, Tensor], config: dict[str, Any], c
     rest = {key: value for key, value in config.items() if key != "normswap"}
     metadata = {"format": "pt", "normswap": json.dumps(config["normswap"]), "timm": json.dumps(rest)}
     directory.mkdir(parents=True, exist_ok=True)
-    with replacing_together([directory / name for name in (CONFIG, WEIGHTS, CARD)]) as (configured, stored, described):
+    with replacing_together([directory / name for name in ORDER]) as (configured, described, stored):
         safetensors.torch.save_file(tensors, stored, metadata=metadata)
         config = {**config, "normswap": {**config["normswap"], "sha256": digest(stored)}}
         described.write_text(card, encoding="utf-8")
@@ -62,7 +64,7 @@ def whole(directory: Path) -> Iterator[tuple[dict[str, Any], Path]]:
     """
     with _locked(directory, shared=True):
         config = read_config(directory)
-        if _belongs(directory / WEIGHTS, config):
+        if (directory / WEIGHTS).exists() and _belongs(directory / WEIGHTS, config):
             _must_agree(directory / WEIGHTS, config)
             yield config, directory / WEIGHTS
             return
@@ -127,7 +129,7 @@ def _found(directory: Path, config: Mapping[str, Any], *, may_rename: bool) -> P
         if candidate == path or not may_rename:
             return candidate
         try:
-            finish(candidate, [path, directory / CARD])
+            finish(candidate, [directory / name for name in ORDER])
         except OSError:  # a folder that can only be read
             return candidate
         return path
