@@ -33,6 +33,10 @@ def _sizes(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) <= 8 and all(_count(size, 0) for size in value)
 
 
+def _input_sizes(value: Any) -> bool:
+    return _sizes(value) and all(size < 2**20 for size in value)
+
+
 def _number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < math.inf
 
@@ -121,7 +125,7 @@ def _elements(spec: Any, depth: int) -> int:
     if not isinstance(spec, Mapping) or not spec or not depth:
         raise ValueError(f"an example input cannot be {spec!r:.60}")
     if "tensor" in spec:
-        if set(spec) != {"tensor", "dtype"} or not _sizes(spec["tensor"]) or spec["dtype"] not in DTYPES:
+        if set(spec) != {"tensor", "dtype"} or not _input_sizes(spec["tensor"]) or spec["dtype"] not in DTYPES:
             raise ValueError(f"an example input cannot be {spec!r:.60}")
         return math.prod(spec["tensor"])
     kind, items = next(iter(spec.items()))

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from normswap.archives import must_be_sound
 from normswap.errors import CheckpointAdapted, CheckpointError
 
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
@@ -53,7 +54,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     if (stranger := _not_a_checkpoint(head)) is not None:
         raise CheckpointError(f"{path}: is {stranger}, not a checkpoint; download the file itself")
     if head[:2] == b"PK" or head[:1] == b"\x80":
-        return _tensors_of(path, _unpickled(path))
+        return _tensors_of(path, _unpickled(path, zipped=head[:2] == b"PK"))
     try:
         return dict(safetensors.torch.load_file(path)), []
     except (safetensors.SafetensorError, ValueError, OSError) as error:
@@ -117,14 +118,16 @@ def _another_shape(own: Mapping[str, Tensor], state: Mapping[str, Tensor], key: 
     )
 
 
-def _unpickled(path: Path) -> Any:
+def _unpickled(path: Path, *, zipped: bool) -> Any:
+    if zipped:
+        must_be_sound(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: holds Python objects, not only tensors; save model.state_dict() to a new file and pass that"
         ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+    except Exception as error:  # a damaged pickle fails in as many ways as there are opcodes
         if "TorchScript" in str(error) or "torch.jit" in str(error):
             reason = "is a TorchScript archive; save the state_dict of the Python model instead"
         else:
