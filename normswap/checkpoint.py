@@ -1,32 +1,28 @@
 """Write a converted network to a folder and rebuild it from there."""
 
-import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from normswap.atomic import replacing
 from normswap.card import model_card
 from normswap.checks import Checks
 from normswap.description import recall, timm_config
-from normswap.errors import CheckpointError, PlanMismatch
-from normswap.fetching import HUB, fetch
+from normswap.errors import CheckpointError, NormswapError, PlanMismatch
+from normswap.fetching import HUB, fetch, first_line
+from normswap.folder import CONFIG, SCHEMA, WEIGHTS, read, read_config, write
 from normswap.plan import Plan
 from normswap.sources import Source, find, meta_build, source_of
 from normswap.standardization import FORMULA
 from normswap.storage import stored_tensors
 from normswap.surgery import apply, plan_of
 from normswap.version import __version__
-from normswap.weights import fill, read_state_dict
+from normswap.weights import fill, must_fit, read_state_dict
 from normswap.wrapping import unwrap
-
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
 
 def save(
@@ -41,7 +37,8 @@ def save(
     >>> save(model, "OUT", source="torchvision/resnet18")
 
     The configuration is timm's schema plus a ``normswap`` block with the plan. Files are written under temporary names
-    and renamed, the configuration last. timm's networks know their source; without one, `load` needs the network.
+    and renamed together: whatever interrupts it, the old checkpoint or the new one is there. timm's networks know their
+    source; without one, `load` needs the network.
 
     Args:
         model: A converted network, fine-tuned or not.
@@ -63,16 +60,8 @@ def save(
     if source is not None:
         _must_rebuild(source, plan, tensors)
     config = _config(model, plan, source, checks)
-    metadata = {"format": "pt", "normswap": json.dumps(config["normswap"])}
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with replacing(directory / WEIGHTS) as path:
-            safetensors.torch.save_file(tensors, path, metadata=metadata)
-            config["normswap"]["sha256"] = _digest(path)
-        with replacing(directory / CARD) as path:
-            path.write_text(model_card(config), encoding="utf-8")
-        with replacing(directory / CONFIG) as path:
-            path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        write(directory, tensors, config, model_card(config))
     except OSError as error:
         raise CheckpointError(
             f"{directory}: cannot be written ({error.strerror or error}); choose another folder"
@@ -109,55 +98,50 @@ def load(
     hub = str(directory).startswith(HUB)
     directory = fetch(str(directory), (WEIGHTS, CONFIG)) if hub else Path(directory)
     config = read_config(directory)
-    block = config["normswap"]
-    plan = Plan.from_dict(block.get("plan"))
+    plan = Plan.from_dict(config["normswap"].get("plan"))
+    if model is None and config["normswap"].get("source") is None:
+        raise CheckpointError(f"{directory}: names no registered model; pass load(directory, model=YourNetwork())")
+    state: Mapping[str, Tensor] | None = None
     if weights is None:
-        verify(directory, config)
-    if model is None:
-        if block.get("source") is None:
-            raise CheckpointError(f"{directory}: names no registered model; pass load(directory, model=YourNetwork())")
-        changed: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-        model = Source.from_dict(block["source"]).build(**changed)
-    model = apply(model, plan)
+        config, state = read(directory)
+        plan = Plan.from_dict(config["normswap"].get("plan"))
     path = directory / WEIGHTS if weights is None else Path(weights)
-    state = read_state_dict(path, model.state_dict())
+    if model is None:
+        source = Source.from_dict(config["normswap"].get("source"))
+        state = read_state_dict(path, _outline(source, plan, num_classes)) if state is None else state
+        model = _built(source, plan, num_classes, state, name=str(path))
+    model = apply(model, plan)
+    state = read_state_dict(path, model.state_dict()) if state is None else state
     fill(model, state, name=str(path), may_drop_head=num_classes is not None)
     recall(model, config)
     return model.eval()
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """Return a checkpoint's configuration.
-
-    Raises:
-        CheckpointError: There is none, or it is not normswap's.
-    """
-    try:
-        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{directory}: holds no {CONFIG}; pass a folder that normswap wrote") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory / CONFIG}: cannot be read ({error}); save the checkpoint again") from error
-    if not isinstance(config, dict) or not isinstance(config.get("normswap"), dict):
-        raise CheckpointError(f"{directory / CONFIG}: is not normswap's; pass a folder that normswap wrote")
-    return config
-
-
-def verify(directory: Path, config: Mapping[str, Any]) -> None:
-    """Compare the tensors with the digest in the configuration beside them.
-
-    Raises:
-        CheckpointError: They were not saved together.
-    """
-    if _digest(directory / WEIGHTS) != config["normswap"].get("sha256"):
-        raise CheckpointError(
-            f"{directory / WEIGHTS}: does not belong to {CONFIG} beside it; save the checkpoint again"
-        )
-
-
 def names_no_source(directory: Path) -> bool:
     """Tell whether `load` needs the network: it was converted from the user's own classes."""
     return read_config(directory)["normswap"].get("source") is None
+
+
+def _built(source: Source, plan: Plan, num_classes: int | None, state: Mapping[str, Tensor], *, name: str) -> nn.Module:
+    """Build a source's network once its tensors fit it: a file cannot ask for memory that it does not fill."""
+    must_fit(_outline(source, plan, num_classes), state, name=name, num_classes=num_classes)
+    return _attempt(source.build, source, num_classes)
+
+
+def _outline(source: Source, plan: Plan, num_classes: int | None) -> Mapping[str, Tensor]:
+    """Return the state of the converted network without data."""
+    return apply(_attempt(partial(meta_build, source), source, num_classes), plan, inplace=True).state_dict()
+
+
+def _attempt(build: Callable[..., nn.Module], source: Source, num_classes: int | None) -> nn.Module:
+    try:
+        return build(**({} if num_classes is None else {"num_classes": num_classes}))
+    except NormswapError:
+        raise
+    except Exception as error:  # builders fail in as many ways as there are families
+        raise CheckpointError(
+            f"source {source.name!r} cannot be built ({type(error).__name__}: {first_line(error)}); convert it again"
+        ) from error
 
 
 def _must_rebuild(source: Source, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
@@ -177,7 +161,7 @@ def _must_rebuild(source: Source, plan: Plan, tensors: Mapping[str, Tensor]) -> 
 
 def _config(model: nn.Module, plan: Plan, source: Source | None, checks: Checks | None) -> dict[str, Any]:
     block = {
-        "schema": 1,
+        "schema": SCHEMA,
         "versions": {"normswap": __version__, "torch": torch.__version__},
         "source": None if source is None else source.to_dict(),
         "base_model": (getattr(model, "pretrained_cfg", None) or {}).get("hf_hub_id"),
@@ -186,16 +170,6 @@ def _config(model: nn.Module, plan: Plan, source: Source | None, checks: Checks 
         "checks": None if checks is None else checks.to_dict(),
     }
     return {**timm_config(model, plan, source), "normswap": block}
-
-
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror}); pass a folder that normswap wrote"
-        ) from error
 
 
 def _size(shape: torch.Size | None) -> str:

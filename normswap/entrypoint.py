@@ -46,7 +46,7 @@ def normswap(
         **kwargs: For the unconverted architecture: ``num_classes``, ``features_only``, ``drop_rate``, …
 
     Raises:
-        CheckpointError: Source or plan is missing.
+        CheckpointError: Source or plan is missing, or the files of a folder were not saved together.
     """
     from timm.models import load_pretrained, resolve_pretrained_cfg
 
@@ -69,6 +69,7 @@ def normswap(
     cfg = resolve_pretrained_cfg(normswap.__name__, known, pretrained_cfg_overlay).to_dict()
     in_chans = kwargs.get("in_chans", cfg["input_size"][0])
     if pretrained:
+        _must_be_whole(cfg)
         num_classes = getattr(model, "num_classes", kwargs.get("num_classes", cfg["num_classes"]))
         load_pretrained(model, cfg, num_classes=num_classes, in_chans=in_chans, cache_dir=cache_dir)
         if in_chans != cfg["input_size"][0]:
@@ -145,6 +146,24 @@ def _flat(name: str) -> str:
 
 def _below(name: str) -> str:
     return name.partition(".")[2]
+
+
+def _must_be_whole(cfg: Mapping[str, Any]) -> None:
+    """Finish or refuse what an interrupted save left in a folder, before timm reads the tensors."""
+    from pathlib import Path
+
+    from normswap.errors import CheckpointError
+    from normswap.folder import read_config, whole
+
+    if cfg.get("source") != "local-dir":
+        return
+    folder = Path(cfg["file"])
+    try:
+        read_config(folder)
+    except CheckpointError:  # timm's own exporter writes configurations without a digest
+        return
+    with whole(folder):
+        pass
 
 
 def _settle(model: nn.Module, first_convs: str | Sequence[str] | None) -> None:

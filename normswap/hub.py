@@ -10,9 +10,9 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError
 
 from normswap.card import model_card
-from normswap.checkpoint import CARD, CONFIG, WEIGHTS, read_config, verify
 from normswap.errors import HubError, InvalidOption
 from normswap.fetching import first_line
+from normswap.folder import CARD, CONFIG, WEIGHTS, whole
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -61,11 +61,10 @@ def push(
     directory = Path(directory)
     if not REPOSITORY.fullmatch(repository):
         raise InvalidOption(f"{repository!r} is no repository; write user/name")
-    config = read_config(directory)
-    verify(directory, config)
-    card = model_card(config, repository)
+    with whole(directory) as (config, weights):
+        card = model_card(config, repository)
     contents: dict[str, Path | bytes] = {
-        WEIGHTS: directory / WEIGHTS, CARD: card.encode(), CONFIG: directory / CONFIG,
+        WEIGHTS: weights, CARD: card.encode(), CONFIG: directory / CONFIG,
     }  # fmt: skip
     sizes = {name: len(c) if isinstance(c, bytes) else c.stat().st_size for name, c in contents.items()}
     if dry_run:

@@ -1,6 +1,7 @@
 """Make up example inputs for a model that says nothing about them."""
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map_only
 
 from normswap.families import is_batch_norm, norm_parts
+from normswap.fields import MAX_ELEMENTS
 
 SIZES: dict[int, tuple[tuple[int, ...], ...]] = {
     0: ((),),
@@ -100,7 +102,9 @@ def _stated_size(model: nn.Module, rank: int) -> tuple[int, ...] | None:
 def _declared_size(model: nn.Module) -> tuple[int, ...] | None:
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     size = config.get("input_size") if isinstance(config, Mapping) else None
-    return tuple(size) if size else None
+    if not isinstance(size, (list, tuple)) or not all(type(side) is int and side > 0 for side in size):
+        return None
+    return tuple(size) if 0 < math.prod(size) <= MAX_ELEMENTS else None
 
 
 def batch_size(value: Any) -> int:

@@ -1,9 +1,8 @@
 """The plan: an immutable record of what happens to every norm and every convolution, and why."""
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from os import PathLike
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from normswap.errors import InvalidOption, PlanMismatch
+from normswap.fields import must_be_entry, must_be_inputs, must_be_options
+from normswap.foreign import read_json
 from normswap.groups import num_groups_for
 
 SCHEMA = 1
@@ -190,17 +191,20 @@ class Plan:
             PlanMismatch: The data is no plan, or one of a newer schema.
         """
         schema = data.get("schema") if isinstance(data, Mapping) else None
-        if not isinstance(schema, int) or schema > SCHEMA:
+        if type(schema) is not int or not 1 <= schema <= SCHEMA:
             readable = f"this normswap reads up to {SCHEMA}"
-            raise PlanMismatch(f"this plan has schema {schema!r}, {readable}; upgrade normswap or convert again")
+            raise PlanMismatch(f"this plan has schema {schema!r:.60}, {readable}; upgrade normswap or convert again")
         try:
+            must_be_options(data["options"])
+            for entry in data["entries"]:
+                must_be_entry(entry)
+            must_be_inputs(data["inputs"])
             options = Options(**_tuples(data["options"]))
             entries = tuple(Entry(**_tuples(e) | {"action": Action(e["action"])}) for e in data["entries"])
             return cls(options, entries, tuple(map(str, data["warnings"])), data["inputs"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise PlanMismatch(
-                f"this is not a plan ({type(error).__name__}: {error}); convert the model again"
-            ) from error
+            what = f"{type(error).__name__}: {error}"
+            raise PlanMismatch(f"this is not a plan ({what}); convert the model again") from error
 
     def with_entries(self, entries: Mapping[str, Entry]) -> Self:
         """Return the plan with some entries replaced, by name."""
@@ -222,9 +226,6 @@ def _plain(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
-    known = {f.name for kind in (Options, Entry) for f in fields(kind)}
-    if unknown := set(data) - known:
-        raise ValueError(f"unknown field {sorted(unknown)[0]!r}")
     return {key: _swapped(value, list, tuple) for key, value in data.items()}
 
 
@@ -243,7 +244,7 @@ def as_plan(plan: Plan | str | PathLike[str]) -> Plan:
     if isinstance(plan, Plan):
         return plan
     try:
-        data = json.loads(Path(plan).read_text(encoding="utf-8"))
+        data = read_json(Path(plan))
     except (OSError, ValueError) as error:
         raise PlanMismatch(
             f"{plan}: no plan can be read ({error}); pass a converted checkpoint's config.json"

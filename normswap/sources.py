@@ -3,6 +3,7 @@
 import difflib
 import inspect as signatures
 import os
+import re
 import socket
 import threading
 import urllib.parse
@@ -20,8 +21,11 @@ from normswap.errors import CheckpointError, UnknownModel, WeightsUnavailable
 REGISTRIES = ("timm", "torchvision")
 ENTRYPOINT = "normswap"
 """What timm calls a converted network's architecture; `normswap.entrypoint` registers it."""
-WEIGHTS_FROM = frozenset(["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"])
-"""Arguments of timm's builders with which a checkpoint's configuration could have other files read."""
+WEIGHTS_FROM = re.compile(r"(pretrained|weights|checkpoint|cache).*")
+"""Arguments of the builders with which a checkpoint's configuration could have other files read or fetched."""
+NAME = re.compile(r"\w[\w.-]{0,199}", re.ASCII)
+LARGEST = 2**20
+"""Largest number among the arguments; the shapes of the stored tensors bound what is built from them."""
 IMPLIED = ("transform_input", "aux_logits")
 WAYS_ON = "pass --weights FILE for a checkpoint you have, or --no-pretrained for random weights"
 
@@ -36,10 +40,15 @@ class Source:
 
     def __post_init__(self) -> None:
         """Refuse anything but a name in a known registry: checkpoints carry sources, and must not name code."""
-        if self.registry not in REGISTRIES or not isinstance(self.name, str):
-            raise CheckpointError(f"source {self.registry!r}/{self.name!r} is not a model of {' or '.join(REGISTRIES)}")
-        if not all(isinstance(v, (str, int, float, bool, type(None))) for v in self.arguments.values()):
-            raise CheckpointError(f"source {self.name}: arguments must be plain values")
+        if self.registry not in REGISTRIES or not isinstance(self.name, str) or not NAME.fullmatch(self.name):
+            where = f"source {self.registry!r:.60}/{self.name!r:.60}"
+            raise CheckpointError(f"{where} is not a model of {' or '.join(REGISTRIES)}; convert the model again")
+        for key, value in self.arguments.items():
+            if not _is_argument(key, value):
+                argument = f"{key!s:.60}={value!r:.60}"
+                raise CheckpointError(
+                    f"source {self.name}: {argument!a}: arguments must be plain values up to {LARGEST}"
+                )
 
     def build(self, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
         """Build the network; without pretrained weights it is initialized anew.
@@ -50,7 +59,7 @@ class Source:
             CheckpointError: The arguments name files to read.
         """
         arguments = {**self.arguments, **arguments}
-        if elsewhere := WEIGHTS_FROM & set(arguments):
+        if elsewhere := [key for key in arguments if WEIGHTS_FROM.fullmatch(key)]:
             raise CheckpointError(f"source {self.name}: {min(elsewhere)} names weights; an architecture has none")
         if self.registry == "timm":
             return _build_timm(self.name, pretrained, arguments)
@@ -71,7 +80,8 @@ class Source:
         Raises:
             CheckpointError: The data is no source.
         """
-        if not isinstance(data, Mapping) or set(data) != {"registry", "name", "arguments"}:
+        fields = {"registry": str, "name": str, "arguments": dict}
+        if not isinstance(data, Mapping) or {key: type(value) for key, value in data.items()} != fields:
             raise CheckpointError("the checkpoint's source is damaged; convert the model again")
         return cls(data["registry"], data["name"], dict(data["arguments"]))
 
@@ -135,6 +145,14 @@ def as_built(source: Source, model: nn.Module) -> Source:
     plain = meta_build(source)
     implied = {k: v for k, v in implied.items() if k == "aux_loss" or getattr(plain, k, v) != v}
     return replace(source, arguments=source.arguments | implied)
+
+
+def _is_argument(key: Any, value: Any) -> bool:
+    if isinstance(value, (int, float)):
+        plain = abs(value) <= LARGEST
+    else:
+        plain = value is None or (isinstance(value, str) and len(value) <= 200 and value.isprintable())
+    return plain and isinstance(key, str) and key.isidentifier()
 
 
 def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +116,11 @@ def _replaced_norm(
     """Build a norm's replacement and the affine values it gets once it is in place."""
     assert entry.eps is not None
     parts = norm_parts(old)
-    then = parts.then if parts.then is not None else {name: getattr(old, name) for name in entry.then}
+    then: dict[str, Any] = {name: getattr(old, name, None) for name in entry.then} if parts.then is None else parts.then
+    if strange := [name for name, module in then.items() if not isinstance(module, nn.Module)]:
+        raise PlanMismatch(
+            f"{entry.name}: {strange[0]} is no module of it; apply the plan to the network it was made for"
+        )
     new = _empty(entry, then)
     like = next((t for t in (parts.weight, parts.mean, *old.parameters()) if t is not None), torch.empty(0))
     for key, value, fresh in (("weight", parts.weight, 1.0), ("bias", parts.bias, 0.0)):

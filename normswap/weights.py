@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from normswap.archives import must_be_sound
 from normswap.errors import CheckpointAdapted, CheckpointError
 
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
@@ -53,7 +54,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     if (stranger := _not_a_checkpoint(head)) is not None:
         raise CheckpointError(f"{path}: is {stranger}, not a checkpoint; download the file itself")
     if head[:2] == b"PK" or head[:1] == b"\x80":
-        return _tensors_of(path, _unpickled(path))
+        return _tensors_of(path, _unpickled(path, zipped=head[:2] == b"PK"))
     try:
         return dict(safetensors.torch.load_file(path)), []
     except (safetensors.SafetensorError, ValueError, OSError) as error:
@@ -73,32 +74,60 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], *, name: str, may_drop_h
         CheckpointError: Names or shapes differ.
     """
     own = model.state_dict()
-    missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-    if missing or unexpected:
-        which = f"{missing[0]} is missing" if missing else f"{unexpected[0]} is not in the network"
-        count = len(missing) + len(unexpected)
-        raise CheckpointError(f"{name}: does not fit ({which}; {count} names differ); use the model it was saved from")
-    misfits = [key for key in own if own[key].shape != state[key].shape]
+    misfits = _misfits(own, state, name)
     if misfits and not may_drop_head:
-        key = misfits[0]
-        raise CheckpointError(
-            f"{name}: {key} is {tuple(state[key].shape)}, the network has {tuple(own[key].shape)}; "
-            "use the model it was saved from, with as many classes"
-        )
+        raise _another_shape(own, state, misfits[0], name)
     fitting = OrderedDict((key, own[key] if key in misfits else state[key]) for key in own)
     # modules read the version they were saved with from here; safetensors carries none, and only current ones are saved
     fitting._metadata = getattr(state, "_metadata", own._metadata)  # type: ignore[attr-defined]
     model.load_state_dict(fitting)
 
 
-def _unpickled(path: Path) -> Any:
+def must_fit(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, name: str, num_classes: int | None = None
+) -> None:
+    """Raise unless a network of the shapes `own` can be filled with a state; no data is looked at.
+
+    Args:
+        own: Tensors of the network, which may be on the meta device.
+        state: Tensors by name.
+        name: What to call the state in errors.
+        num_classes: Size of a new head: tensors may then have another shape, and that many times the elements.
+
+    Raises:
+        CheckpointError: Names or shapes differ.
+    """
+    for key in _misfits(own, state, name):
+        if num_classes is None or own[key].numel() > state[key].numel() * max(num_classes, 1):
+            raise _another_shape(own, state, key, name)
+
+
+def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor], name: str) -> list[str]:
+    missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    if missing or unexpected:
+        which = f"{missing[0]} is missing" if missing else f"{unexpected[0]} is not in the network"
+        count = len(missing) + len(unexpected)
+        raise CheckpointError(f"{name}: does not fit ({which}; {count} names differ); use the model it was saved from")
+    return [key for key in own if own[key].shape != state[key].shape]
+
+
+def _another_shape(own: Mapping[str, Tensor], state: Mapping[str, Tensor], key: str, name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{name}: {key} is {tuple(state[key].shape)}, the network has {tuple(own[key].shape)}; "
+        "use the model it was saved from, with as many classes"
+    )
+
+
+def _unpickled(path: Path, *, zipped: bool) -> Any:
+    if zipped:
+        must_be_sound(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: holds Python objects, not only tensors; save model.state_dict() to a new file and pass that"
         ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+    except Exception as error:  # a damaged pickle fails in as many ways as there are opcodes
         if "TorchScript" in str(error) or "torch.jit" in str(error):
             reason = "is a TorchScript archive; save the state_dict of the Python model instead"
         else:

@@ -1,0 +1,30 @@
+"""Look at the zip archive that torch.save writes before torch reads it: its checksums, which torch skips, and sizes."""
+
+import zipfile
+from pathlib import Path
+
+from normswap.errors import CheckpointError
+
+INFLATION = 8
+"""How many times its own size an archive may unpack to; torch.save does not compress."""
+SLACK = 2**24
+
+
+def must_be_sound(path: Path) -> None:
+    """Raise unless an archive's records are those it was written with; torch can leave checksums out, as zeros.
+
+    Raises:
+        CheckpointError: A record is damaged, or unpacks to far more than the file's size.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            if sum(record.file_size for record in records) > INFLATION * path.stat().st_size + SLACK:
+                raise CheckpointError(f"{path}: unpacks to many times its size; save the tensors with torch.save")
+            wrong = archive.testzip() if any(record.CRC for record in records) else None
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged archive fails in as many ways as zipfile has parts
+        raise CheckpointError(f"{path}: is truncated or no checkpoint; get a fresh copy") from error
+    if wrong is not None:
+        raise CheckpointError(f"{path}: is damaged ({wrong!a:.100} does not match its checksum); get a fresh copy")
