@@ -153,11 +153,14 @@ def _must_be_whole(cfg: Mapping[str, Any]) -> None:
     from pathlib import Path
 
     from normswap.errors import CheckpointError
-    from normswap.folder import read_config, whole
+    from normswap.atomic import left_over
+    from normswap.folder import WEIGHTS, read_config, whole
 
     if cfg.get("source") != "local-dir":
         return
     folder = Path(cfg["file"])
+    if not (folder / WEIGHTS).exists() and not left_over(folder / WEIGHTS):
+        return  # tensors in a file of another kind, which timm finds
     try:
         read_config(folder)
     except CheckpointError:  # timm's own exporter writes configurations without a digest
