@@ -53,7 +53,7 @@ def bit(rows: Tensor, _gain: Tensor, _offset: Tensor) -> Tensor:
 
 
 def timm_std(rows: Tensor, _gain: Tensor, _offset: Tensor) -> Tensor:
-    return F.batch_norm(rows[None], None, None, training=True, momentum=0.0, eps=1e-6)[0]
+    return F.batch_norm(rows[None], None, None, training=True, momentum=0.0, eps=1e-6).view_as(rows)
 
 
 def standard(rows: Tensor, _gain: Tensor, _offset: Tensor) -> Tensor:
@@ -112,10 +112,11 @@ def accumulating(rounds: int) -> Rows:
             network(batch).square().mean().backward()
 
     standardizing = [m for m in converted.modules() if isinstance(m, WeightStandardized)]
-    gradients = [torch.randn_like(m._parameters["weight"]) for m in standardizing]  # type: ignore[arg-type]
+    weights = [m._parameters["weight"] for m in standardizing]
+    gradients = [torch.randn_like(weight) for weight in weights]  # type: ignore[arg-type]
 
     def alone() -> None:
-        torch.autograd.backward([m.fresh_kernel() for m in standardizing], gradients)
+        torch.autograd.grad([m.fresh_kernel() for m in standardizing], weights, gradients)  # type: ignore[arg-type]
         _wait()
 
     variants: dict[str, Variant] = {

@@ -47,7 +47,7 @@ def standardize(rows: Tensor, eps: float = EPS, *, gain: Tensor | None = None, o
     """
     rows = _at_least_float32(rows)
     gain, offset = (None if value is None else value.to(rows.dtype) for value in (gain, offset))
-    return torch.group_norm(rows[None], len(rows), gain, offset, eps)[0]
+    return torch.group_norm(rows[None], len(rows), gain, offset, eps).squeeze(0)
 
 
 def gain_and_offset(rows: Tensor, eps: float = EPS) -> tuple[Tensor, Tensor]:
