@@ -152,8 +152,8 @@ def _must_be_whole(cfg: Mapping[str, Any]) -> None:
     """Finish or refuse what an interrupted save left in a folder, before timm reads the tensors."""
     from pathlib import Path
 
-    from normswap.errors import CheckpointError
     from normswap.atomic import left_over
+    from normswap.errors import CheckpointError
     from normswap.folder import WEIGHTS, read_config, whole
 
     if cfg.get("source") != "local-dir":
