@@ -78,12 +78,10 @@ def ws(rounds: int) -> Rows:
         with torch.no_grad():
             for row, (gain, offset) in zip(rows, values, strict=True):
                 form(row, gain, offset)
-        _wait()
 
     def both(form: Callable[..., Tensor]) -> None:
         outputs = [form(row, gain, offset) for row, (gain, offset) in zip(rows, values, strict=True)]
         torch.autograd.grad(outputs, rows, gradients)
-        _wait()
 
     for name, part in (("forward", forward), ("forward + backward", both)):
         seconds = interleaved({form: lambda f=f, p=part: p(f) for form, f in FORMS.items()}, rounds=rounds)
@@ -105,7 +103,6 @@ def accumulating(rounds: int) -> Rows:
                 train_inner(network, count)
         else:
             train_inner(network, count)
-        _wait()
 
     def train_inner(network: nn.Module, count: int) -> None:
         for batch in batches[:count]:
@@ -117,7 +114,6 @@ def accumulating(rounds: int) -> Rows:
 
     def alone() -> None:
         torch.autograd.grad([m.fresh_kernel() for m in standardizing], weights, gradients)  # type: ignore[arg-type]
-        _wait()
 
     variants: dict[str, Variant] = {
         "BN, 1 step": lambda: train(model, 1),
@@ -174,7 +170,6 @@ def fold(rounds: int) -> Rows:
     def run(network: nn.Module) -> None:
         with torch.inference_mode():
             network(images)
-        _wait()
 
     variants: dict[str, Variant] = {name: lambda n=n: run(n) for name, n in networks.items()}
     for name, row in summary(interleaved(variants, rounds=4 * rounds), "GN, plain convolutions").items():
@@ -225,7 +220,6 @@ def _train(network: nn.Module, images: Tensor, half: bool) -> None:
     with torch.autocast(device().type, torch.bfloat16, enabled=half):
         loss = network(images).float().square().mean()
     loss.backward()
-    _wait()
 
 
 def _saved(network: nn.Module, images: Tensor, half: bool) -> int:
@@ -262,11 +256,6 @@ def onnx(rounds: int) -> Rows:
             yield {"model": name, **normswap.export(converted, path).to_dict(), "path": path.name}
         finally:
             path.unlink(missing_ok=True)
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 SECTIONS = {"ws": ws, "accumulation": accumulating, "convert": convert, "fold": fold, "step": step, "onnx": onnx}

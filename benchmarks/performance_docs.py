@@ -49,8 +49,8 @@ def accumulation_section(rows: list[Job]) -> str:
 ## A training step, and four micro-batches
 
 ResNet-50, batch size 2, 224 pixels. Standardizing the filters once, forward and backward, is
-{100 * alone / ms["BN, 1 step"]:.1f} % of BatchNorm's step and {100 * alone / (4 * ms["BN, 1 step"]):.1f} % of four of
-them. With `normswap.accumulate` four micro-batches standardize once:
+{100 * alone / ms["GN + WS, 1 step"]:.1f} % of a step and {100 * alone / shared:.1f} % of four micro-batches. With
+`normswap.accumulate` they standardize once:
 
 ```python
 with normswap.accumulate(model):
@@ -82,7 +82,8 @@ def convert_section(rows: list[Job]) -> str:
     return f"""
 ## Conversion
 
-`convert` traces, plans, rehearses on the meta device, matches and copies; Opacus' fixer swaps layers and copies.
+`convert` copies, traces without data, plans, matches, and traces the result to compare every shape; Opacus' fixer
+copies and swaps layers. Small networks are mostly Python to both; in large ones the copies count.
 
 {markdown(["network", "parameters", "", "ms", "to Opacus' fixer"], lines)}
 
