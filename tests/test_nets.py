@@ -78,3 +78,10 @@ def test_functional_batch_norm_fails_the_check() -> None:
     model = FunctionalNorm(conv=conv(), bn=nn.BatchNorm2d(8))
     with pytest.raises(normswap.CheckFailed, match="no BatchNorm left: 1 left: the model \\(calls batch_norm\\)"):
         normswap.convert(model, example_input=torch.zeros(2, 3, 8, 8))
+
+
+def test_rare_dropout_does_not_fail_the_check() -> None:
+    rare = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Dropout(0.01))
+    checks = normswap.check(normswap.convert(rare, example_input=torch.zeros(2, 3, 8, 8)))
+    assert checks, checks
+    assert "every layer with parameters" in str(checks)
