@@ -270,12 +270,12 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(2)
     for name in args.sections:
-        rows = []
-        for row in SECTIONS[name](args.rounds):
-            rows.append({"device": device_name(), **row})
-            print(row, flush=True)
-        kind = device().type
-        (RESULTS / f"performance-{name}-{kind}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        path = RESULTS / f"performance-{name}-{device().type}.jsonl"
+        with path.open("w", encoding="utf-8") as file:
+            for row in SECTIONS[name](args.rounds):
+                row = {"device": device_name(), **row}
+                print(row, flush=True)
+                print(json.dumps(row), file=file, flush=True)
 
 
 if __name__ == "__main__":
