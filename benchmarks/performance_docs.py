@@ -109,8 +109,9 @@ def step_section(rows: list[Job]) -> str:
 
 {_device(rows)}; forward and backward at 224 pixels. *Saved* is what the forward pass keeps for the backward pass: in
 float32 the standardized kernels come on top, one more copy of the filters; under autocast a copy is kept either way.
-GroupNorm itself costs what BatchNorm does. What standardization costs stays the same at any batch size, so it weighs most
-at batch 1: `normswap.accumulate` shares it among micro-batches, and `ws="none"` leaves it out.
+GroupNorm itself costs about what BatchNorm does. What standardization costs stays the same at any batch size, so it
+weighs most at batch 1: `normswap.accumulate` shares it among micro-batches, and `ws="none"` leaves it out. These steps
+are long and were run few times on a shared machine: read brackets, not medians.
 """
     for (model, compiled), found in grouped(rows, lambda row: (row["model"], row["compiled"])).items():
         cells: dict[Any, dict[str, Job]] = {}
