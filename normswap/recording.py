@@ -94,7 +94,8 @@ class Recorder(TorchDispatchMode):
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             self._modules.pop()
             leaving = list(tensors_in(output))
-            self.shapes.setdefault(name, tuple(tuple(tensor.shape) for tensor in leaving))
+            called = self.shapes.get(name, ())  # a shared module may meet several sizes
+            self.shapes[name] = tuple(dict.fromkeys((*called, *(tuple(tensor.shape) for tensor in leaving))))
             if norm is not None and self._inside == [norm]:
                 self._inside.pop()
                 for tensor in leaving:
