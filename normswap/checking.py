@@ -80,7 +80,8 @@ def _no_batch_norm(converted: nn.Module, plan: Plan, after: Trace) -> Check:
     left = [names[id(m)][0] for m in converted.modules() if is_batch_norm(m) and names[id(m)][0] not in on_purpose]
     left += [f"{name or 'the model'} (calls batch_norm)" for name in after.functional_norms]
     if left:
-        return Check("no BatchNorm left", False, f"{len(left)} left: {', '.join(left[:3])}")
+        why = next((f"; {left[0]}: {entry.reason}" for entry in plan.norms if entry.name == left[0]), "")
+        return Check("no BatchNorm left", False, f"{len(left)} left: {', '.join(left[:3])}{why}")
     done = sum(entry.changes for entry in plan.norms)
     kept = f", {len(on_purpose)} left as asked" if on_purpose else ""
     return Check("no BatchNorm left", True, f"{done} of {len(plan.norms)} replaced{kept}")
