@@ -65,7 +65,8 @@ class Recorder(TorchDispatchMode):
                 continue
             norm = norms.get(id(module))
             module.register_forward_pre_hook(self._entering(name, norm), with_kwargs=True)
-            module.register_forward_hook(self._leaving(name, norm), with_kwargs=True)
+            # what the user's own hooks compute is no part of the module: they stay on what replaces it
+            module.register_forward_hook(self._leaving(name, norm), with_kwargs=True, prepend=True)
 
     def begin(self, inputs: Iterable[Tensor]) -> None:
         """Note the network's inputs."""
