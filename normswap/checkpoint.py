@@ -101,7 +101,7 @@ def load(
     plan = plan_in(config["normswap"], str(directory / CONFIG))
     if model is None and config["normswap"].get("source") is None:
         raise CheckpointError(
-            f"{directory}: names no registered model; pass load(directory, model=YourNetwork()), or --against MODEL"
+            f"{directory}: names no registered model; pass load(directory, model=Network()), or check --against MODEL"
         )
     state: Mapping[str, Tensor] | None = None
     if weights is None:

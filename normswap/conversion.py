@@ -10,7 +10,7 @@ from torch import nn
 
 from normswap.checking import structural_checks
 from normswap.copying import copy_model, meta_copy
-from normswap.errors import AlreadyConverted, CheckFailed, InvalidOption, NothingToConvert, UnsupportedModel
+from normswap.errors import AlreadyConverted, CheckFailed, InvalidOption, NothingToConvert
 from normswap.groups import group_counts
 from normswap.layers import WeightStandardized
 from normswap.moments import measure_drift
@@ -150,8 +150,11 @@ def _nothing_to_do(model: nn.Module, plan: Plan, before: Trace) -> None:
             stacklevel=3,
         )
     elif not plan.norms and before.functional_norms:
-        where = before.functional_norms[0] or type(model).__name__
-        raise UnsupportedModel(f"{where} calls batch_norm as a function; make it an nn.BatchNorm module")
+        where = before.functional_norms[0] or "its own forward"
+        raise NothingToConvert(
+            f"{type(model).__name__} holds no BatchNorm module, but {where} calls batch_norm; "
+            "make it an nn.BatchNorm or teach it with normswap.register_norm"
+        )
     elif not plan.norms:
         raise NothingToConvert(f"{type(model).__name__} holds no BatchNorm; nothing to convert")
     else:

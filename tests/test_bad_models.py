@@ -41,7 +41,7 @@ REFUSED: dict[str, tuple[type[normswap.NormswapError], str]] = {
     "plain_list": (errors.UnsupportedModel, STRAY),
     "plain_tuple": (errors.UnsupportedModel, STRAY),
     "plain_dict_and_nothing_else": (errors.UnsupportedModel, STRAY),
-    "functional": (errors.UnsupportedModel, "Functional calls batch_norm as a function; make it an nn.BatchNorm"),
+    "functional": (errors.NothingToConvert, "holds no BatchNorm module, but its own forward calls batch_norm; make it"),
     "graph_with_functional": (
         errors.CheckFailed,
         "no BatchNorm left: 1 left: .*calls batch_norm.*; convert",
