@@ -19,6 +19,7 @@ def must_be_sound(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
+            _must_hold_a_pickle(path, archive.namelist())
             if sum(record.file_size for record in records) > INFLATION * path.stat().st_size + SLACK:
                 raise CheckpointError(f"{path}: unpacks to many times its size; save the tensors with torch.save")
             wrong = archive.testzip() if any(record.CRC for record in records) else None
@@ -28,3 +29,11 @@ def must_be_sound(path: Path) -> None:
         raise CheckpointError(f"{path}: is truncated or no checkpoint; get a fresh copy") from error
     if wrong is not None:
         raise CheckpointError(f"{path}: is damaged ({wrong!a:.100} does not match its checksum); get a fresh copy")
+
+
+def _must_hold_a_pickle(path: Path, names: list[str]) -> None:
+    if any(name.rpartition("/")[2] == "data.pkl" for name in names):
+        return
+    program = any(name.rpartition("/")[2] == "archive_format" for name in names)
+    what = "a program that torch.export.save wrote" if program else "a zip archive that torch.save did not write"
+    raise CheckpointError(f"{path}: is {what}; save model.state_dict() of the Python model and pass that")

@@ -1,5 +1,6 @@
 """Replace files as a whole: a reader sees the old ones or the new ones, whatever is interrupted."""
 
+import errno
 import glob
 import os
 import secrets
@@ -95,6 +96,8 @@ class Staged:
     @classmethod
     def beside(cls, target: Path, token: str) -> Self:
         """Make the file; some writers choose permissions of their own, so the usual ones are noted here."""
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
         path = _temporary(target, token)
         path.parent.mkdir()
         with path.open("xb"):

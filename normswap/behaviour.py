@@ -86,7 +86,7 @@ def _train_equals_eval(model: nn.Module, inputs: Any, output: Any) -> Check:
     how = "whole network"
     if not comparable:
         how = "every layer with parameters; the network itself differs by mode"
-        trained.eval()
+        trained = copy_model(model)  # the passes above may have moved what a layer keeps, as spectral_norm does
         for module in trained.modules():
             if not any(True for _ in module.children()) and any(True for _ in module.parameters()):
                 module.train()

@@ -58,14 +58,20 @@ def _same_shapes(plan: Plan, after: Trace, before: Trace | None) -> Check:
         expected: dict[str, Shapes] = {e.name: (e.shape,) for e in plan.norms if e.shape is not None and e.changes}
     else:
         expected = {name: shapes for name, shapes in before.shapes.items() if name in after.shapes}
-    wrong = [name for name, shapes in expected.items() if name in after.shapes and after.shapes[name] != shapes]
+    wrong = [name for name, shapes in expected.items() if not _keeps(shapes, after.shapes.get(name), before)]
     missing = [name for name in expected if name not in after.shapes]
     if before is not None:
         missing = [name for name in before.shapes if name not in after.shapes]
     if wrong or missing:
         name = (wrong or missing)[0]
-        return Check("shapes", False, f"{name}: {expected.get(name)} became {after.shapes.get(name)}")
+        where = name or "the network"
+        return Check("shapes", False, f"{where}: {expected.get(name)} became {after.shapes.get(name)}")
     return Check("shapes", True, f"{len(expected)} module outputs keep their shape")
+
+
+def _keeps(shapes: Shapes, found: Shapes | None, before: Trace | None) -> bool:
+    """Tell whether a module's outputs have the shapes they had; a plan knows a shared norm's smallest alone."""
+    return found is None or found == shapes or (before is None and set(shapes) <= set(found))
 
 
 def _no_batch_norm(converted: nn.Module, plan: Plan, after: Trace) -> Check:
@@ -74,7 +80,8 @@ def _no_batch_norm(converted: nn.Module, plan: Plan, after: Trace) -> Check:
     left = [names[id(m)][0] for m in converted.modules() if is_batch_norm(m) and names[id(m)][0] not in on_purpose]
     left += [f"{name or 'the model'} (calls batch_norm)" for name in after.functional_norms]
     if left:
-        return Check("no BatchNorm left", False, f"{len(left)} left: {', '.join(left[:3])}")
+        why = next((f"; {left[0]}: {entry.reason}" for entry in plan.norms if entry.name == left[0]), "")
+        return Check("no BatchNorm left", False, f"{len(left)} left: {', '.join(left[:3])}{why}")
     done = sum(entry.changes for entry in plan.norms)
     kept = f", {len(on_purpose)} left as asked" if on_purpose else ""
     return Check("no BatchNorm left", True, f"{done} of {len(plan.norms)} replaced{kept}")

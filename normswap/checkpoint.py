@@ -15,7 +15,7 @@ from normswap.description import recall, timm_config
 from normswap.errors import CheckpointError, NormswapError, PlanMismatch
 from normswap.fetching import HUB, fetch, first_line
 from normswap.folder import CONFIG, SCHEMA, WEIGHTS, read, read_config, write
-from normswap.plan import Plan
+from normswap.plan import Plan, plan_in
 from normswap.sources import Source, find, meta_build, source_of
 from normswap.standardization import FORMULA
 from normswap.storage import stored_tensors
@@ -98,13 +98,15 @@ def load(
     hub = str(directory).startswith(HUB)
     directory = fetch(str(directory), (WEIGHTS, CONFIG)) if hub else Path(directory)
     config = read_config(directory)
-    plan = Plan.from_dict(config["normswap"].get("plan"))
+    plan = plan_in(config["normswap"], str(directory / CONFIG))
     if model is None and config["normswap"].get("source") is None:
-        raise CheckpointError(f"{directory}: names no registered model; pass load(directory, model=YourNetwork())")
+        raise CheckpointError(
+            f"{directory}: names no registered model; pass load(directory, model=Network()), or check --against MODEL"
+        )
     state: Mapping[str, Tensor] | None = None
     if weights is None:
         config, state = read(directory)
-        plan = Plan.from_dict(config["normswap"].get("plan"))
+        plan = plan_in(config["normswap"], str(directory / CONFIG))
     path = directory / WEIGHTS if weights is None else Path(weights)
     if model is None:
         source = Source.from_dict(config["normswap"].get("source"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from normswap.cli_export import export
 from normswap.cli_hub import push
 from normswap.cli_models import open_named
 from normswap.cli_options import conversion_options
-from normswap.output import FAILED, INTERRUPTED, Output, verb
+from normswap.output import FAILED, INTERRUPTED, Output, UnwrittenResult, verb
 from normswap.version import __version__
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ def convert(
     if steps and images is None:
         raise errors.InvalidOption("--steps distills on images; pass --calibrate DIR too")
     target = output or Path(folder_name(model))
-    if not dry_run and not force and (target / "config.json").exists():
-        raise errors.CheckpointError(f"{target}: holds a checkpoint already; pass --force or another -o")
+    if not dry_run and not force:
+        _must_be_free(target)
     network, source = open_named(out, model, pretrained, weights, num_classes, shapes, options)
     if dry_run:
         _show_plan(out, network, options)
@@ -113,7 +114,7 @@ def inspect(
     shapes: tuple[str, ...], **options: Any,
 ) -> None:  # fmt: skip
     """Show what would happen to every norm and convolution of MODEL, or what happened in a converted folder."""
-    if (Path(model) / "config.json").exists():
+    if os.path.exists(os.path.join(model, "config.json")):
         from normswap.plan import as_plan
 
         plan = as_plan(Path(model) / "config.json")
@@ -182,6 +183,15 @@ cli.add_command(export)
 cli.add_command(push)
 
 
+def _must_be_free(target: Path) -> None:
+    """Refuse a folder with files of the names that a checkpoint has, whoever wrote them."""
+    if os.path.exists(target / "config.json"):
+        raise errors.CheckpointError(f"{target}: holds a checkpoint already; pass --force or another -o")
+    for name in ("model.safetensors", "README.md"):
+        if os.path.exists(target / name):
+            raise errors.CheckpointError(f"{target / name}: would be replaced; pass --force or another -o")
+
+
 def _first_images(folder: Path, network: nn.Module, example_input: Any) -> list[Any]:
     """Return a few batches, on which group counts are measured."""
     from itertools import islice
@@ -226,4 +236,8 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except BrokenPipeError:
+        sys.exit(FAILED)
+    except UnwrittenResult as error:
+        click.echo(f"normswap: the result cannot be printed ({error}); print it elsewhere", err=True)
+        sys.stdout = None  # what is left in its buffer has no place to go
         sys.exit(FAILED)

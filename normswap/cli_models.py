@@ -37,6 +37,9 @@ def open_named(
         from normswap.weights import fill, read_state_dict
 
         fill(network, read_state_dict(weights, network.state_dict()), name=str(weights))
+    kind = next((parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()), None)
+    if shapes and kind is not None:
+        options["example_input"] = tuple(example.to(kind) for example in options["example_input"])
     return network, source
 
 

@@ -63,7 +63,10 @@ def conversion_options(function: Callable[..., None]) -> Callable[..., None]:
             "--pretrained/--no-pretrained", default=True, show_default=True, help="Start from the registry's weights."
         ),
         click.option("--weights", type=click.Path(path_type=Path), metavar="FILE", help="Start from a checkpoint."),
-        click.option("--num-classes", type=int, metavar="N", help="Outputs of the head, where not the usual ones."),
+        click.option(
+            "--num-classes", type=click.IntRange(min=0), metavar="N",
+            help="Outputs of the head, where not the usual ones.",
+        ),
         click.option("--input", "shapes", multiple=True, metavar="SIZES", help="Shape of an input, as 2,3,64,64."),
     )  # fmt: skip
     for option in reversed(options):

@@ -16,9 +16,10 @@ from normswap.layers import WeightStandardized
 from normswap.moments import measure_drift
 from normswap.plan import Options, Plan, flat_overrides
 from normswap.planning import make_plan
+from normswap.strays import refuse_strays
 from normswap.surgery import PLAN, apply
 from normswap.tracing import Trace, trace
-from normswap.wrapping import refuse_unsupported, unwrap
+from normswap.wrapping import must_be_finite, refuse_unsupported, unwrap
 
 
 def convert(
@@ -64,24 +65,29 @@ def convert(
             `groups`, `group_size`, `to` and `ws`.
         inplace: Change `model` instead of a copy. Parameters stay the same objects either way of counting, so an
             optimizer made before stays valid.
-        check: Trace the result and compare every module's output shape; in place, on a twin without data before
-            anything is changed.
+        check: Look for weights that are not finite, trace the result and compare every module's output shape; in
+            place, on a twin without data before anything is changed.
 
     Returns:
         The converted network; `normswap.plan_of` tells what was done.
 
     Raises:
         NothingToConvert: The model holds no BatchNorm, or the options leave all of it alone.
-        UnsupportedModel: It is scripted, quantized, sharded or uninitialized.
+        UnsupportedModel: It is scripted, quantized, sharded or uninitialized, or runs BatchNorm that is no module.
         NeedsExampleInput: No forward pass ran with a made-up input.
+        BadStatistics: Weights are not finite, or running statistics are negative or not finite.
         CheckFailed: The result does not behave; the model is as it was.
     """
     options = Options(groups, group_size, to, ws, affine, shrink, include, exclude, flat_overrides(overrides))  # type: ignore[arg-type]
     refuse_unsupported(model)
     network = unwrap(model)
+    if check:
+        must_be_finite(network)
     plan, before = _inspected(network, example_input, options, batches)
+    if before.functional_norms:
+        refuse_strays(network)
     if not plan.changes:
-        _nothing_to_do(network, plan)
+        _nothing_to_do(network, plan, before)
         return network if inplace else copy_model(network)
     if inplace and check:
         _checked(apply(_twin(network, before), plan, inplace=True), plan, before)
@@ -135,7 +141,7 @@ def _inspected(
     return make_plan(model, found, options, measured), found
 
 
-def _nothing_to_do(model: nn.Module, plan: Plan) -> None:
+def _nothing_to_do(model: nn.Module, plan: Plan, before: Trace) -> None:
     standardized = sum(isinstance(module, WeightStandardized) for module in model.modules())
     if PLAN in vars(model) and not plan.norms:
         warnings.warn(
@@ -143,13 +149,20 @@ def _nothing_to_do(model: nn.Module, plan: Plan) -> None:
             AlreadyConverted,
             stacklevel=3,
         )
+    elif not plan.norms and before.functional_norms:
+        where = before.functional_norms[0] or "its own forward"
+        raise NothingToConvert(
+            f"{type(model).__name__} holds no BatchNorm module, but {where} calls batch_norm; "
+            "make it an nn.BatchNorm or teach it with normswap.register_norm"
+        )
     elif not plan.norms:
         raise NothingToConvert(f"{type(model).__name__} holds no BatchNorm; nothing to convert")
     else:
         first = plan.norms[0]
+        advice = "change include= or exclude=" if first.by_user else "or teach it with normswap.register_norm"
         raise NothingToConvert(
             f"all {len(plan.norms)} norms of {type(model).__name__} are left alone ({first.name}: {first.reason}); "
-            "change include= or exclude="
+            f"{advice}"
         )
 
 

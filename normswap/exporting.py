@@ -155,8 +155,9 @@ Runner = Callable[[Any], list[Tensor]]
 
 
 def _write_torch(program: ExportedProgram, path: Path) -> Runner:
-    with path.open("wb") as file:
-        torch.export.save(program, file)
+    written = io.BytesIO()  # torch's own writer ends the process where the disk is full
+    torch.export.save(program, written)
+    path.write_bytes(written.getbuffer())
     loaded = torch.export.load(io.BytesIO(path.read_bytes())).module()
     return lambda example: list(tensors_in(call(loaded, example)))
 

@@ -109,6 +109,18 @@ def norm_parts(norm: nn.Module) -> NormParts:
     return NormParts(channels, float(getattr(norm, "eps", 1e-5)), weight, bias, mean, var)
 
 
+def computed_tensors(norm: nn.Module) -> list[str]:
+    """Return the names under which a norm of torch's family holds tensors that something computes: a pruning mask.
+
+    Those are neither its parameters nor its buffers, and a replacement would not have them.
+    """
+    if not isinstance(norm, _BatchNorm) or is_registered_norm(norm):
+        return []
+    own = {**norm._parameters, **norm._buffers}
+    names = ("weight", "bias", "running_mean", "running_var")
+    return [name for name in names if name not in own and isinstance(getattr(norm, name, None), Tensor)]
+
+
 def is_conv(module: nn.Module) -> bool:
     """Tell whether `module` is a convolution of torch's family that is not weight-standardized yet."""
     return isinstance(module, _ConvNd) and not isinstance(module, WeightStandardized)

@@ -24,6 +24,6 @@ def fetch(name: str, files: Sequence[str]) -> Path:
         raise CheckpointError(f"{name}: {first_line(error)}; check the name and the network") from error
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return what an error says first; those of the hub go on for many lines."""
     return str(error).strip().split("\n")[0]

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from normswap.atomic import finish, left_over, locked, replacing_together
 from normswap.errors import CheckpointError
 from normswap.foreign import parse_json, read_json
-from normswap.weights import read_state_dict
+from normswap.weights import must_be_checkpoint, read_state_dict
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 ORDER = CONFIG, CARD, WEIGHTS
@@ -35,12 +36,31 @@ def write(directory: Path, tensors: dict[str, Tensor], config: dict[str, Any], c
     """
     rest = {key: value for key, value in config.items() if key != "normswap"}
     metadata = {"format": "pt", "normswap": json.dumps(config["normswap"]), "timm": json.dumps(rest)}
-    directory.mkdir(parents=True, exist_ok=True)
-    with replacing_together([directory / name for name in ORDER]) as (configured, described, stored):
-        safetensors.torch.save_file(tensors, stored, metadata=metadata)
+    with (
+        _made(directory),
+        replacing_together([directory / name for name in ORDER]) as (configured, described, stored),
+    ):
+        try:
+            safetensors.torch.save_file(tensors, stored, metadata=metadata)
+        except safetensors.SafetensorError as error:  # which a full disk becomes there
+            raise OSError(str(error)) from error
         config = {**config, "normswap": {**config["normswap"], "sha256": digest(stored)}}
         described.write_text(card, encoding="utf-8")
         configured.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _made(directory: Path) -> Iterator[None]:
+    """Make a folder; where the block fails, those that were made for it are taken away again."""
+    missing = [folder for folder in (directory, *directory.parents) if not os.path.lexists(folder)]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -134,6 +154,7 @@ def _found(directory: Path, config: Mapping[str, Any], *, may_rename: bool) -> P
             return candidate
         return path
     _belongs(path, config)
+    must_be_checkpoint(path)
     raise CheckpointError(f"{path}: does not belong to {CONFIG} beside it; save the checkpoint again")
 
 

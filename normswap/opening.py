@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import re
 import sys
@@ -12,7 +13,8 @@ import torch
 from torch import nn
 
 from normswap.errors import InvalidOption, UnknownModel, UnsupportedModel, WeightsUnavailable
-from normswap.fetching import HUB
+from normswap.fetching import HUB, first_line
+from normswap.fields import MAX_ELEMENTS
 from normswap.sources import WAYS_ON, Source, as_built, find, must_be_reachable, source_of
 
 FOLDER = "local-dir:"
@@ -59,6 +61,8 @@ def parse_shape(text: str) -> torch.Tensor:
         sizes = []
     if not sizes or min(sizes) < 1:
         raise InvalidOption(f"--input {text!r} is no shape; write sizes as in 2,3,64,64")
+    if math.prod(sizes) > MAX_ELEMENTS:
+        raise InvalidOption(f"--input {text!r} has more than {MAX_ELEMENTS} elements; write a smaller shape")
     return torch.empty(sizes, device="meta")
 
 
@@ -93,12 +97,17 @@ def _from_factory(name: str, arguments: dict[str, int]) -> nn.Module:
         for attribute in attributes.split("."):
             factory = getattr(factory, attribute)
     except (ImportError, AttributeError) as error:
-        raise UnknownModel(f"{name}: {error}; name a function as in package.module:factory") from error
+        raise UnknownModel(f"{name}: {first_line(error)}; name a function as in package.module:factory") from error
+    except (Exception, SystemExit) as error:
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise UnsupportedModel(f"{name}: {module_name} cannot be imported ({what}); mend it first") from error
     try:
         model = factory(**arguments)  # type: ignore[operator]
-    except Exception as error:
-        raise UnsupportedModel(f"{name} failed ({type(error).__name__}: {error}); it is called without arguments, "
-                               "but for num_classes where you give it") from error  # fmt: skip
+    except (Exception, SystemExit) as error:
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise UnsupportedModel(
+            f"{name} failed ({what}); it is called without arguments, but for num_classes where you give it"
+        ) from error
     if not isinstance(model, nn.Module):
         raise UnsupportedModel(f"{name} returned a {type(model).__name__}; return the network itself")
     return model

@@ -20,6 +20,10 @@ EXIT_CODES: tuple[tuple[type[errors.NormswapError], int], ...] = (
 )
 
 
+class UnwrittenResult(Exception):
+    """Standard output takes no more: its disk is full."""
+
+
 class Output:
     """Where a verb's result goes: one JSON object or text on stdout; notes on stderr, for a terminal only."""
 
@@ -29,10 +33,15 @@ class Output:
 
     def result(self, data: dict[str, Any], text: str) -> None:
         """Print the result."""
-        if self.as_json:
-            click.echo(json.dumps({"schema": 1, **data}))
-        elif not self.quiet:
-            click.echo(text)
+        try:
+            if self.as_json:
+                click.echo(json.dumps({"schema": 1, **data}))
+            elif not self.quiet:
+                click.echo(text)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise UnwrittenResult(error.strerror) from error
 
     def note(self, text: str) -> None:
         """Say what is going on to a person who waits."""

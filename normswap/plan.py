@@ -59,7 +59,10 @@ class Options:
         _chosen("affine", self.affine, ("match", "copy"))
         for option in ("include", "exclude"):
             value = getattr(self, option)
-            object.__setattr__(self, option, (value,) if isinstance(value, str) else tuple(value))
+            patterns = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
+            if strange := [pattern for pattern in patterns if not isinstance(pattern, str)]:
+                raise InvalidOption(f"{option}={strange[0]!r} must be a pattern of layer names, or several of them")
+            object.__setattr__(self, option, patterns)
 
     def shrink_for(self, groups_asked: int | str | None) -> float:
         """Return the value asked for, else what measured best: 0.5, and 1.5 where the group count is chosen too."""
@@ -190,10 +193,7 @@ class Plan:
         Raises:
             PlanMismatch: The data is no plan, or one of a newer schema.
         """
-        schema = data.get("schema") if isinstance(data, Mapping) else None
-        if type(schema) is not int or not 1 <= schema <= SCHEMA:
-            readable = f"this normswap reads up to {SCHEMA}"
-            raise PlanMismatch(f"this plan has schema {schema!r:.60}, {readable}; upgrade normswap or convert again")
+        _must_be_readable(data.get("schema") if isinstance(data, Mapping) else None, "this plan")
         try:
             must_be_options(data["options"])
             for entry in data["entries"]:
@@ -219,6 +219,12 @@ class Plan:
         from normswap.report import plan_table
 
         return plan_table(self)
+
+
+def _must_be_readable(schema: Any, what: str) -> None:
+    if type(schema) is not int or not 1 <= schema <= SCHEMA:
+        readable = f"this normswap reads up to {SCHEMA}"
+        raise PlanMismatch(f"{what} has schema {schema!r:.60}, {readable}; upgrade normswap or convert again")
 
 
 def _plain(data: dict[str, Any]) -> dict[str, Any]:
@@ -251,4 +257,17 @@ def as_plan(plan: Plan | str | PathLike[str]) -> Plan:
         ) from error
     if not isinstance(data, dict) or not isinstance(data.get("normswap"), dict):
         raise PlanMismatch(f"{plan}: holds no normswap plan; pass a converted checkpoint's config.json")
-    return Plan.from_dict(data["normswap"].get("plan"))
+    return plan_in(data["normswap"], str(plan))
+
+
+def plan_in(block: Mapping[str, Any], where: str) -> Plan:
+    """Return the plan in a configuration's ``normswap`` block.
+
+    Raises:
+        PlanMismatch: The block has a newer schema, or holds no plan; the message begins with `where`.
+    """
+    _must_be_readable(block.get("schema", SCHEMA), f"{where}:")
+    try:
+        return Plan.from_dict(block.get("plan"))  # type: ignore[arg-type]
+    except PlanMismatch as error:
+        raise PlanMismatch(f"{where}: {error}") from error

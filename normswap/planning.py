@@ -1,7 +1,6 @@
 """Decide what happens to every norm and convolution, from a trace. Nothing is changed here."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
@@ -9,9 +8,10 @@ from types import MappingProxyType
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from normswap.cautions import cautions
 from normswap.copying import module_names
 from normswap.families import (
-    fold_methods,
+    computed_tensors,
     has_kernel,
     is_batch_norm,
     is_conv,
@@ -67,7 +67,7 @@ def make_plan(model: nn.Module, trace: Trace, options: Options, measured: Measur
     norms = fit_norms(norms, options, modules, convs, measured)
     planned = norms | convs
     entries = tuple(planned[name] for name in modules if name in planned)
-    return Plan(options, entries, tuple(_warnings(modules, norms, trace)), describe(trace.inputs))
+    return Plan(options, entries, tuple(cautions(model, modules, norms, trace, options)), describe(trace.inputs))
 
 
 def _plan_norm(
@@ -112,6 +112,8 @@ def _norm_reason(facts: NormFacts | None, groups: int, asked: int | str) -> str:
 def _what_follows(name: str, norm: nn.Module, facts: NormFacts | None) -> tuple[tuple[str, ...], str]:
     """Return the child modules to carry over, or why the norm's own forward cannot be carried over."""
     children = tuple(child for child, _ in norm.named_children())
+    if computed := computed_tensors(norm):
+        return (), f"its {computed[0]} is computed (pruned or parametrized); make that permanent first"
     if facts is None or not facts.steps:
         return children, ""
     called = [step.removeprefix("module:") for step in facts.steps if step.startswith("module:")]
@@ -202,28 +204,6 @@ def _left_by_user(name: str, options: Options) -> str:
         return "no include pattern matches"
     excluded = next((pattern for pattern in options.exclude if fnmatchcase(name, pattern)), None)
     return f"excluded by {excluded!r}" if excluded else ""
-
-
-def _warnings(modules: dict[str, nn.Module], norms: dict[str, Entry], trace: Trace) -> Iterator[str]:
-    if trace.stopped_by:
-        yield f"the forward pass stopped after the last norm ({trace.stopped_by})"
-    flattened = [n for n, facts in trace.norms.items() if facts.shape[0] != trace.batch]
-    if flattened:
-        yield (
-            f"{len(flattened)} norms see a flattened batch ({flattened[0]} and others): "
-            "GroupNorm takes its statistics from one row of it, not from one sample"
-        )
-    never = [name for name, entry in norms.items() if entry.shape is None]
-    if never:
-        yield f"{len(never)} norms were never reached ({never[0]}, …); their convolutions stay plain"
-    for name in trace.functional_norms:
-        yield f"{name or 'the model'} calls batch_norm itself, without a module; it still depends on the batch"
-    fusing = [name for name, m in modules.items() if fold_methods(m)]
-    if fusing and norms:
-        yield (
-            f"{len(fusing)} modules can fold BatchNorm into convolutions ({fusing[0] or 'the model'}, …); "
-            "that no longer works after conversion: fold before it, or not at all"
-        )
 
 
 def _label(kind: Kind, name: str) -> str:

@@ -65,7 +65,8 @@ class Recorder(TorchDispatchMode):
                 continue
             norm = norms.get(id(module))
             module.register_forward_pre_hook(self._entering(name, norm), with_kwargs=True)
-            module.register_forward_hook(self._leaving(name, norm), with_kwargs=True)
+            # what the user's own hooks compute is no part of the module: they stay on what replaces it
+            module.register_forward_hook(self._leaving(name, norm), with_kwargs=True, prepend=True)
 
     def begin(self, inputs: Iterable[Tensor]) -> None:
         """Note the network's inputs."""
@@ -94,7 +95,8 @@ class Recorder(TorchDispatchMode):
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             self._modules.pop()
             leaving = list(tensors_in(output))
-            self.shapes.setdefault(name, tuple(tuple(tensor.shape) for tensor in leaving))
+            called = self.shapes.get(name, ())  # a shared module may meet several sizes
+            self.shapes[name] = tuple(dict.fromkeys((*called, *(tuple(tensor.shape) for tensor in leaving))))
             if norm is not None and self._inside == [norm]:
                 self._inside.pop()
                 for tensor in leaving:

@@ -173,8 +173,15 @@ def _build_timm(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Mo
 
     if not timm.is_model(name.split(".")[0]):
         raise UnknownModel(f"timm has no model named {name!r}; it may need a newer timm")
-    if pretrained:
+    try:
         config = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        architecture, _, tag = name.partition(".")
+        known = timm.list_pretrained(f"{architecture}.*")
+        near = difflib.get_close_matches(name, known, n=4, cutoff=0.0)
+        hint = f"did you mean {', '.join(near)}?" if near else f"pass {architecture}"
+        raise UnknownModel(f"timm knows no weights {tag!r} of {architecture}; {hint}") from error
+    if pretrained:
         if config is None or not config.has_weights:
             raise WeightsUnavailable(f"timm has no pretrained weights for {name}; {WAYS_ON}")
         must_be_reachable(name, config.url or "", config.hf_hub_id)

@@ -107,7 +107,9 @@ def trace(
         return _with_training_pass(model, *stopped, wanted, edges)
     tried = failures[0] if failures else "no layer tells the input's size"
     another = "" if example_input is None else "another "
-    raise NeedsExampleInput(f"no forward pass of {type(model).__name__} ran ({tried}); pass {another}example_input=")
+    raise NeedsExampleInput(
+        f"no forward pass of {type(model).__name__} ran ({tried}); pass {another}example_input=, or --input"
+    )
 
 
 def batch_norms(model: nn.Module) -> set[str]:

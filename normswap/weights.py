@@ -1,5 +1,6 @@
 """Read a state dict from somebody's file: safetensors or a torch pickle of tensors, told apart by content."""
 
+import os
 import pickle
 import warnings
 from collections import OrderedDict
@@ -47,18 +48,32 @@ def read_state_dict(path: str | PathLike[str], names: Collection[str] = ()) -> d
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; pass the path of a .safetensors or .pth checkpoint")
-    with path.open("rb") as file:
-        head = file.read(512)
-    if (stranger := _not_a_checkpoint(head)) is not None:
-        raise CheckpointError(f"{path}: is {stranger}, not a checkpoint; download the file itself")
+    head = must_be_checkpoint(path)
     if head[:2] == b"PK" or head[:1] == b"\x80":
         return _tensors_of(path, _unpickled(path, zipped=head[:2] == b"PK"))
     try:
         return dict(safetensors.torch.load_file(path)), []
     except (safetensors.SafetensorError, ValueError, OSError) as error:
         raise CheckpointError(f"{path}: is truncated or no checkpoint ({error}); get a fresh copy") from error
+
+
+def must_be_checkpoint(path: Path) -> bytes:
+    """Return the beginning of a file, which is none of those that are often mistaken for a checkpoint.
+
+    Raises:
+        CheckpointError: It is one of them, or cannot be read.
+    """
+    if not os.path.isfile(path):
+        found = "is a folder" if os.path.isdir(path) else "no such file"
+        raise CheckpointError(f"{path}: {found}; pass the path of a .safetensors or .pth checkpoint")
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); pass a file that can") from error
+    if (stranger := _not_a_checkpoint(head)) is not None:
+        raise CheckpointError(f"{path}: is {stranger}, not a checkpoint; download the file itself")
+    return head
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], *, name: str, may_drop_head: bool = False) -> None:
@@ -71,12 +86,20 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], *, name: str, may_drop_h
         may_drop_head: Leave tensors of another shape as the network initialized them.
 
     Raises:
-        CheckpointError: Names or shapes differ.
+        CheckpointError: Names or shapes differ, or a tensor is of a kind that the network's cannot hold.
     """
     own = model.state_dict()
     misfits = _misfits(own, state, name)
     if misfits and not may_drop_head:
         raise _another_shape(own, state, misfits[0], name)
+    for key in own:
+        if not _can_hold(own[key], state[key]):
+            kind = f"{str(state[key].layout).removeprefix('torch.')} {str(state[key].dtype).removeprefix('torch.')}"
+            where = " on the meta device" if state[key].is_meta else ""
+            raise CheckpointError(
+                f"{name}: {key} is {kind}{where}, the network holds plain {str(own[key].dtype).removeprefix('torch.')};"
+                " save the tensors of the network as it was before it was quantized or packed"
+            )
     fitting = OrderedDict((key, own[key] if key in misfits else state[key]) for key in own)
     # modules read the version they were saved with from here; safetensors carries none, and only current ones are saved
     fitting._metadata = getattr(state, "_metadata", own._metadata)  # type: ignore[attr-defined]
@@ -111,6 +134,12 @@ def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor], name: str) 
     return [key for key in own if own[key].shape != state[key].shape]
 
 
+def _can_hold(own: Tensor, given: Tensor) -> bool:
+    """Tell whether copying keeps the values: whole numbers are not weights, and packed tensors have a scale besides."""
+    plain = given.layout is torch.strided and not given.is_quantized and not given.is_meta
+    return plain and not given.is_complex() and own.is_floating_point() <= given.is_floating_point()
+
+
 def _another_shape(own: Mapping[str, Tensor], state: Mapping[str, Tensor], key: str, name: str) -> CheckpointError:
     return CheckpointError(
         f"{name}: {key} is {tuple(state[key].shape)}, the network has {tuple(own[key].shape)}; "
@@ -122,7 +151,8 @@ def _unpickled(path: Path, *, zipped: bool) -> Any:
     if zipped:
         must_be_sound(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # of a path torch looks at the ending, too
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: holds Python objects, not only tensors; save model.state_dict() to a new file and pass that"
@@ -139,7 +169,7 @@ def _tensors_of(path: Path, data: Any) -> tuple[dict[str, Tensor], list[str]]:
     """Find the state dict in what a training script saved, and say where it was."""
     steps: list[str] = []
     for _ in range(3):
-        if isinstance(data, Mapping) and data and all(isinstance(value, Tensor) for value in data.values()):
+        if isinstance(data, Mapping) and data and all(map(_is_named_tensor, data.items())):
             return cast(dict[str, Tensor], data if hasattr(data, "_metadata") else dict(data)), steps
         held = [key for key in NESTED if isinstance(data.get(key), Mapping)] if isinstance(data, Mapping) else []
         if not held:
@@ -148,6 +178,10 @@ def _tensors_of(path: Path, data: Any) -> tuple[dict[str, Tensor], list[str]]:
         steps.append(f"took {held[0]!r}{others}")
         data = data[held[0]]
     raise CheckpointError(f"{path}: holds no state dict; save model.state_dict() to a new file and pass that")
+
+
+def _is_named_tensor(item: tuple[Any, Any]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def _without_prefixes(state: dict[str, Tensor], names: Collection[str]) -> tuple[dict[str, Tensor], list[str]]:

@@ -1,9 +1,11 @@
 """Look inside wrappers, and refuse models that cannot be converted as they are."""
 
+import math
+
 from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from normswap.errors import UnsupportedModel
+from normswap.errors import BadStatistics, UnsupportedModel
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -35,6 +37,9 @@ def refuse_unsupported(model: object) -> None:
         where = name or type(module).__name__
         if isinstance(module, torch.jit.ScriptModule):
             raise UnsupportedModel(f"{where} is a ScriptModule; convert the Python model before torch.jit.script")
+        graph = module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ()
+        if any(isinstance(node.target, torch._ops.OpOverload) for node in graph):
+            raise UnsupportedModel(f"{where} is an exported graph of operators; convert the model before torch.export")
         stub = isinstance(module, (torch.ao.nn.quantized.FloatFunctional, torch.ao.quantization.QuantStub))
         stub = stub or isinstance(module, torch.ao.quantization.DeQuantStub)  # none of these does anything yet
         if type(module).__module__.startswith(("torch.ao.", "torch.nn.quantized", "torch.nn.intrinsic")) and not stub:
@@ -47,3 +52,16 @@ def refuse_unsupported(model: object) -> None:
         sharded = any("DTensor" in (type(tensor).__name__, type(tensor.data).__name__) for tensor in own)
         if sharded or type(module).__name__ == "FullyShardedDataParallel":
             raise UnsupportedModel(f"{where} is sharded (FSDP or DTensor parameters); convert before sharding")
+
+
+def must_be_finite(model: nn.Module) -> None:
+    """Raise where a parameter holds NaN or infinity: nothing that is computed with it means anything.
+
+    Raises:
+        BadStatistics: With the parameter's name.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta or math.isfinite(abs(parameter.detach().sum().item())):
+            continue
+        if not bool(parameter.isfinite().all()):  # sums of finite values overflow, too
+            raise BadStatistics(f"{name}: holds NaN or infinity; repair the checkpoint or take an earlier one")
