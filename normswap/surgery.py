@@ -53,12 +53,13 @@ def apply(model: nn.Module, plan: Plan | str | PathLike[str], *, inplace: bool =
     model = model if inplace else copy_model(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     convs = {entry.name: entry for entry in plan.convs}
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     replacements: dict[int, nn.Module] = {}
     changes: list[Change] = []
     for entry in plan.changes:
         old = modules[entry.name]
         if entry.role == "norm":
-            new, values = _replaced_norm(entry, old, statistics_before(entry, modules, convs))
+            new, values = _replaced_norm(entry, old, statistics_before(entry, modules, convs), like)
         else:
             new, values = _weight_standardized(entry, old)
         replacements[id(old)] = new
@@ -109,14 +110,14 @@ def verify(model: nn.Module, plan: Plan) -> None:
 
 
 def _replaced_norm(
-    entry: Entry, old: nn.Module, statistics: tuple[Tensor, Tensor] | None
+    entry: Entry, old: nn.Module, statistics: tuple[Tensor, Tensor] | None, like: Tensor
 ) -> tuple[nn.Module, list[Change]]:
-    """Build a norm's replacement and the affine values it gets once it is in place."""
+    """Build a norm's replacement and the affine values it gets once it is in place; `like` where it has no tensor."""
     assert entry.eps is not None
     parts = norm_parts(old)
     then = parts.then if parts.then is not None else {name: getattr(old, name) for name in entry.then}
     new = _empty(entry, then)
-    like = next((t for t in (parts.weight, parts.mean, *old.parameters()) if t is not None), torch.empty(0))
+    like = next((t for t in (parts.weight, parts.mean, *old.parameters()) if t is not None), like)
     for key, value, fresh in (("weight", parts.weight, 1.0), ("bias", parts.bias, 0.0)):
         if not isinstance(value, nn.Parameter):
             fixed = (
