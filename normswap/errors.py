@@ -26,7 +26,7 @@ class PlanMismatch(NormswapError):
 
 
 class BadStatistics(NormswapError, ValueError):
-    """Repair the weights: running statistics are negative or not finite."""
+    """Repair the weights: running statistics are negative or not finite, or filters are not finite."""
 
 
 class CheckpointError(NormswapError):

@@ -45,7 +45,7 @@ def apply(model: nn.Module, plan: Plan | str | PathLike[str], *, inplace: bool =
 
     Raises:
         PlanMismatch: A layer is missing, is of another kind or has another number of channels.
-        BadStatistics: A norm's running statistics are negative or not finite.
+        BadStatistics: A norm's running statistics are negative or not finite, or the variance of filters is not.
     """
     plan = as_plan(plan)
     model = unwrap(model)
@@ -162,13 +162,21 @@ def _weight_standardized(entry: Entry, old: nn.Module) -> tuple[nn.Module, list[
     """Build a convolution's replacement; in the standard form its filters are centred and keep one common scale."""
     assert entry.eps is not None
     new = ws_class(type(old)).of(old, adaptive=entry.ws == "adaptive", eps=entry.eps)
-    if entry.ws == "adaptive":
-        return new, []
-    weight = new._parameters["weight"]
+    weight, changes = new._parameters["weight"], list[Change]()
     assert weight is not None
-    gain, _ = gain_and_offset(centred(new._filters(weight.detach())), entry.eps)
-    new.ws_gain = nn.Parameter(gain.to(weight.dtype), requires_grad=False)
-    return new, [] if weight.is_meta else [(weight, partial(_centred_kernel, new, weight))]
+    if entry.ws == "standard":
+        gain, _ = gain_and_offset(centred(new._filters(weight.detach())), entry.eps)
+        new.ws_gain = nn.Parameter(gain.to(weight.dtype), requires_grad=False)
+        changes = [(weight, partial(_centred_kernel, new, weight))]
+    assert new.ws_gain is not None
+    if weight.is_meta:
+        return new, []
+    if not bool(torch.isfinite(new.ws_gain).all()):
+        raise BadStatistics(
+            f"{entry.name}: filters hold NaN, infinity or values whose squares overflow; repair the checkpoint or leave "
+            "the layer plain with exclude="
+        )
+    return new, changes
 
 
 def _centred_kernel(conv: WeightStandardized, weight: nn.Parameter) -> Tensor:
