@@ -173,8 +173,8 @@ def _weight_standardized(entry: Entry, old: nn.Module) -> tuple[nn.Module, list[
         return new, []
     if not bool(torch.isfinite(new.ws_gain).all()):
         raise BadStatistics(
-            f"{entry.name}: filters hold NaN, infinity or values whose squares overflow; repair the checkpoint or leave "
-            "the layer plain with exclude="
+            f"{entry.name}: filters hold NaN, infinity or values whose squares overflow; repair the checkpoint "
+            "or leave the layer plain with exclude="
         )
     return new, changes
 
