@@ -26,7 +26,7 @@ class PlanMismatch(NormswapError):
 
 
 class BadStatistics(NormswapError, ValueError):
-    """Repair the weights: they are not finite, or running statistics are negative or not finite."""
+    """Repair the weights: they overflow or are not finite, or running statistics are negative or not finite."""
 
 
 class CheckpointError(NormswapError):

@@ -99,10 +99,10 @@ def scale_and_shift(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, *, 
 
 
 def standardized_statistics(rows: Tensor, bias: Tensor | None, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-    """Return running statistics as they would be behind the standardized filters.
+    """Return running statistics as they would be behind the filters that `centred` makes of these.
 
-    Dividing filter c by its standard deviation divides its output's by the same; what removing the filter's mean does
-    depends on the input and is left out.
+    Scaling filter c to the common standard deviation scales its output by the same; what removing the filter's mean
+    does depends on the input and is left out. Of a constant filter nothing is left but the bias.
 
     Args:
         rows: Filters, shape (C, fan_in).
@@ -110,9 +110,12 @@ def standardized_statistics(rows: Tensor, bias: Tensor | None, mean: Tensor, var
         mean: Running mean, shape (C,).
         var: Running variance, shape (C,).
     """
-    std = rows.double().std(dim=1, correction=0).clamp_min(1e-12)
+    std = rows.double().std(dim=1, correction=0)
+    common = std.square().mean().sqrt()
+    alive = std > 1e-12 * common
+    scale = torch.where(alive, common / std, 0)
     shift = torch.zeros_like(std) if bias is None else bias.double()
-    return (mean.double() - shift) / std + shift, var.double() / std.square()
+    return (mean.double() - shift) * scale + shift, var.double() * scale.square()
 
 
 def centred(rows: Tensor) -> Tensor:

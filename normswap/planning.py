@@ -125,7 +125,7 @@ def _what_follows(name: str, norm: nn.Module, facts: NormFacts | None) -> tuple[
         return (), f"its forward also computes {extra[0]}, which GroupNorm would lose"
     first = next((i for i, step in enumerate(facts.steps) if step.startswith("module:")), len(facts.steps))
     if any(step not in VIEWS for step in facts.steps[first:] if not step.startswith("module:")):
-        return (), f"its forward runs {called[0]} before it normalizes"
+        return (), f"its forward runs {followed[0]} before it normalizes"
     return followed, ""
 
 

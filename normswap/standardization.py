@@ -64,11 +64,6 @@ def gain_and_offset(rows: Tensor, eps: float = EPS) -> tuple[Tensor, Tensor]:
     return rstd[0].reciprocal(), mean[0]
 
 
-def common_scale(rows: Tensor) -> Tensor:
-    """Return the root mean square of the filters' standard deviations, a scalar."""
-    return rows.double().var(dim=1, correction=0).mean().sqrt()
-
-
 def _order(weight: Tensor) -> list[int] | None:
     """Return the axes as they lie in memory where that is channels last, else None."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(weight.ndim)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from normswap.families import norm_parts
 from normswap.matching import standardized_statistics
 from normswap.plan import Entry
-from normswap.standardization import common_scale, filters
+from normswap.standardization import filters
 
 
 def statistics_before(
@@ -31,8 +31,8 @@ def statistics_before(
     conv = modules[feeder.name]
     if getattr(conv, "transposed", False):
         return mean, var
-    rows = filters(conv.weight.detach())  # type: ignore[operator]
-    return standardized_statistics(rows / common_scale(rows), conv.bias, mean, var)  # type: ignore[arg-type]
+    rows, bias = filters(conv.weight.detach()), conv._parameters.get("bias")  # type: ignore[operator]
+    return standardized_statistics(rows, None if bias is None else bias.detach(), mean, var)
 
 
 def usable(mean: Tensor, var: Tensor) -> bool:

@@ -46,7 +46,7 @@ def apply(model: nn.Module, plan: Plan | str | PathLike[str], *, inplace: bool =
 
     Raises:
         PlanMismatch: A layer is missing, is of another kind or has another number of channels.
-        BadStatistics: A norm's running statistics are negative or not finite.
+        BadStatistics: A norm's running statistics are negative or not finite, or the variance of filters is not.
     """
     plan = as_plan(plan)
     model = unwrap(model)
@@ -54,13 +54,14 @@ def apply(model: nn.Module, plan: Plan | str | PathLike[str], *, inplace: bool =
     model = model if inplace else copy_model(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     convs = {entry.name: entry for entry in plan.convs}
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     replacements: dict[int, nn.Module] = {}
     changes: list[Change] = []
     for entry in plan.changes:
         old = modules[entry.name]
         if entry.role == "norm":
             statistics = statistics_before(entry, modules, convs) if entry.affine == "match" else None
-            new, values = _replaced_norm(entry, old, statistics)
+            new, values = _replaced_norm(entry, old, statistics, like)
         else:
             new, values = _weight_standardized(entry, old)
         replacements[id(old)] = new
@@ -111,9 +112,9 @@ def verify(model: nn.Module, plan: Plan) -> None:
 
 
 def _replaced_norm(
-    entry: Entry, old: nn.Module, statistics: tuple[Tensor, Tensor] | None
+    entry: Entry, old: nn.Module, statistics: tuple[Tensor, Tensor] | None, like: Tensor
 ) -> tuple[nn.Module, list[Change]]:
-    """Build a norm's replacement and the affine values it gets once it is in place."""
+    """Build a norm's replacement and the affine values it gets once it is in place; `like` where it has no tensor."""
     assert entry.eps is not None
     parts = norm_parts(old)
     then: dict[str, Any] = {name: getattr(old, name, None) for name in entry.then} if parts.then is None else parts.then
@@ -122,7 +123,7 @@ def _replaced_norm(
             f"{entry.name}: {strange[0]} is no module of it; apply the plan to the network it was made for"
         )
     new = _empty(entry, then)
-    like = next((t for t in (parts.weight, parts.mean, *old.parameters()) if t is not None), torch.empty(0))
+    like = next((t for t in (parts.weight, parts.mean, *old.parameters()) if t is not None), like)
     for key, value, fresh in (("weight", parts.weight, 1.0), ("bias", parts.bias, 0.0)):
         if not isinstance(value, nn.Parameter):
             fixed = (
@@ -167,13 +168,21 @@ def _weight_standardized(entry: Entry, old: nn.Module) -> tuple[nn.Module, list[
     """Build a convolution's replacement; in the standard form its filters are centred and keep one common scale."""
     assert entry.eps is not None
     new = ws_class(type(old)).of(old, adaptive=entry.ws == "adaptive", eps=entry.eps)
-    if entry.ws == "adaptive":
-        return new, []
-    weight = new._parameters["weight"]
+    weight, changes = new._parameters["weight"], list[Change]()
     assert weight is not None
-    gain, _ = gain_and_offset(centred(new._filters(weight.detach())), entry.eps)
-    new.ws_gain = nn.Parameter(gain.to(weight.dtype), requires_grad=False)
-    return new, [] if weight.is_meta else [(weight, partial(_centred_kernel, new, weight))]
+    if entry.ws == "standard":
+        gain, _ = gain_and_offset(centred(new._filters(weight.detach())), entry.eps)
+        new.ws_gain = nn.Parameter(gain.to(weight.dtype), requires_grad=False)
+        changes = [(weight, partial(_centred_kernel, new, weight))]
+    assert new.ws_gain is not None
+    if weight.is_meta:
+        return new, []
+    if not bool(torch.isfinite(new.ws_gain).all()):
+        raise BadStatistics(
+            f"{entry.name}: filters hold NaN, infinity or values whose squares overflow; repair the checkpoint "
+            "or leave the layer plain with exclude="
+        )
+    return new, changes
 
 
 def _centred_kernel(conv: WeightStandardized, weight: nn.Parameter) -> Tensor:

@@ -49,12 +49,17 @@ def read_state_dict(path: str | PathLike[str], names: Collection[str] = ()) -> d
 
 def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     head = must_be_checkpoint(path)
-    if head[:2] == b"PK" or head[:1] == b"\x80":
+    if not _is_safetensors(head, os.path.getsize(path)) and (head[:2] == b"PK" or head[:1] == b"\x80"):
         return _tensors_of(path, _unpickled(path, zipped=head[:2] == b"PK"))
     try:
         return dict(safetensors.torch.load_file(path)), []
     except (safetensors.SafetensorError, ValueError, OSError) as error:
         raise CheckpointError(f"{path}: is truncated or no checkpoint ({error}); get a fresh copy") from error
+
+
+def _is_safetensors(head: bytes, size: int) -> bool:
+    """Tell by the length of the header, which may begin with any byte, and by the brace that the header begins with."""
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8
 
 
 def must_be_checkpoint(path: Path) -> bytes:

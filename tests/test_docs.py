@@ -1,5 +1,7 @@
-"""docs/loading.md tells the truth: its Python runs, and its links lead somewhere."""
+"""docs/loading.md and docs/limits.md tell the truth: their Python runs, and their links lead somewhere."""
 
+import contextlib
+import io
 import re
 import warnings
 from pathlib import Path
@@ -12,6 +14,8 @@ import normswap
 
 DOCS = Path(__file__).parent.parent / "docs"
 TEXT = (DOCS / "loading.md").read_text(encoding="utf-8")
+LIMITS = (DOCS / "limits.md").read_text(encoding="utf-8")
+PERCENT = re.compile(r"(\d+) ?%")
 
 
 def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,7 +32,21 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert scope["wrapped"](x).logits.shape == (1, 10)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)]+)\)", TEXT))
+def test_limits_are_what_the_snippets_print() -> None:
+    scope: dict[str, object] = {}
+    found = re.findall(r"^```python\n(.*?)^```", LIMITS, flags=re.DOTALL | re.MULTILINE)
+    assert len(found) == 4
+    for block in found:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(block, "limits.md", "exec"), scope)
+        said = "".join(line.removeprefix("# ") + "\n" for line in block.splitlines() if line.startswith("#"))
+        assert PERCENT.sub("%", printed.getvalue()) == PERCENT.sub("%", said)
+        for now, then in zip(PERCENT.findall(printed.getvalue()), PERCENT.findall(said), strict=True):
+            assert abs(int(now) - int(then)) <= (then != "0")  # a processor that rounds otherwise; nothing is nothing
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)]+)\)", TEXT + LIMITS))
 def test_links(link: str) -> None:
     assert (DOCS / link).exists()
 

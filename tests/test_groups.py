@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from normswap.errors import InvalidOption
-from normswap.groups import divisors, num_groups_for
+from normswap.groups import divisors, group_counts, num_groups_for
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,59 @@ def test_bad_counts(options: dict[str, int]) -> None:
 def test_bad_kind() -> None:
     with pytest.raises(InvalidOption, match="to='batch' is not one of"):
         num_groups_for(64, to="batch")
+
+
+@pytest.mark.parametrize(
+    ("channels", "positions", "counts"),
+    [
+        (48, 1, [3, 2, 1]),
+        (64, None, [32, 16, 8, 4, 2, 1]),
+        (64, 1, [4, 2, 1]),
+        (64, 8, [32, 16, 8, 4, 2, 1]),
+        (64, 7, [16, 8, 4, 2, 1]),
+        (7, None, [1]),
+        (1, 1, [1]),
+    ],
+)
+def test_counts_that_fit(channels: int, positions: int | None, counts: list[int]) -> None:
+    assert group_counts(channels, positions=positions) == counts
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({"groups": 1}, 1),
+        ({"groups": 32, "positions": 8}, 32),  # 2 channels of 8 positions are 16 elements
+        ({"groups": 32, "positions": 7}, 16),
+        ({"group_size": 1}, 64),
+        ({"group_size": 1, "positions": 16}, 64),
+        ({"group_size": 1, "positions": 15}, 32),
+        ({"group_size": 64}, 1),
+        ({"group_size": 65}, 1),
+        ({"group_size": 3}, 16),  # the smallest divisor that is no less: 4 channels a group
+        ({"to": "instance", "positions": 2}, 64),
+        ({"to": "instance", "groups": 2, "group_size": 16}, 64),
+        ({"to": "layer", "groups": 2, "group_size": 16, "positions": 1}, 1),
+    ],
+    ids=str,
+)
+def test_edges_of_64_channels(options: dict[str, int], count: int) -> None:
+    assert num_groups_for(64, **options) == count  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"groups": 0}, "groups=0 must be a whole number of at least 1"),
+        ({"group_size": True}, "group_size=True must be a whole number of at least 1"),
+        ({"groups": "8"}, "groups='8' must be a whole number of at least 1"),
+        ({"groups": None, "group_size": -1}, "group_size=-1 must be a whole number of at least 1"),
+        ({"to": "batch"}, "to='batch' is not one of 'group', 'layer', 'instance'"),
+        ({"to": "layer", "groups": 0}, "groups=0 must be a whole number of at least 1"),
+    ],
+    ids=str,
+)
+def test_messages(options: dict[str, int], message: str) -> None:
+    with pytest.raises(InvalidOption) as caught:
+        num_groups_for(64, **options)  # type: ignore[arg-type]
+    assert str(caught.value) == message

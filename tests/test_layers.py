@@ -9,7 +9,7 @@ import torch
 from timm.layers import Conv2dSame, StdConv2d
 from torch import Tensor, nn
 
-from normswap.layers import GroupNormAct, WeightStandardized, plain_conv, ws_class
+from normswap.layers import ChannelScale, GroupNormAct, WeightStandardized, conv_class, plain_conv, ws_class
 from normswap.standardization import EPS, filters, kernel, standardize
 
 CONVS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -201,3 +201,75 @@ def test_group_norm_act_runs_what_it_carries_in_order() -> None:
     torch.testing.assert_close(norm(x), torch.relu(nn.functional.group_norm(x, 2)))
     assert torch.equal(pickle.loads(pickle.dumps(norm))(x), norm(x))
     assert list(norm.state_dict()) == ["weight", "bias"]
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4), (2, 3, 4, 5), (1, 3, 2, 2, 2)], ids=str)
+def test_channel_scale(shape: tuple[int, ...]) -> None:
+    layer = ChannelScale(3, then={"act": nn.ReLU(), "drop": nn.Dropout()})
+    layer.eval()
+    x = torch.randn(shape)
+    assert torch.equal(layer(x), x.relu())
+    nn.init.uniform_(layer.weight)
+    nn.init.uniform_(layer.bias)
+    expected = torch.stack([(x[:, c] * layer.weight[c] + layer.bias[c]).relu() for c in range(3)], 1)
+    torch.testing.assert_close(layer(x), expected)
+    assert (layer.then, list(layer.state_dict())) == (("act", "drop"), ["weight", "bias"])
+    assert ChannelScale(3).then == ()
+    assert repr(ChannelScale(3, dtype=torch.float64)) == "ChannelScale(3)"
+    assert ChannelScale(3, dtype=torch.float64).bias.dtype == torch.float64
+
+
+@pytest.mark.parametrize(("adaptive", "form"), [(False, "standard"), (True, "adaptive")])
+def test_a_layer_tells_its_form(adaptive: bool, form: str) -> None:
+    conv, ws = make(lambda: nn.Conv2d(4, 6, 3), adaptive=adaptive)
+    assert (ws.form, ws.ws_eps, repr(ws)) == (
+        form,
+        EPS,
+        f"WSConv2d(4, 6, kernel_size=(3, 3), stride=(1, 1), ws={form})",
+    )
+    frozen = {name for name, p in ws.named_parameters() if not p.requires_grad}
+    assert frozen == ({"ws_gain", "ws_offset"} if adaptive else set())
+    assert set(vars(conv)) == set(vars(nn.Conv2d(4, 6, 3)))
+    assert set(conv._parameters) == {"weight", "bias"}
+
+
+def test_classes_are_made_once_and_remember_theirs() -> None:
+    assert ws_class(Conv2dSame) is ws_class(Conv2dSame)
+    assert ws_class(Conv2dSame).__name__ == "WSConv2dSame"
+    assert ws_class(Conv2dSame).__module__ == "normswap.layers"
+    for plain in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, Conv2dSame):
+        made = ws_class(plain)
+        assert made.__name__ == f"WS{plain.__name__}"
+        assert conv_class(made.__new__(made)) is plain
+
+
+@pytest.mark.parametrize("kind", [Conv2dSame, nn.ConvTranspose2d])
+def test_weight_is_raw_again_after_a_forward_that_fails(kind: type[nn.Module]) -> None:
+    _, ws = make(lambda: kind(4, 6, 3), adaptive=False)
+    seen = []
+    ws.register_forward_pre_hook(lambda module, _: seen.append(module.weight))
+    raw = ws._parameters["weight"]
+    with pytest.raises(RuntimeError):
+        ws(torch.randn(2, 5, 9, 9))
+    ws(torch.randn(2, 4, 9, 9))
+    assert all(weight is raw for weight in (*seen, ws.weight))
+    del ws._parameters["weight"]
+    with pytest.raises(AttributeError, match="weight"):
+        _ = ws.weight
+
+
+@ALL
+@pytest.mark.parametrize("trainable", [True, False], ids=["trainable", "frozen"])
+def test_folded_layers_share_nothing_that_was_standardized(
+    build: Callable[[], nn.Module], shape: tuple[int, ...], trainable: bool
+) -> None:
+    conv, ws = make(build, adaptive=True)
+    ws.weight.requires_grad_(trainable)
+    ws(torch.randn(shape))
+    folded = plain_conv(ws)
+    assert set(vars(folded)) == set(vars(conv))
+    assert list(folded._parameters) == list(conv._parameters)
+    assert folded.weight.requires_grad is trainable
+    assert folded.weight is not ws.weight
+    assert folded.weight.is_leaf
+    assert {"ws_gain", "ws_offset"} <= set(ws._parameters)

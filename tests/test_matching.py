@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import normswap
-from normswap.matching import centred, closed_form, drift
+from normswap.matching import centred, closed_form, damping, drift, group_moments, scale_and_shift
 
 
 def trained(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
@@ -192,3 +192,69 @@ def test_centred_filters_are_standardized_up_to_one_factor() -> None:
     assert result.mean(1).abs().max() < 1e-6
     torch.testing.assert_close(std, std[:1].expand(8))
     torch.testing.assert_close(std[0], rows.std(1, correction=0).square().mean().sqrt())
+
+
+def test_group_moments_by_hand() -> None:
+    """Channels of mean 1 and 3, variance 2 and 4: mean 2, and 3 within them plus 1 between them."""
+    mean, var = torch.tensor([[1.0, 3], [5, 5]]), torch.tensor([[2.0, 4], [0, 6]])
+    assert [part.flatten().tolist() for part in group_moments(mean, var)] == [[2, 5], [4, 3]]
+
+
+def test_damping_by_hand() -> None:
+    """Group variances of 4 and 3, averaged; several norms at a time."""
+    mean, var = torch.tensor([1.0, 3, 5, 5]), torch.tensor([2.0, 4, 0, 6])
+    assert damping(mean, var, shrink=2, num_groups=2).item() == 7
+    assert damping(torch.stack([mean, 0 * mean]), torch.stack([var, var]), shrink=2, num_groups=2).tolist() == [7, 6]
+    assert damping(mean, var, shrink=0, num_groups=2).item() == 0
+
+
+def test_closed_form_by_hand() -> None:
+    weight, bias = torch.tensor([1.0, -2]), torch.tensor([0.5, 0])
+    mean, var = torch.tensor([1.0, 3]), torch.tensor([2.0, 4])
+    gamma, beta = closed_form(weight, bias, mean, var, eps=2, norm_eps=12, num_groups=1)  # sigma is sqrt(4 + 12)
+    assert gamma.tolist() == pytest.approx([4 / 2, -8 / 6**0.5])
+    assert beta.tolist() == pytest.approx([0.5 + 1 / 2, 2 / 6**0.5])
+    assert gamma.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("share", "alive"), [(0.9e-8, False), (1.1e-8, True)], ids=["constant", "alive"])
+def test_where_a_channel_counts_as_constant(share: float, alive: bool) -> None:
+    var = torch.tensor([share, 2 - share], dtype=torch.float64)
+    ones, zeros = torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    gamma, _ = closed_form(ones, zeros, zeros, var, eps=0, norm_eps=0, num_groups=1)
+    assert gamma[0].item() == pytest.approx(share**-0.5 if alive else 1)
+    moved = drift(ones, zeros, var, eps=0, norm_eps=0, num_groups=1)
+    assert (moved.item() > 1000) is alive
+
+
+def test_drift_by_hand() -> None:
+    """Two channels of mean 0 and 2, variance 1 and 3, in one group: mean 1, variance 3."""
+    weight, mean, var = torch.tensor([1.0, 2]), torch.tensor([0.0, 2]), torch.tensor([1.0, 3])
+    mean_moves, var_moves = 2 / 2, ((2 + 4) + (18 + 12)) / 2 / 2
+    gain = [1 / (1 + 0.5), 4 / (3 + 0.5)]
+    moved = sum(g * (mean_moves + (v + 1) * var_moves / (4 * (3 + 1) ** 2)) for g, v in zip(gain, (1, 3), strict=True))
+    varied = sum(g * v for g, v in zip(gain, (1, 3), strict=True))
+    found = drift(weight, mean, var, eps=0.5, norm_eps=1, num_groups=1)
+    assert found.item() == pytest.approx((moved / varied) ** 0.5)
+    several = drift(
+        torch.stack([weight] * 2), torch.stack([mean] * 2), torch.stack([var] * 2), eps=torch.tensor([0.5, 0.5]),
+        norm_eps=torch.tensor([1.0, 1.0]), num_groups=1,
+    )  # fmt: skip
+    assert several.tolist() == pytest.approx([found.item()] * 2)
+    assert drift(0 * weight, mean, var, eps=0.5, norm_eps=1, num_groups=1) == 0
+    assert drift(weight, mean, 0 * var, eps=0.5, norm_eps=1, num_groups=1) == 0
+
+
+def test_scale_and_shift_by_hand() -> None:
+    scale, shift = scale_and_shift(*map(torch.tensor, ([6.0], [1.0], [2.0], [3.0])), eps=1)
+    assert (scale.tolist(), shift.tolist()) == ([3], [-5])
+    half = torch.ones(1, dtype=torch.float16)
+    assert {t.dtype for t in scale_and_shift(half, half, half.float(), half.float(), eps=0)} == {torch.float16}
+
+
+def test_no_gradient_reaches_a_plan() -> None:
+    conv, norm = nn.Conv2d(3, 16, 3), trained(nn.BatchNorm2d(16))
+    plan = normswap.inspect(nn.Sequential(conv, norm), ws="standard")
+    assert isinstance(plan.norms[0].eps, float)
+    result = normswap.apply(nn.Sequential(conv, norm), plan)
+    assert all(p.is_leaf and p.grad_fn is None for p in result.parameters())

@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import normswap
+from normswap.weights import read_state_dict
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +98,16 @@ def test_objects_are_not_unpickled(folder: Path, tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "hparams": Path("x")}, tmp_path / "objects.ckpt")
     with pytest.raises(normswap.CheckpointError, match="holds Python objects, not only tensors"):
         normswap.load(folder, weights=tmp_path / "objects.ckpt")
+
+
+@pytest.mark.parametrize(("size", "like"), [(0x180, b"\x80"), (0x4B50, b"PK")], ids=["pickle", "zip"])
+def test_safetensors_may_begin_as_other_files_do(size: int, like: bytes, tmp_path: Path) -> None:
+    """The first bytes are the header's length, and one length in 256 looks like a pickle's first."""
+    model, path = nn.Linear(3, 2), tmp_path / "w.safetensors"
+    for filler in range(max(0, size - 300), size):
+        save_file(model.state_dict(), path, metadata={"filler": "x" * filler})
+        if path.read_bytes().startswith(like):
+            break
+    assert path.read_bytes().startswith(like)
+    found = read_state_dict(path)
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
