@@ -81,14 +81,14 @@ def convert(
     options = Options(groups, group_size, to, ws, affine, shrink, include, exclude, flat_overrides(overrides))  # type: ignore[arg-type]
     refuse_unsupported(model)
     network = unwrap(model)
-    if check:
-        must_be_finite(network)
     plan, before = _inspected(network, example_input, options, batches)
     if before.functional_norms:
         refuse_strays(network)
     if not plan.changes:
         _nothing_to_do(network, plan, before)
         return network if inplace else copy_model(network)
+    if check:
+        must_be_finite(network, but={f"{entry.name}.weight" for entry in plan.convs if entry.changes})
     if inplace and check:
         _checked(apply(_twin(network, before), plan, inplace=True), plan, before)
     converted = apply(network, plan, inplace=inplace)

@@ -11,6 +11,7 @@ from normswap.errors import UnsupportedModel
 
 PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None)))
 DICTS = frozenset((dict, OrderedDict))
+CONTAINERS = DICTS | {list, set}
 
 
 def copy_model(model: nn.Module) -> nn.Module:
@@ -65,15 +66,16 @@ def _copied_value(value: Any, memo: dict[int, Any]) -> Any:
         return value
     if id(value) in memo:
         return memo[id(value)]
-    if kind is set and not value:
-        return memo.setdefault(id(value), set())
+    if kind in CONTAINERS and not value:
+        return memo.setdefault(id(value), kind())
     if kind is list:
         items: list[Any] = memo.setdefault(id(value), [])
-        items.extend(_copied_value(item, memo) for item in value)
+        items.extend([_copied_value(item, memo) for item in value])
         return items
     if kind in DICTS and all(type(key) is str for key in value):
         fields: dict[str, Any] = memo.setdefault(id(value), kind())
-        fields.update((key, _copied_value(item, memo)) for key, item in value.items())
+        for key, item in value.items():
+            fields[key] = _copied_value(item, memo)
         return fields
     return copy.deepcopy(value, memo)
 

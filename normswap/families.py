@@ -86,11 +86,11 @@ def is_batch_norm(module: nn.Module) -> bool:
     if isinstance(module, _BatchNorm) or is_registered_norm(module):
         return True
     mean, var = _vector(module, "running_mean"), _vector(module, "running_var")
+    if mean is None or var is None:
+        return False
     affine = [_vector(module, key) for key in ("weight", "bias")]
     return (
-        mean is not None
-        and var is not None
-        and mean.shape == var.shape
+        mean.shape == var.shape
         and all(value is None or value.shape == mean.shape for value in affine)
         and not _own_matrices(module)
     )

@@ -8,7 +8,14 @@ CONSTANT = 1e-8
 
 
 def closed_form(
-    weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, *, eps: float, norm_eps: float, num_groups: int
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    *,
+    eps: float | Tensor,
+    norm_eps: float | Tensor,
+    num_groups: int,
 ) -> tuple[Tensor, Tensor]:
     """Return GroupNorm's (C,) weight and bias from BatchNorm's affine part and running statistics.
 
@@ -32,14 +39,22 @@ def closed_form(
         eps: BatchNorm's epsilon.
         norm_eps: GroupNorm's epsilon.
         num_groups: Groups of C/num_groups neighbouring channels.
+
+    Many norms at a time, (*, C) and epsilons (*,), give (*, C).
     """
     dtype = weight.dtype
-    weight, bias, mean, var = (value.double().view(num_groups, -1) for value in (weight, bias, mean, var))
+    weight, bias, mean, var = (value.double().unflatten(-1, (num_groups, -1)) for value in (weight, bias, mean, var))
+    eps, norm_eps = (_by_norm(value, mean, axes=2) for value in (eps, norm_eps))
     group_mean, group_var = group_moments(mean, var)
     alive, group_var = var > CONSTANT * group_var, group_var + norm_eps
     scale = weight / torch.where(alive, var + eps, group_var).sqrt()
     gamma, beta = scale * group_var.sqrt(), bias - scale * (mean - group_mean)
-    return gamma.flatten().to(dtype), beta.flatten().to(dtype)
+    return gamma.flatten(-2).to(dtype), beta.flatten(-2).to(dtype)
+
+
+def _by_norm(eps: float | Tensor, like: Tensor, *, axes: int) -> Tensor:
+    """Return epsilons with as many more axes as a norm's values have."""
+    return torch.as_tensor(eps, dtype=like.dtype, device=like.device)[(..., *[None] * axes)]
 
 
 def group_moments(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,7 +92,7 @@ def drift(
     Args as for `closed_form`; many norms at a time, (*, C) and epsilons (*,), give (*,).
     """
     weight, mean, var = (value.double().unflatten(-1, (num_groups, -1)) for value in (weight, mean, var))
-    eps, norm_eps = (torch.as_tensor(value, dtype=mean.dtype)[..., None, None] for value in (eps, norm_eps))
+    eps, norm_eps = (_by_norm(value, mean, axes=2) for value in (eps, norm_eps))
     size = mean.shape[-1]
     group_mean, group_var = group_moments(mean, var)
     distance = (mean - group_mean).square()
@@ -89,12 +104,15 @@ def drift(
     return (moved.sum((-2, -1)) / (gain * var).sum((-2, -1)).clamp_min(1e-300)).sqrt()
 
 
-def scale_and_shift(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
+def scale_and_shift(
+    weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, *, eps: float | Tensor
+) -> tuple[Tensor, Tensor]:
     """Return BatchNorm's eval function as a (C,) scale ``weight/√(var + eps)`` and shift ``bias − scale·mean``.
 
     Args as for `closed_form`.
     """
-    scale = weight.double() / (var.double() + eps).sqrt()
+    var = var.double()
+    scale = weight.double() / (var + _by_norm(eps, var, axes=1)).sqrt()
     return scale.to(weight.dtype), (bias.double() - scale * mean.double()).to(weight.dtype)
 
 

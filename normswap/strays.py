@@ -8,6 +8,7 @@ from torch import nn
 from normswap.errors import UnsupportedModel
 from normswap.families import is_batch_norm
 
+REGISTERED = ("_modules", "_parameters", "_buffers")
 DEPTH = 4
 """Containers within containers that are looked into."""
 
@@ -19,7 +20,9 @@ def stray_norms(model: nn.Module) -> list[str]:
         f"{name}.{key}".lstrip(".")
         for name, module in model.named_modules()
         for key, value in vars(module).items()
-        if any(
+        if (isinstance(value, nn.Module) or (isinstance(value, (list, tuple, dict)) and value))
+        and key not in REGISTERED
+        and any(
             id(held) not in registered and any(is_batch_norm(inner) for inner in held.modules())
             for held in _modules_in(value, DEPTH)
         )

@@ -1,6 +1,6 @@
 """Apply a plan to a model: the only file that changes one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from os import PathLike
 from typing import Any
@@ -17,13 +17,15 @@ from normswap.matching import centred, closed_form, scale_and_shift
 from normswap.plan import Entry, Plan, as_plan
 from normswap.standardization import gain_and_offset, kernel
 from normswap.statistics import statistics_before, usable
-from normswap.wrapping import unwrap
+from normswap.wrapping import is_finite, not_finite, unwrap
 
 PLAN = "_normswap_plan"
 """Attribute of a converted model that holds its plan."""
 
 Change = tuple[nn.Parameter, Callable[[], Tensor]]
 """A parameter and what computes its new value; in place there is no room for all new kernels at once."""
+Match = tuple[Entry, nn.GroupNorm | ChannelScale, float, Tensor, Tensor]
+"""A norm's entry and replacement, the old epsilon, and the (C,) mean and variance it meets."""
 
 
 def apply(model: nn.Module, plan: Plan | str | PathLike[str], *, inplace: bool = False) -> nn.Module:
@@ -57,15 +59,18 @@ def apply(model: nn.Module, plan: Plan | str | PathLike[str], *, inplace: bool =
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     replacements: dict[int, nn.Module] = {}
     changes: list[Change] = []
+    matches: list[Match] = []
     for entry in plan.changes:
         old = modules[entry.name]
         if entry.role == "norm":
+            replacements[id(old)] = new = _replaced_norm(entry, old, like)
             statistics = statistics_before(entry, modules, convs) if entry.affine == "match" else None
-            new, values = _replaced_norm(entry, old, statistics, like)
+            if statistics is not None and not new.weight.is_meta:
+                matches.append((entry, new, norm_parts(old).eps, *statistics))
         else:
-            new, values = _weight_standardized(entry, old)
-        replacements[id(old)] = new
-        changes += values
+            replacements[id(old)], values = _weight_standardized(entry, old)
+            changes += values
+    changes += _matched(matches)
     _refuse_to_fold(model, replacements)
     model = replace_modules(model, replacements)
     with torch.no_grad():
@@ -111,10 +116,8 @@ def verify(model: nn.Module, plan: Plan) -> None:
             )
 
 
-def _replaced_norm(
-    entry: Entry, old: nn.Module, statistics: tuple[Tensor, Tensor] | None, like: Tensor
-) -> tuple[nn.Module, list[Change]]:
-    """Build a norm's replacement and the affine values it gets once it is in place; `like` where it has no tensor."""
+def _replaced_norm(entry: Entry, old: nn.Module, like: Tensor) -> nn.GroupNorm | ChannelScale:
+    """Build a norm's replacement, with the affine part it had; `like` where it has no tensor."""
     assert entry.eps is not None
     parts = norm_parts(old)
     then: dict[str, Any] = {name: getattr(old, name, None) for name in entry.then} if parts.then is None else parts.then
@@ -132,10 +135,7 @@ def _replaced_norm(
             value = nn.Parameter(fixed.detach().clone(), requires_grad=False)
         new._parameters[key] = value
     carry_state(old, new)
-    if new.weight.is_meta or statistics is None:
-        return new, []
-    gamma, beta = _matched(entry, new, *statistics, eps=parts.eps)
-    return new, [(new.weight, lambda: gamma), (new.bias, lambda: beta)]
+    return new
 
 
 def _empty(entry: Entry, then: dict[str, nn.Module]) -> nn.GroupNorm | ChannelScale:
@@ -151,17 +151,28 @@ def _empty(entry: Entry, then: dict[str, nn.Module]) -> nn.GroupNorm | ChannelSc
     return new
 
 
-def _matched(
-    entry: Entry, new: nn.GroupNorm | ChannelScale, mean: Tensor, var: Tensor, *, eps: float
-) -> tuple[Tensor, Tensor]:
-    if not usable(mean, var):
-        raise BadStatistics(
-            f"{entry.name}: running statistics are negative or not finite; repair the checkpoint or pass affine='copy'"
+def _matched(matches: list[Match]) -> Iterator[Change]:
+    """Yield the affine values that norms get once they are in place; norms of one size together, for speed."""
+    alike: dict[Any, list[Match]] = {}
+    for match in matches:
+        entry, new, _, mean, var = match
+        if not usable(mean, var):
+            raise BadStatistics(f"{entry.name}: running statistics are negative or not finite; repair the checkpoint "
+                                "or pass affine='copy'")  # fmt: skip
+        alike.setdefault((entry.groups, entry.channels, new.weight.dtype, mean.device), []).append(match)
+    for (groups, *_), found in alike.items():
+        entries, news, olds, means, variances = zip(*found, strict=True)
+        mean, var = torch.stack(means), torch.stack(variances)
+        weight, bias = (
+            torch.stack([getattr(new, key).detach().to(mean.device) for new in news]) for key in ("weight", "bias")
         )
-    weight, bias = new.weight.detach(), new.bias.detach()
-    if entry.groups is None or entry.eps is None:
-        return scale_and_shift(weight, bias, mean, var, eps=eps)
-    return closed_form(weight, bias, mean, var, eps=eps, norm_eps=entry.eps, num_groups=entry.groups)
+        eps, norm_eps = mean.new_tensor(olds), mean.new_tensor([entry.eps or 0.0 for entry in entries])
+        if groups is None:
+            values = scale_and_shift(weight, bias, mean, var, eps=eps)
+        else:
+            values = closed_form(weight, bias, mean, var, eps=eps, norm_eps=norm_eps, num_groups=groups)
+        for new, gamma, beta in zip(news, *values, strict=True):
+            yield from ((new.weight, partial(Tensor.detach, gamma)), (new.bias, partial(Tensor.detach, beta)))
 
 
 def _weight_standardized(entry: Entry, old: nn.Module) -> tuple[nn.Module, list[Change]]:
@@ -177,10 +188,12 @@ def _weight_standardized(entry: Entry, old: nn.Module) -> tuple[nn.Module, list[
     assert new.ws_gain is not None
     if weight.is_meta:
         return new, []
-    if not bool(torch.isfinite(new.ws_gain).all()):
+    if not is_finite(new.ws_gain):
+        if not is_finite(weight):
+            raise not_finite(f"{entry.name}.weight")
         raise BadStatistics(
-            f"{entry.name}: filters hold NaN, infinity or values whose squares overflow; repair the checkpoint "
-            "or leave the layer plain with exclude="
+            f"{entry.name}: filters hold values whose squares overflow; repair the checkpoint or leave the layer plain "
+            "with exclude="
         )
     return new, changes
 

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from normswap.errors import NeedsExampleInput
 from normswap.families import is_batch_norm
 from normswap.graph import Kind, Node
 from normswap.inputs import as_call, batch_size, candidates
+from normswap.layers import WeightStandardized
 from normswap.recording import Recorder, Shapes
 from normswap.tensors import tensors_in
 
@@ -144,6 +146,8 @@ def _run(model: nn.Module, example_input: Any, *, training: bool, data: bool, ed
     copy.train(training)
     names = {key: found[0] for key, found in module_names(copy).items()}
     norms = {id(m): names[id(m)] for m in copy.modules() if is_batch_norm(m)}
+    if not edges:
+        _standardize_nothing(copy)
     recorder = Recorder(copy, norms, names, edges=edges)
     device = next((t.device for t in copy.parameters()), torch.device("cpu")) if data else torch.device("meta")
     placed = tree_map_only(Tensor, lambda t: _placed(t, device), example_input)
@@ -164,6 +168,14 @@ def _run(model: nn.Module, example_input: Any, *, training: bool, data: bool, ed
         data,
         tuple(sorted(recorder.functional_norms)), stopped_by,
     )  # fmt: skip
+
+
+def _standardize_nothing(model: nn.Module) -> None:
+    """Have convolutions without data use their weights as they are: of a kernel, only the shape is looked at."""
+    for module in model.modules():
+        weight = module._parameters.get("weight")
+        if isinstance(module, WeightStandardized) and weight is not None and weight.is_meta:
+            vars(module)["_shared"] = partial(Tensor.detach, weight)
 
 
 def _placed(tensor: Tensor, device: torch.device) -> Tensor:

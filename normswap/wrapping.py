@@ -1,8 +1,9 @@
 """Look inside wrappers, and refuse models that cannot be converted as they are."""
 
 import math
+from collections.abc import Collection
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from normswap.errors import BadStatistics, UnsupportedModel
@@ -54,14 +55,28 @@ def refuse_unsupported(model: object) -> None:
             raise UnsupportedModel(f"{where} is sharded (FSDP or DTensor parameters); convert before sharding")
 
 
-def must_be_finite(model: nn.Module) -> None:
+def must_be_finite(model: nn.Module, *, but: Collection[str] = ()) -> None:
     """Raise where a parameter holds NaN or infinity: nothing that is computed with it means anything.
+
+    Args:
+        model: The network.
+        but: Names of parameters that are looked at elsewhere.
 
     Raises:
         BadStatistics: With the parameter's name.
     """
     for name, parameter in model.named_parameters():
-        if parameter.is_meta or math.isfinite(abs(parameter.detach().sum().item())):
-            continue
-        if not bool(parameter.isfinite().all()):  # sums of finite values overflow, too
-            raise BadStatistics(f"{name}: holds NaN or infinity; repair the checkpoint or take an earlier one")
+        if name not in but and not is_finite(parameter):
+            raise not_finite(name)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Tell whether all values are finite, or unknown."""
+    if tensor.is_meta or math.isfinite(abs(tensor.detach().sum().item())):
+        return True
+    return bool(tensor.isfinite().all())  # sums of finite values overflow, too
+
+
+def not_finite(name: str) -> BadStatistics:
+    """Return the error for a tensor of a name."""
+    return BadStatistics(f"{name}: holds NaN or infinity; repair the checkpoint or take an earlier one")
