@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_map_only
 
 from normswap.atomic import replacing
-from normswap.errors import ExportFailed, InvalidOption
+from normswap.errors import ExportFailed, InvalidOption, NeedsExampleInput
 from normswap.folding import fold
 from normswap.inputs import as_call, call, materialize, rebuild
 from normswap.surgery import plan_of
@@ -88,6 +88,7 @@ def export(
 
     Raises:
         InvalidOption: Unknown format or opset, or the extra ``onnx`` is not installed.
+        NeedsExampleInput: The plan records none.
         ExportFailed: The network cannot be traced, or the file computes something else; nothing is written.
     """
     if to not in ("onnx", "torch"):
@@ -98,6 +99,8 @@ def export(
         raise InvalidOption("to='onnx' needs onnxscript and onnxruntime; pip install 'normswap[onnx]'")
     plan, path = plan_of(model), Path(path)
     folded = fold(model).cpu().eval()
+    if example_input is None and plan.inputs is None:
+        raise NeedsExampleInput("the plan records no example input: it held more than tensors; pass example_input=")
     if example_input is None:
         example_input = rebuild(plan.inputs)
     dtype = next((p.dtype for p in folded.parameters() if p.is_floating_point()), torch.float32)

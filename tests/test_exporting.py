@@ -106,6 +106,24 @@ def test_bad_options_are_named(converted: nn.Module, tmp_path: Path, monkeypatch
         normswap.export(converted, tmp_path / "missing" / "net", to="torch")
 
 
+class Scaled(nn.Module):
+    """A network with an argument that is no tensor, which a plan does not record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+
+    def forward(self, x: torch.Tensor, scale: object) -> torch.Tensor:
+        return self.body(x)  # type: ignore[no-any-return]
+
+
+def test_inputs_that_the_plan_does_not_record_are_asked_for(tmp_path: Path) -> None:
+    result = normswap.convert(Scaled(), example_input=(torch.zeros(2, 3, 8, 8), object()))
+    with pytest.raises(normswap.NeedsExampleInput, match="it held more than tensors; pass example_input="):
+        normswap.export(result, tmp_path / "net.pt2", to="torch")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit.trace:FutureWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("way", ["compile", "trace", "export"])
 def test_folded_networks_are_traced_whole(converted: nn.Module, way: str) -> None:
