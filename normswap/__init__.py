@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from normswap.families import NormParts, register_conv, register_norm
     from normswap.folding import fold
     from normswap.hub import push
-    from normswap.plan import Action, Entry, Options, Plan
+    from normswap.options import Options
+    from normswap.plan import Action, Entry, Plan
     from normswap.sources import Source
     from normswap.surgery import apply, plan_of
 
@@ -93,7 +94,8 @@ _HOMES = {
     "families": "NormParts register_conv register_norm",
     "folding": "fold",
     "hub": "push",
-    "plan": "Action Entry Options Plan",
+    "options": "Options",
+    "plan": "Action Entry Plan",
     "sources": "Source",
     "surgery": "apply plan_of",
 }

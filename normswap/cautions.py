@@ -6,7 +6,8 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from normswap.families import fold_methods
-from normswap.plan import Entry, Options
+from normswap.options import Options
+from normswap.plan import Entry
 from normswap.strays import stray_norms
 from normswap.tracing import Trace
 

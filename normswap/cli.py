@@ -64,7 +64,7 @@ def convert(
     timm's format (hf-hub:user/name, local-dir:FOLDER), or a function of your own (package.module:factory).
     """
     from normswap.opening import folder_name
-    from normswap.plan import Options, flat_overrides
+    from normswap.options import Options, flat_overrides
 
     Options(**{**options, "overrides": flat_overrides(options["overrides"])})
     if steps and images is None:

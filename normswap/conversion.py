@@ -14,7 +14,8 @@ from normswap.errors import AlreadyConverted, CheckFailed, InvalidOption, Nothin
 from normswap.groups import group_counts
 from normswap.layers import WeightStandardized
 from normswap.moments import measure_drift
-from normswap.plan import Options, Plan, flat_overrides
+from normswap.options import Options, flat_overrides
+from normswap.plan import Plan
 from normswap.planning import make_plan
 from normswap.strays import refuse_strays
 from normswap.surgery import PLAN, apply

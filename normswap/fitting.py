@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from normswap.families import norm_parts
 from normswap.groups import group_counts
 from normswap.matching import damping, drift
-from normswap.plan import Entry, Options
+from normswap.options import Options
+from normswap.plan import Entry
 from normswap.statistics import statistics_before, usable
 
 Statistics = tuple[Tensor, Tensor]

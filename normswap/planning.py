@@ -25,7 +25,8 @@ from normswap.groups import num_groups_for
 from normswap.inputs import describe
 from normswap.layers import WeightStandardized
 from normswap.operators import VIEWS
-from normswap.plan import Action, Entry, Options, Plan
+from normswap.options import Options
+from normswap.plan import Action, Entry, Plan
 from normswap.standardization import EPS
 from normswap.tracing import ConvFacts, NormFacts, Trace
 
