@@ -56,7 +56,7 @@ def _refuse(model: nn.Module) -> None:
         if parallel:
             raise UnsupportedModel(f"accumulate cannot share kernels under {parallel.pop()}, which exchanges gradients "
                                    "in every backward pass; leave accumulate out")  # fmt: skip
-        if "_shared" in vars(module):
+        if vars(module).get("_shared") is not None:
             raise UnsupportedModel(f"{name} is accumulating already; blocks of accumulate do not nest")
 
 
@@ -70,6 +70,9 @@ class SharedKernel:
         with torch.enable_grad():
             self.standardized = module.fresh_kernel()
         self.leaf = self.standardized.detach().requires_grad_(self.standardized.requires_grad)
+
+    def __deepcopy__(self, _memo: object) -> None:
+        """Copies of the network standardize for themselves."""
 
     def __call__(self) -> Tensor:
         """Return the kernel; compiled code, which cannot ask for a version, is checked when the block ends."""

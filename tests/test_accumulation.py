@@ -156,3 +156,15 @@ class DistributedDataParallel(nn.Module):
 def test_data_parallel_wrappers_are_refused() -> None:
     with pytest.raises(normswap.UnsupportedModel, match="DistributedDataParallel, which exchanges gradients"):
         accumulated(DistributedDataParallel(converted("resnet18")), list)
+
+
+def test_copies_made_inside_share_nothing() -> None:
+    model = converted("resnet18").eval()
+    (batch,) = micro_batches(1)
+    expected = model(batch)
+    with normswap.accumulate(model):
+        folded, copied = normswap.fold(model), copy.deepcopy(model)
+    with normswap.accumulate(copied), torch.no_grad():
+        assert torch.equal(copied(batch), expected)
+    assert not [name for name, module in folded.named_modules() if "_shared" in vars(module)]
+    assert torch.equal(folded(batch), expected)

@@ -246,3 +246,40 @@ def test_entries_follow_registration_and_carry_what_they_saw() -> None:
     assert entry(plan, "conv1").eps == 1e-6
     assert entry(plan_for("squeeze-excite"), "gate").feeds == ("<sigmoid>",)
     assert entry(plan_for("shared norm"), "bn").aliases == ("alias",)
+
+
+class Merged(Net):
+    """A norm that follows a convolution and an operator, and one behind two kinds of operator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        both = self.after_two(y + torch.sigmoid(self.other(x)))
+        wide = self.after_three(torch.cat([both.relu(), y], 1).flatten(2)[..., None])
+        return wide.mean((2, 3)) + self.after_none(self.table.expand(2, 16, 2, 2)).mean((2, 3))
+
+
+def test_reasons_of_norms_that_follow_several_things() -> None:
+    norms = {"after_two": nn.BatchNorm2d(8), "after_three": nn.BatchNorm2d(16), "after_none": nn.BatchNorm2d(16)}
+    model = Merged(conv=conv(), other=conv(), **norms)
+    model.table = nn.Parameter(torch.zeros(1, 16, 1, 1))
+    plan = normswap.inspect(model, groups=2, example_input=torch.zeros(2, 3, 8, 8))
+    reasons = {e.name: e.reason for e in plan.norms}
+    assert reasons["after_two"] == "follows conv and sigmoid through add"
+    assert reasons["after_three"] == "follows conv and relu through cat+view"
+    assert reasons["after_none"] == "follows constants"
+    assert entry(plan, "after_two").fed_by == ("conv", "<sigmoid>")
+
+
+class SplitNet(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.head(y.flatten(1)) + self.bn(self.again(y)).sum()
+
+
+def test_entries_of_convolutions_say_what_they_are() -> None:
+    shared = conv(8, 8)
+    model = SplitNet(conv=conv(), again=shared, alias=shared, bn=nn.BatchNorm2d(8), head=nn.Linear(8 * 64, 2))
+    plan = normswap.inspect(model, example_input=torch.zeros(2, 3, 8, 8))
+    assert entry(plan, "conv").reason == "its output is read by head"
+    again = entry(plan, "again")
+    assert (again.kind, again.role, again.aliases, again.feeds) == ("Conv2d", "conv", ("alias",), ("bn",))
