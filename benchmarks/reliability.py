@@ -92,7 +92,7 @@ def properties(profile: str) -> Row:
     if not found:
         return "properties", "not run", "no test_properties.py here"
     passing, failing, invalid = (
-        sum(int(number) for number in re.findall(rf"(\d+) {kind} examples", printed))
+        sum(int(number) for number in re.findall(rf"(\d+) {kind}\b", printed))
         for kind in ("passing", "failing", "invalid")
     )
     tried = f"{found.total():,} cases, {passing + failing:,} examples"

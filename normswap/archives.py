@@ -8,6 +8,8 @@ from normswap.errors import CheckpointError
 INFLATION = 8
 """How many times its own size an archive may unpack to; torch.save does not compress."""
 SLACK = 2**24
+FOLDER = 0x10
+"""MS-DOS' mark of a folder: torch does not read the contents, and gives whatever lay in memory."""
 
 
 def must_be_sound(path: Path) -> None:
@@ -22,6 +24,8 @@ def must_be_sound(path: Path) -> None:
             _must_hold_a_pickle(path, archive.namelist())
             if sum(record.file_size for record in records) > INFLATION * path.stat().st_size + SLACK:
                 raise CheckpointError(f"{path}: unpacks to many times its size; save the tensors with torch.save")
+            if any(record.external_attr & FOLDER and record.file_size for record in records):
+                raise CheckpointError(f"{path}: is damaged (a tensor is marked as a folder); get a fresh copy")
             wrong = archive.testzip() if any(record.CRC for record in records) else None
     except CheckpointError:
         raise

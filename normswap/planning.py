@@ -30,9 +30,7 @@ from normswap.plan import Action, Entry, Plan
 from normswap.standardization import EPS
 from normswap.tracing import ConvFacts, NormFacts, Trace
 
-_ARITHMETIC = frozenset(
-    ["mul", "add", "sub", "div", "rsqrt", "sqrt", "reciprocal", "pow", "addcmul", "empty", "batch_norm"]
-)
+_ARITHMETIC = frozenset(["mul", "add", "sub", "div", "rsqrt", "sqrt", "reciprocal", "pow", "addcmul", "batch_norm"])
 
 
 AUTO = 32
@@ -121,7 +119,7 @@ def _what_follows(name: str, norm: nn.Module, facts: NormFacts | None) -> tuple[
     followed = tuple(child.removeprefix(f"{name}." if name else "") for child in called)
     if unknown := [child for child in followed if child not in children]:
         return (), f"its forward runs {unknown[0]}, which is not a child of it"
-    harmless = VIEWS | ({"empty", "batch_norm"} if isinstance(norm, _BatchNorm) else _ARITHMETIC)
+    harmless = VIEWS | ({"batch_norm"} if isinstance(norm, _BatchNorm) else _ARITHMETIC)
     if extra := [step for step in facts.steps if not step.startswith("module:") and step not in harmless]:
         return (), f"its forward also computes {extra[0]}, which GroupNorm would lose"
     first = next((i for i, step in enumerate(facts.steps) if step.startswith("module:")), len(facts.steps))

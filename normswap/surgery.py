@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import chain
 from os import PathLike
 from typing import Any
 
@@ -12,11 +13,13 @@ from normswap.copying import copy_model, module_names
 from normswap.description import remember
 from normswap.errors import BadStatistics, PlanMismatch, UnsupportedModel
 from normswap.families import fold_methods, has_kernel, is_batch_norm, norm_parts, out_channels
+from normswap.inputs import rebuild
 from normswap.layers import ChannelScale, GroupNormAct, WeightStandardized, carry_state, ws_class
 from normswap.matching import centred, closed_form, scale_and_shift
 from normswap.plan import Entry, Plan, as_plan
 from normswap.standardization import gain_and_offset, kernel
 from normswap.statistics import statistics_before, usable
+from normswap.tensors import tensors_in
 from normswap.wrapping import is_finite, not_finite, unwrap
 
 PLAN = "_normswap_plan"
@@ -56,7 +59,7 @@ def apply(model: nn.Module, plan: Plan | str | PathLike[str], *, inplace: bool =
     model = model if inplace else copy_model(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     convs = {entry.name: entry for entry in plan.convs}
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    like = _like(model, plan)
     replacements: dict[int, nn.Module] = {}
     changes: list[Change] = []
     matches: list[Match] = []
@@ -114,6 +117,13 @@ def verify(model: nn.Module, plan: Plan) -> None:
                 f"{entry.name}: the plan was made for a {entry.kind} of {entry.channels} channels, found "
                 f"{type(module).__name__} of {found}; apply the plan to the unconverted network it was made for"
             )
+
+
+def _like(model: nn.Module, plan: Plan) -> Tensor:
+    """Return a tensor of the network's type and device, for norms that hold none; else one of its input's type."""
+    seen = () if plan.inputs is None else tensors_in(rebuild(plan.inputs))
+    made = (torch.empty(0, dtype=tensor.dtype) for tensor in seen)
+    return next((t for t in chain(model.parameters(), model.buffers(), made) if t.is_floating_point()), torch.empty(0))
 
 
 def _replaced_norm(entry: Entry, old: nn.Module, like: Tensor) -> nn.GroupNorm | ChannelScale:

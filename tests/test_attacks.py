@@ -120,6 +120,19 @@ def test_an_archive_that_unpacks_to_a_gigabyte(tmp_path: Path) -> None:
     assert mutations.peak() - before < 64 * 1024
 
 
+def test_tensors_that_are_marked_as_folders(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(4)}, tmp_path / "w.pth")
+    with zipfile.ZipFile(tmp_path / "w.pth") as archive:
+        records = [(record, archive.read(record)) for record in archive.infolist()]
+    with zipfile.ZipFile(tmp_path / "marked.pth", "w") as archive:
+        for record, content in records:
+            record.external_attr = 0x10 if record.filename.endswith("data/0") else 0
+            archive.writestr(record, content)
+    assert not torch.load(tmp_path / "marked.pth", weights_only=True)["weight"].equal(torch.ones(4))
+    with pytest.raises(normswap.CheckpointError, match="is damaged \\(a tensor is marked as a folder\\); get a fresh"):
+        read_state_dict(tmp_path / "marked.pth")
+
+
 def test_archives_without_checksums_are_read(tmp_path: Path) -> None:
     torch.serialization.set_crc32_options(False)
     try:

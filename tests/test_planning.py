@@ -283,3 +283,13 @@ def test_entries_of_convolutions_say_what_they_are() -> None:
     assert entry(plan, "conv").reason == "its output is read by head"
     again = entry(plan, "again")
     assert (again.kind, again.role, again.aliases, again.feeds) == ("Conv2d", "conv", ("alias",), ("bn",))
+
+
+class Doubled(nn.BatchNorm2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * 2
+
+
+def test_arithmetic_beyond_batch_norm_is_not_lost() -> None:
+    plan = normswap.inspect(nn.Sequential(conv(), Doubled(8)), example_input=torch.zeros(2, 3, 8, 8))
+    assert plan.norms[0].reason == "its forward also computes mul, which GroupNorm would lose"
