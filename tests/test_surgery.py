@@ -198,3 +198,16 @@ def test_example_input_by_keyword() -> None:
 def test_options_are_checked_before_anything_else() -> None:
     with pytest.raises(normswap.InvalidOption, match="ws='on' is not one of 'auto', 'adaptive', 'standard', 'none'"):
         normswap.convert(None, ws="on")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "others",
+    [nn.BatchNorm2d(4, affine=False), nn.Conv2d(4, 4, 1), nn.Identity()],
+    ids=["buffers", "parameters", "none"],
+)
+def test_norms_without_tensors_get_the_type_of_the_network_or_its_input(others: nn.Module) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(4, affine=False, track_running_stats=False), others).double().eval()
+    x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    result = normswap.convert(model, groups=2, example_input=x)
+    assert {p.dtype for p in result.parameters()} == {torch.float64}
+    assert result(x).dtype == torch.float64
