@@ -216,7 +216,8 @@ def test_channel_scale(shape: tuple[int, ...]) -> None:
     assert (layer.then, list(layer.state_dict())) == (("act", "drop"), ["weight", "bias"])
     assert ChannelScale(3).then == ()
     assert repr(ChannelScale(3, dtype=torch.float64)) == "ChannelScale(3)"
-    assert ChannelScale(3, dtype=torch.float64).bias.dtype == torch.float64
+    double = ChannelScale(3, dtype=torch.float64)
+    assert (double.weight.dtype, double.bias.dtype) == (torch.float64, torch.float64)
 
 
 @pytest.mark.parametrize(("adaptive", "form"), [(False, "standard"), (True, "adaptive")])
@@ -273,3 +274,19 @@ def test_folded_layers_share_nothing_that_was_standardized(
     assert folded.weight is not ws.weight
     assert folded.weight.is_leaf
     assert {"ws_gain", "ws_offset"} <= set(ws._parameters)
+
+
+@pytest.mark.parametrize("adaptive", [False, True], ids=["standard", "adaptive"])
+def test_a_layer_uses_its_own_epsilon(adaptive: bool) -> None:
+    conv = nn.Conv2d(4, 6, 3)
+    ws = ws_class(nn.Conv2d).of(conv, adaptive=adaptive, eps=0.5)
+    rows = conv.weight.detach().flatten(1).double()
+    expected = (rows - rows.mean(1, keepdim=True)) / (rows.var(1, correction=0, keepdim=True) + 0.5).sqrt()
+    expected = rows if adaptive else expected
+    torch.testing.assert_close(ws.standardized_weight().detach().flatten(1).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_arguments_by_name_reach_a_classs_own_forward() -> None:
+    conv, ws = make(lambda: nn.ConvTranspose2d(4, 6, 3, stride=2), adaptive=True)
+    x = torch.randn(1, 4, 5, 5)
+    torch.testing.assert_close(ws(x, output_size=(12, 12)), conv(x, output_size=(12, 12)), rtol=1e-4, atol=1e-5)

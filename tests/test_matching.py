@@ -1,5 +1,7 @@
 """The closed form."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -258,3 +260,48 @@ def test_no_gradient_reaches_a_plan() -> None:
     assert isinstance(plan.norms[0].eps, float)
     result = normswap.apply(nn.Sequential(conv, norm), plan)
     assert all(p.is_leaf and p.grad_fn is None for p in result.parameters())
+
+
+def drawn_norms() -> list[torch.Tensor]:
+    """Weight, bias, mean and variance of three norms of eight channels."""
+    shape = (3, 8)
+    return [torch.randn(shape), torch.randn(shape), torch.randn(shape), torch.rand(shape) + 0.1]
+
+
+def test_norms_of_one_size_together_are_as_each_alone() -> None:
+    weight, bias, mean, var = drawn_norms()
+    eps, norm_eps = torch.tensor([1e-5, 1e-3, 0.1]), torch.tensor([0.5, 0.1, 2])
+    together = closed_form(weight, bias, mean, var, eps=eps, norm_eps=norm_eps, num_groups=4)
+    scaled, drifts = scale_and_shift(weight, bias, mean, var, eps=eps), drift(
+        weight, mean, var, eps=eps, norm_eps=norm_eps, num_groups=4
+    )  # fmt: skip
+    for i in range(3):
+        one, own, own_norm = (weight[i], bias[i], mean[i], var[i]), float(eps[i]), float(norm_eps[i])
+        alone = closed_form(*one, eps=own, norm_eps=own_norm, num_groups=4)
+        assert all(torch.equal(a[i], b) for a, b in zip(together, alone, strict=True))
+        assert all(torch.equal(a[i], b) for a, b in zip(scaled, scale_and_shift(*one, eps=own), strict=True))
+        expected = drift(weight[i], mean[i], var[i], eps=own, norm_eps=own_norm, num_groups=4)
+        assert drifts[i].item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("unit", [1e-7, 1e7], ids=["small", "large"])
+def test_the_unit_of_the_activations_does_not_matter(unit: float) -> None:
+    weight, bias, mean, var = (value.double() for value in drawn_norms())
+    shrink = damping(mean, var, shrink=1, num_groups=2)
+    options: dict[str, Any] = {"eps": 0, "num_groups": 2}
+    expected = closed_form(weight, bias, mean, var, norm_eps=shrink, **options)
+    found = closed_form(weight, bias, mean * unit, var * unit**2, norm_eps=shrink * unit**2, **options)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        drift(weight, mean * unit, var * unit**2, norm_eps=shrink * unit**2, **options),
+        drift(weight, mean, var, norm_eps=shrink, **options),
+    )
+
+
+def test_groups_of_different_spread_drift_on_their_own() -> None:
+    """Two groups that are alike drift as one of them does; a louder one beside it does not change that."""
+    weight, mean, var = torch.ones(4), torch.tensor([0.0, 2, 0, 2]), torch.tensor([1.0, 3, 1, 3])
+    one = drift(weight[:2], mean[:2], var[:2], eps=0, norm_eps=0, num_groups=1)
+    louder = torch.tensor([1.0, 1, 10, 10])
+    both = drift(weight, mean * louder, var * louder**2, eps=0, norm_eps=0, num_groups=2)
+    assert both.item() == pytest.approx(one.item())
