@@ -96,7 +96,7 @@ def properties(profile: str) -> Row:
         for kind in ("passing", "failing", "invalid")
     )
     tried = f"{found.total():,} cases, {passing + failing:,} examples"
-    return "properties", tried, f"{ended(found)}; {failing:,} failing examples, {invalid:,} not counted as invalid"
+    return "properties", tried, f"{ended(found)}; {failing:,} failing examples, {invalid:,} invalid and not counted"
 
 
 def script(name: str, *arguments: str) -> Any:
