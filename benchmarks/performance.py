@@ -1,6 +1,6 @@
 """Measure what weight standardization, conversion, a training step and deployment cost; every variant in turns.
 
-python benchmarks/performance.py [ws accumulation convert fold step onnx]   # then performance_docs.py writes the page
+python benchmarks/performance.py [ws accumulation convert fold step compiled onnx]   # then performance_docs.py
 
 Needs opacus, onnxruntime and timm. Runs on the GPU where there is one.
 """
@@ -176,14 +176,13 @@ def fold(rounds: int) -> Rows:
         yield {"variant": name, **row}
 
 
-def step(rounds: int) -> Rows:
+def step(rounds: int, *, compiled: bool = False) -> Rows:
     """Yield time and memory of a training step of the converted network against BatchNorm."""
     gpu = device().type == "cuda"
-    names = ("resnet50", "efficientnet_b0") if gpu else ("resnet50",)
-    for name, compiled in product(names, (False, True)):
-        torch._dynamo.reset()
-        batches = (2, 32) if gpu else (2,) if compiled else (1, 2, 8)  # on two cores a compilation takes minutes
+    batches = (2, 32) if gpu else (2,) if compiled else (1, 2, 8)  # on two cores a compilation takes minutes
+    for name in ("resnet50", "efficientnet_b0") if gpu else ("resnet50",):
         for batch, layout, half in product(batches, (False, True), (False, True)):
+            torch._dynamo.reset()
             networks = _networks(name, layout)
             if compiled:
                 networks = {form: networks[form] for form in ("BN", "GN + WS")}
@@ -258,7 +257,10 @@ def onnx(rounds: int) -> Rows:
             path.unlink(missing_ok=True)
 
 
-SECTIONS = {"ws": ws, "accumulation": accumulating, "convert": convert, "fold": fold, "step": step, "onnx": onnx}
+SECTIONS: dict[str, Callable[[int], Rows]] = {
+    "ws": ws, "accumulation": accumulating, "convert": convert, "fold": fold, "step": step,
+    "compiled": partial(step, compiled=True), "onnx": onnx,
+}  # fmt: skip
 
 
 def main() -> None:

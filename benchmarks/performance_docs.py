@@ -111,8 +111,14 @@ def step_section(rows: list[Job]) -> str:
 float32 the standardized kernels come on top, one more copy of the filters; under autocast a copy is kept either way.
 GroupNorm itself costs about what BatchNorm does. What standardization costs stays the same at any batch size, so it
 weighs most at batch 1: `normswap.accumulate` shares it among micro-batches, and `ws="none"` leaves it out. These steps
-are long and were run few times on a shared machine: read brackets, not medians.
+are long and the machine is shared: read the brackets.
 """
+    return text + _steps(rows)
+
+
+def _steps(rows: list[Job]) -> str:
+    """Return a table for each network; of compiled steps too, which come after those that are not."""
+    text = ""
     for (model, compiled), found in grouped(rows, lambda row: (row["model"], row["compiled"])).items():
         cells: dict[Any, dict[str, Job]] = {}
         for row in found:
@@ -154,6 +160,7 @@ SECTIONS: dict[str, Callable[[list[Job]], str]] = {
     "convert": convert_section,
     "fold": fold_section,
     "step": step_section,
+    "compiled": _steps,
     "onnx": onnx_section,
 }
 
