@@ -290,3 +290,10 @@ def test_arguments_by_name_reach_a_classs_own_forward() -> None:
     conv, ws = make(lambda: nn.ConvTranspose2d(4, 6, 3, stride=2), adaptive=True)
     x = torch.randn(1, 4, 5, 5)
     torch.testing.assert_close(ws(x, output_size=(12, 12)), conv(x, output_size=(12, 12)), rtol=1e-4, atol=1e-5)
+
+
+def test_layers_are_made_in_the_type_asked_for() -> None:
+    norm = GroupNormAct(2, 4, then={}, eps=0.5, dtype=torch.float64)
+    assert (norm.eps, norm.weight.dtype) == (0.5, torch.float64)
+    twin = ws_class(nn.Conv2d).of(nn.Conv2d(4, 6, 3).half(), adaptive=True)
+    assert {p.dtype for p in twin.parameters()} == {torch.float16}
