@@ -50,8 +50,9 @@ def main(checkpoint: str, images: str) -> None:
     expected = model.eval()(sample).detach()
     if dist.get_rank() == 0:
         torch.save(state, "tuned.pth")
-        again = normswap.load(checkpoint, num_classes=len(data.classes), weights="tuned.pth")
-        torch.testing.assert_close(again(sample), expected)
+    dist.barrier()  # every process reads the file back: none exits while gloo's threads hold its last tensors
+    again = normswap.load(checkpoint, num_classes=len(data.classes), weights="tuned.pth")
+    torch.testing.assert_close(again(sample), expected)
     dist.destroy_process_group()
 
 
