@@ -29,7 +29,8 @@ from zoos import ZOOS, build_on_meta
 
 import normswap
 from normswap.families import is_batch_norm
-from normswap.layers import GroupNormAct, WeightStandardized
+from normswap.layers import WeightStandardized
+from normswap.norms import GroupNormAct
 from normswap.tracing import Trace, trace
 
 RESULTS = Path(__file__).parent / "results"

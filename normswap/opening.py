@@ -15,7 +15,8 @@ from torch import nn
 from normswap.errors import InvalidOption, UnknownModel, UnsupportedModel, WeightsUnavailable
 from normswap.fetching import HUB, first_line
 from normswap.fields import MAX_ELEMENTS
-from normswap.sources import WAYS_ON, Source, as_built, find, must_be_reachable, source_of
+from normswap.reachability import WAYS_ON, must_be_reachable
+from normswap.sources import Source, as_built, find, source_of
 
 FOLDER = "local-dir:"
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")

@@ -2,12 +2,7 @@
 
 import difflib
 import inspect as signatures
-import os
 import re
-import socket
-import threading
-import urllib.parse
-import urllib.request
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +12,7 @@ import torch
 from torch import nn
 
 from normswap.errors import CheckpointError, UnknownModel, WeightsUnavailable
+from normswap.reachability import WAYS_ON, must_be_reachable
 
 REGISTRIES = ("timm", "torchvision")
 ENTRYPOINT = "normswap"
@@ -27,7 +23,6 @@ NAME = re.compile(r"\w[\w.-]{0,199}", re.ASCII)
 LARGEST = 2**20
 """Largest number among the arguments; the shapes of the stored tensors bound what is built from them."""
 IMPLIED = ("transform_input", "aux_logits")
-WAYS_ON = "pass --weights FILE for a checkpoint you have, or --no-pretrained for random weights"
 
 
 @dataclass(frozen=True)
@@ -210,43 +205,3 @@ def _build_torchvision(name: str, pretrained: bool, arguments: dict[str, Any]) -
     must_be_reachable(name, choices.DEFAULT.url, None)
     trained: nn.Module = models.get_model(name, weights="DEFAULT", **arguments)
     return trained
-
-
-def must_be_reachable(name: str, url: str, hub_id: str | None) -> None:
-    """Fail within seconds where neither cache nor network has the weights; the hub's client retries for minutes."""
-    if hub_id:
-        import huggingface_hub
-        from huggingface_hub import constants
-
-        files = ("model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin", "open_clip_model.safetensors")
-        if any(isinstance(huggingface_hub.try_to_load_from_cache(hub_id, file), str) for file in files):
-            return
-        offline, url = constants.HF_HUB_OFFLINE, constants.ENDPOINT
-        if offline:
-            raise WeightsUnavailable(f"HF_HUB_OFFLINE is set and the weights of {name} are not cached; {WAYS_ON}")
-    elif os.path.exists(
-        os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(urllib.parse.urlparse(url).path))
-    ):
-        return
-    if not _answers(url):
-        host = urllib.parse.urlparse(url).hostname
-        raise WeightsUnavailable(f"the pretrained weights of {name} cannot be had: {host} does not answer; {WAYS_ON}")
-
-
-def _answers(url: str, timeout: float = 4.0) -> bool:
-    """Tell whether the host, or the proxy in front of it, accepts a connection within `timeout` seconds."""
-    parts = urllib.parse.urlparse(urllib.request.getproxies().get(urllib.parse.urlparse(url).scheme) or url)
-    address = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
-    answered: list[bool] = []
-
-    def connect() -> None:
-        try:
-            with socket.create_connection(address, timeout=timeout):
-                answered.append(True)
-        except OSError:
-            answered.append(False)
-
-    attempt = threading.Thread(target=connect, daemon=True)  # a name server that hangs has no time-out of its own
-    attempt.start()
-    attempt.join(timeout)
-    return bool(answered and answered[0])

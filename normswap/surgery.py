@@ -14,8 +14,9 @@ from normswap.description import remember
 from normswap.errors import BadStatistics, PlanMismatch, UnsupportedModel
 from normswap.families import fold_methods, has_kernel, is_batch_norm, norm_parts, out_channels
 from normswap.inputs import rebuild
-from normswap.layers import ChannelScale, GroupNormAct, WeightStandardized, carry_state, ws_class
+from normswap.layers import WeightStandardized, ws_class
 from normswap.matching import centred, closed_form, scale_and_shift
+from normswap.norms import ChannelScale, GroupNormAct, carry_state
 from normswap.plan import Entry, Plan, as_plan
 from normswap.standardization import gain_and_offset, kernel
 from normswap.statistics import statistics_before, usable

@@ -25,7 +25,7 @@ def run(*arguments: str) -> tuple[int, str, str]:
 
 @pytest.fixture
 def unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("normswap.sources._answers", lambda *_: False)
+    monkeypatch.setattr("normswap.reachability._answers", lambda *_: False)
 
 
 def test_help_imports_neither_torch_nor_timm() -> None:

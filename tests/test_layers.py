@@ -1,4 +1,4 @@
-"""The weight-standardized convolutions and GroupNormAct."""
+"""The weight-standardized convolutions."""
 
 import copy
 import pickle
@@ -9,7 +9,7 @@ import torch
 from timm.layers import Conv2dSame, StdConv2d
 from torch import Tensor, nn
 
-from normswap.layers import ChannelScale, GroupNormAct, WeightStandardized, conv_class, plain_conv, ws_class
+from normswap.layers import WeightStandardized, conv_class, plain_conv, ws_class
 from normswap.standardization import EPS, filters, kernel, standardize
 
 CONVS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -194,32 +194,6 @@ def test_exports_and_compiles(build: Callable[[], nn.Module]) -> None:
     torch.testing.assert_close(compiled(x), ws(x))
 
 
-def test_group_norm_act_runs_what_it_carries_in_order() -> None:
-    norm = GroupNormAct(2, 4, then={"drop": nn.Dropout(0.5), "act": nn.ReLU()})
-    norm.eval()
-    x = torch.randn(2, 4, 3, 3)
-    torch.testing.assert_close(norm(x), torch.relu(nn.functional.group_norm(x, 2)))
-    assert torch.equal(pickle.loads(pickle.dumps(norm))(x), norm(x))
-    assert list(norm.state_dict()) == ["weight", "bias"]
-
-
-@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4), (2, 3, 4, 5), (1, 3, 2, 2, 2)], ids=str)
-def test_channel_scale(shape: tuple[int, ...]) -> None:
-    layer = ChannelScale(3, then={"act": nn.ReLU(), "drop": nn.Dropout()})
-    layer.eval()
-    x = torch.randn(shape)
-    assert torch.equal(layer(x), x.relu())
-    nn.init.uniform_(layer.weight)
-    nn.init.uniform_(layer.bias)
-    expected = torch.stack([(x[:, c] * layer.weight[c] + layer.bias[c]).relu() for c in range(3)], 1)
-    torch.testing.assert_close(layer(x), expected)
-    assert (layer.then, list(layer.state_dict())) == (("act", "drop"), ["weight", "bias"])
-    assert ChannelScale(3).then == ()
-    assert repr(ChannelScale(3, dtype=torch.float64)) == "ChannelScale(3)"
-    double = ChannelScale(3, dtype=torch.float64)
-    assert (double.weight.dtype, double.bias.dtype) == (torch.float64, torch.float64)
-
-
 @pytest.mark.parametrize(("adaptive", "form"), [(False, "standard"), (True, "adaptive")])
 def test_a_layer_tells_its_form(adaptive: bool, form: str) -> None:
     conv, ws = make(lambda: nn.Conv2d(4, 6, 3), adaptive=adaptive)
@@ -293,7 +267,5 @@ def test_arguments_by_name_reach_a_classs_own_forward() -> None:
 
 
 def test_layers_are_made_in_the_type_asked_for() -> None:
-    norm = GroupNormAct(2, 4, then={}, eps=0.5, dtype=torch.float64)
-    assert (norm.eps, norm.weight.dtype) == (0.5, torch.float64)
     twin = ws_class(nn.Conv2d).of(nn.Conv2d(4, 6, 3).half(), adaptive=True)
     assert {p.dtype for p in twin.parameters()} == {torch.float16}

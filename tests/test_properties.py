@@ -15,7 +15,8 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import normswap
-from normswap.layers import ChannelScale, WeightStandardized, ws_class
+from normswap.layers import WeightStandardized, ws_class
+from normswap.norms import ChannelScale
 from normswap.standardization import EPS
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import normswap
 from normswap.families import is_batch_norm
-from normswap.layers import GroupNormAct
+from normswap.norms import GroupNormAct
 from normswap.sources import find
 
 TIMM = """resnet50 efficientnet_b0 mobilenetv3_large_100 regnety_002 densenet121 inception_v3 resnetv2_50

@@ -1,0 +1,89 @@
+"""The norms a converted network holds: GroupNormAct and, where a sample has one value, ChannelScale."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
+
+
+class GroupNormAct(nn.GroupNorm):
+    """Group normalization followed by the modules that a norm subclass held, under the names they had.
+
+    >>> norm = GroupNormAct(2, 4, then={"act": nn.ReLU()})
+    >>> bool((norm(torch.randn(1, 4, 3, 3)) >= 0).all())
+    True
+
+    timm's ``BatchNormAct2d`` carries its activation and drop layer this way. Shapes as ``nn.GroupNorm``: (N, C, *).
+
+    Args:
+        num_groups: Groups of neighbouring channels.
+        num_channels: Channels C.
+        then: Modules by name, in the order they run after the normalization.
+    """
+
+    def __init__(self, num_groups: int, num_channels: int, *, then: dict[str, nn.Module], **options: Any) -> None:
+        super().__init__(num_groups, num_channels, **options)
+        self.then = tuple(then)
+        for name, module in then.items():
+            self.add_module(name, module)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize, then run the carried modules."""
+        output = super().forward(input)
+        for name in self.then:
+            output = getattr(self, name)(output)
+        return output
+
+
+class ChannelScale(nn.Module):
+    """Scale and shift every channel: what is left of a norm that sees one value a sample.
+
+    >>> ChannelScale(1)(torch.ones(2, 1, 1, 1)).shape
+    torch.Size([2, 1, 1, 1])
+
+    A group of one value would normalize it to zero and erase the signal; BatchNorm in eval mode is this layer. Shapes:
+    (N, C, *) to the same.
+
+    Args:
+        num_channels: Channels C.
+        then: Modules by name, in the order they run afterwards.
+    """
+
+    def __init__(self, num_channels: int, *, then: dict[str, nn.Module] | None = None, **options: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_channels, **options))
+        self.bias = nn.Parameter(torch.zeros(num_channels, **options))
+        self.then = tuple(then or ())
+        for name, module in (then or {}).items():
+            self.add_module(name, module)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Scale, shift, then run the carried modules."""
+        shape = (-1, *(1 for _ in input.shape[2:]))
+        output = input * self.weight.view(shape) + self.bias.view(shape)
+        for name in self.then:
+            output = getattr(self, name)(output)
+        return output
+
+    def extra_repr(self) -> str:
+        """Tell the number of channels."""
+        return str(self.weight.numel())
+
+
+def carry_state(source: nn.Module, target: nn.Module) -> None:
+    """Give `target` the training flag and the hooks of `source` (the same dicts: a removal handle keeps working)."""
+    target.training = source.training
+    for name in HOOKS:
+        if name in source.__dict__:
+            target.__dict__[name] = source.__dict__[name]
