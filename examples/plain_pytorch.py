@@ -38,7 +38,7 @@ def main(checkpoint: str, images: str) -> None:
     torch.save(model.state_dict(), "tuned.pth")
     again = normswap.load(checkpoint, num_classes=len(data.classes), weights="tuned.pth")
     sample = data[0][0][None]
-    assert torch.equal(again(sample), model.eval()(sample))
+    torch.testing.assert_close(again(sample), model.eval()(sample))
 
 
 if __name__ == "__main__":

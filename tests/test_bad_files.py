@@ -12,6 +12,7 @@ import badnets
 import numpy as np
 import pytest
 import torch
+from equality import assert_same_output, assert_same_state
 from refusals import SHAPE, described, must_be_one_line, must_refuse, run
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -217,4 +218,5 @@ def test_read_by_content(name: str, write: Write, said: str, kind: torch.dtype, 
     assert (code, stderr) == (0, f"normswap: {path}: {said}\n" if said else "")
     trained.load_state_dict(rounded(trained.state_dict(), kind))
     expected, x = normswap.convert(trained, example_input=badnets.X), torch.randn(2, 3, 16, 16)
-    assert torch.equal(normswap.load(tmp_path / "OUT", model=badnets.small())(x), expected(x))
+    assert_same_state(normswap.load(tmp_path / "OUT", model=badnets.small()), expected)
+    assert_same_output(normswap.load(tmp_path / "OUT", model=badnets.small())(x), expected(x))

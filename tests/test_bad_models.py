@@ -8,6 +8,7 @@ from typing import Any
 import badnets
 import pytest
 import torch
+from equality import assert_same_output, assert_same_state
 from refusals import SHAPE, described, must_be_one_line, must_refuse, run
 from torch import nn
 
@@ -162,7 +163,8 @@ def test_tied_weights_stay_tied_and_are_saved(tmp_path: Path) -> None:
     result = normswap.convert(badnets.tied())
     assert result[1].weight is result[3].weight  # type: ignore[index]
     loaded, x = normswap.load(normswap.save(result, tmp_path / "OUT"), model=badnets.tied()), torch.randn(2, 3, 16, 16)
-    assert torch.equal(loaded(x), result(x))
+    assert_same_state(loaded, result)
+    assert_same_output(loaded(x), result(x))
     assert loaded[1].weight is loaded[3].weight  # type: ignore[index]
 
 
@@ -171,7 +173,7 @@ def test_hooks_run_on_the_replacement() -> None:
     result = normswap.convert(model)
     with_hook = result[1](x[:, :1].expand(2, 8, 16, 16))  # type: ignore[index]
     result[1]._forward_hooks.clear()  # type: ignore[index]
-    assert torch.equal(with_hook, result[1](x[:, :1].expand(2, 8, 16, 16)) + 1)  # type: ignore[index]
+    assert_same_output(with_hook, result[1](x[:, :1].expand(2, 8, 16, 16)) + 1)  # type: ignore[index]
 
 
 def test_meta_models_are_planned_and_not_saved(tmp_path: Path) -> None:

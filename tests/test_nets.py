@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from equality import assert_same_output, assert_same_state
 from nets import CASES, Case, FunctionalNorm, conv
 from torch import nn
 
@@ -53,7 +54,8 @@ def test_rebuilt_from_state(case: Case) -> None:
     again = normswap.apply(case.build().eval(), plan)
     again.load_state_dict(result.state_dict())
     x = torch.randn(case.shape)
-    assert torch.equal(again(x), result(x))
+    assert_same_state(again, result)
+    assert_same_output(again(x), result(x))
 
 
 def test_one_value_a_sample_is_scaled_and_not_erased() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from equality import assert_same_output, assert_same_state
 from safetensors.torch import load_file
 from timm.models import save_for_hf
 from torch import nn
@@ -48,7 +49,8 @@ def create(folder: Path, **arguments: object) -> nn.Module:
 
 def test_same_network_bit_for_bit(converted: nn.Module, folder: Path) -> None:
     loaded, x = create(folder), torch.randn(2, 3, 64, 64)
-    assert torch.equal(loaded(x), converted(x))
+    assert_same_state(loaded, converted)
+    assert_same_output(loaded(x), converted(x))
     assert normswap.plan_of(loaded) == normswap.plan_of(converted)
     assert loaded.pretrained_cfg["architecture"] == "normswap"
 
@@ -97,14 +99,16 @@ def test_hub_name_reads_the_same_configuration(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     loaded = timm.create_model("hf-hub:user/name", pretrained=True, cache_dir=tmp_path).eval()
     x = torch.randn(1, 3, 64, 64)
-    assert torch.equal(loaded(x), converted(x))
+    assert_same_state(loaded, converted)
+    assert_same_output(loaded(x), converted(x))
 
 
 @pytest.mark.parametrize("classes", [10, 4])
 def test_timms_own_export_reloads(folder: Path, tmp_path: Path, classes: int) -> None:
     tuned, x = create(folder, num_classes=classes), torch.randn(1, 3, 64, 64)
     save_for_hf(tuned, str(tmp_path), safe_serialization=True)
-    assert torch.equal(create(tmp_path)(x), tuned(x))
+    assert_same_state(create(tmp_path), tuned)
+    assert_same_output(create(tmp_path)(x), tuned(x))
 
 
 def test_a_converted_object_describes_itself(converted: nn.Module, tmp_path: Path) -> None:
@@ -113,7 +117,8 @@ def test_a_converted_object_describes_itself(converted: nn.Module, tmp_path: Pat
         save_for_hf(model, str(tmp_path), safe_serialization=True)
         again = create(tmp_path)
         assert [type(m) for m in again.modules()] == [type(m) for m in model.modules()]
-        assert torch.equal(again(x), model(x))
+        assert_same_state(again, model)
+        assert_same_output(again(x), model(x))
 
 
 def test_converting_leaves_the_originals_description_alone() -> None:
@@ -163,13 +168,15 @@ def test_what_timm_builds_by_itself_is_left_to_timm(name: str, tmp_path: Path) -
     normswap.save(model, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architecture"] == (name if native else "normswap")
-    assert torch.equal(normswap.load(tmp_path)(x), model(x))
+    assert_same_state(normswap.load(tmp_path), model)
+    assert_same_output(normswap.load(tmp_path)(x), model(x))
     if native:
         assert config["model_args"] == {"norm_layer": "groupnorm"}
         code = "import sys, timm; timm.create_model('local-dir:' + sys.argv[1], pretrained=True)"
         result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
-        assert torch.equal(create(tmp_path)(x), model(x))
+        assert_same_state(create(tmp_path), model)
+        assert_same_output(create(tmp_path)(x), model(x))
 
 
 @pytest.mark.parametrize("ws", ["adaptive", "standard"])
@@ -240,7 +247,8 @@ def test_other_input_channels_are_saved_as_they_are(folder: Path, tmp_path: Path
     save_for_hf(gray, str(tmp_path / "theirs"), safe_serialization=True)
     normswap.save(gray, tmp_path / "ours")
     for again in (create(tmp_path / "theirs"), create(tmp_path / "ours"), normswap.load(tmp_path / "ours")):
-        assert torch.equal(again(x), gray(x))
+        assert_same_state(again, gray)
+        assert_same_output(again(x), gray(x))
         assert again.pretrained_cfg["input_size"][0] == 1
 
 

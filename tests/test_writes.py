@@ -11,6 +11,7 @@ import killing
 import pytest
 import timm
 import torch
+from equality import assert_same_output, assert_same_state
 
 import normswap
 
@@ -96,7 +97,8 @@ def test_timm_finds_the_new_checkpoint_whole_after_an_interrupted_save(tmp_path:
     os.replace(tmp_path / "NEW" / "config.json", tmp_path / "OUT" / "config.json")
     loaded = timm.create_model(f"local-dir:{tmp_path / 'OUT'}", pretrained=True).eval()
     x = torch.randn(1, 3, 64, 64)
-    assert torch.equal(loaded(x), new(x))
+    assert_same_state(loaded, new)
+    assert_same_output(loaded(x), new(x))
     assert not staged.exists()
 
 
