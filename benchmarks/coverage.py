@@ -28,10 +28,10 @@ from tqdm import tqdm
 from zoos import ZOOS, build_on_meta
 
 import normswap
-from normswap.families import is_batch_norm
-from normswap.layers import WeightStandardized
-from normswap.norms import GroupNormAct
-from normswap.tracing import Trace, trace
+from normswap.layers.convs import WeightStandardized
+from normswap.layers.norms import GroupNormAct
+from normswap.networks.recognition import is_batch_norm
+from normswap.tracing.forward import Trace, trace
 
 RESULTS = Path(__file__).parent / "results"
 MAX_PARAMETERS, MAX_FLOPS = 30e6, 2e9

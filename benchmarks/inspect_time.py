@@ -20,7 +20,7 @@ from tqdm import tqdm
 from zoos import build_on_meta, timm_zoo
 
 import normswap
-from normswap.families import is_batch_norm
+from normswap.networks.recognition import is_batch_norm
 
 REPEATS = 2
 RESULT = Path(__file__).parent / "results" / "inspect_time.json"

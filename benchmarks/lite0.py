@@ -19,8 +19,8 @@ from records import RESULTS
 from torch import Tensor, nn
 
 import normswap
-from normswap.calibration import calibration
-from normswap.images import image_batches
+from normswap.calibration.calibration import calibration
+from normswap.calibration.images import image_batches
 
 SIZE = (3, 224, 224)
 LEARNED_SIZE = (3, 160, 160)

@@ -20,8 +20,8 @@ from torch import nn
 from tqdm import tqdm
 
 import normswap
-from normswap.families import is_batch_norm
-from normswap.tracing import trace
+from normswap.networks.recognition import is_batch_norm
+from normswap.tracing.forward import trace
 
 NETWORKS = """resnet18 resnet50 efficientnet_b0 mobilenetv3_small_100 regnety_002 densenet121 resnetv2_50
 tf_efficientnetv2_b0 mobilenetv2_050 vovnet39a ese_vovnet19b_dw dpn48b repvgg_a0 cspresnet50 inception_v3 xception41

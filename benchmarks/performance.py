@@ -26,8 +26,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
 import normswap
-from normswap.layers import WeightStandardized
-from normswap.standardization import gain_and_offset, standardize
+from normswap.layers.convs import WeightStandardized
+from normswap.layers.standardization import gain_and_offset, standardize
 
 RESULTS = Path(__file__).parent / "results"
 Rows = Iterator[dict[str, Any]]

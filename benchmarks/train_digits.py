@@ -1,4 +1,4 @@
-"""Regenerate ``normswap/data``: the digits as scikit-learn ships them, and the BatchNorm ResNet trained on them.
+"""Regenerate ``normswap/demo/data``: the digits as scikit-learn ships them, and the BatchNorm ResNet trained on them.
 
 python benchmarks/train_digits.py --seed 0
 
@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from normswap.digits import DigitsResNet, split_digits
+from normswap.demo.digits import DigitsResNet, split_digits
 
-DATA = Path(__file__).resolve().parents[1] / "normswap" / "data"
+DATA = Path(__file__).resolve().parents[1] / "normswap" / "demo" / "data"
 EPOCHS, BATCH, LR = 30, 32, 0.1
 
 
@@ -24,7 +24,7 @@ def main() -> None:
     """Write both data files and print the accuracy on the test images."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="of initialization, order and shifts (default 0)")
-    parser.add_argument("--out", type=Path, default=DATA, help="folder to write to (default normswap/data)")
+    parser.add_argument("--out", type=Path, default=DATA, help="folder to write to (default normswap/demo/data)")
     args = parser.parse_args()
     torch.set_num_threads(1)  # sums over threads come in another order and would give other weights
     torch.use_deterministic_algorithms(True)

@@ -3,16 +3,18 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from normswap.entrypoint import register
+from normswap.checkpoint.timm_entrypoint import register
 from normswap.version import __version__
 
 if TYPE_CHECKING:
-    from normswap.accumulation import accumulate
-    from normswap.calibration import calibrate
-    from normswap.checking import check
-    from normswap.checkpoint import load, save
-    from normswap.checks import Checks
-    from normswap.conversion import convert, inspect
+    from normswap.calibration.calibration import calibrate
+    from normswap.checkpoint.hub_upload import push
+    from normswap.checkpoint.loading import load, save
+    from normswap.conversion.checks import Checks
+    from normswap.conversion.folding import fold
+    from normswap.conversion.pipeline import convert, inspect
+    from normswap.conversion.structure import check
+    from normswap.conversion.surgery import apply, plan_of
     from normswap.errors import (
         AlreadyConverted,
         BadStatistics,
@@ -33,13 +35,11 @@ if TYPE_CHECKING:
         WeightsUnavailable,
     )
     from normswap.exporting import export
-    from normswap.families import NormParts, register_conv, register_norm
-    from normswap.folding import fold
-    from normswap.hub import push
-    from normswap.options import Options
-    from normswap.plan import Action, Entry, Plan
-    from normswap.sources import Source
-    from normswap.surgery import apply, plan_of
+    from normswap.layers.accumulation import accumulate
+    from normswap.networks.recognition import NormParts, register_conv, register_norm
+    from normswap.planning.options import Options
+    from normswap.planning.plan import Action, Entry, Plan
+    from normswap.sources.registry import Source
 
 __all__ = [
     "Action",
@@ -84,20 +84,20 @@ __all__ = [
 ]
 
 _HOMES = {
-    "accumulation": "accumulate",
-    "calibration": "calibrate",
-    "checking": "check",
-    "checkpoint": "load save",
-    "checks": "Checks",
-    "conversion": "convert inspect",
+    "calibration.calibration": "calibrate",
+    "checkpoint.hub_upload": "push",
+    "checkpoint.loading": "load save",
+    "conversion.checks": "Checks",
+    "conversion.folding": "fold",
+    "conversion.pipeline": "convert inspect",
+    "conversion.structure": "check",
+    "conversion.surgery": "apply plan_of",
     "exporting": "export",
-    "families": "NormParts register_conv register_norm",
-    "folding": "fold",
-    "hub": "push",
-    "options": "Options",
-    "plan": "Action Entry Plan",
-    "sources": "Source",
-    "surgery": "apply plan_of",
+    "layers.accumulation": "accumulate",
+    "networks.recognition": "NormParts register_conv register_norm",
+    "planning.options": "Options",
+    "planning.plan": "Action Entry Plan",
+    "sources.registry": "Source",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 

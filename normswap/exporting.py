@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_map_only
 
-from normswap.atomic import replacing
+from normswap.checkpoint.atomic import replacing
+from normswap.conversion.folding import fold
+from normswap.conversion.surgery import plan_of
 from normswap.errors import ExportFailed, InvalidOption, NeedsExampleInput
-from normswap.folding import fold
-from normswap.inputs import as_call, call, materialize, rebuild
-from normswap.surgery import plan_of
-from normswap.tensors import tensors_in
+from normswap.networks.inputs import as_call, call, materialize, rebuild
+from normswap.networks.tensors import tensors_in
 
 OPSETS = range(18, 24)
 NATIVE_OPSET = 21

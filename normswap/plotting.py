@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from normswap.errors import InvalidOption
 
 if TYPE_CHECKING:
-    from normswap.plan import Plan
+    from normswap.planning.plan import Plan
 
 NAMED, WORST = 60, 8
 """Up to this many norms are all named on the axis; of more, only the ones that drift most."""

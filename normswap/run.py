@@ -7,7 +7,7 @@ import os
 import runpy
 import sys
 
-from normswap.entrypoint import register
+from normswap.checkpoint.timm_entrypoint import register
 
 USAGE = "usage: python -m normswap.run [-m MODULE | SCRIPT] [ARGUMENTS …]"
 

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 import normswap
-from normswap.card import model_card
+from normswap.checkpoint.card import model_card
 
 CALLS = ("open", "replace", "fsync", "chmod", "unlink", "mkdir", "rmdir", "close")
 SYSCALLS = (

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import normswap
-from normswap.weights import read_state_dict
+from normswap.sources.state_dicts import read_state_dict
 
 KINDS = ("model.safetensors", "config.json", "state.safetensors", "state.pth", "legacy.pth", "sealed")
 VALUES = (

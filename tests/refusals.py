@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from normswap.cli import cli
+from normswap.cli.app import cli
 
 SHAPE = "2,3,16,16"
 

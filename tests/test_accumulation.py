@@ -11,7 +11,7 @@ from nets import warm
 from torch import Tensor, nn
 
 import normswap
-from normswap.layers import WeightStandardized
+from normswap.layers.convs import WeightStandardized
 
 
 def converted(name: str = "efficientnet_b0", **options: object) -> nn.Module:

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 import normswap
-from normswap.weights import read_state_dict
+from normswap.sources.state_dicts import fill, read_state_dict
 
 CONFIGURATIONS = json.loads(Path(__file__).with_name("attacks").joinpath("configurations.json").read_text())
 
@@ -84,7 +84,7 @@ def test_a_configuration_that_is_a_folder(folder: Path) -> None:
 
 PICKLE = """
 import pathlib, sys, torch, normswap
-from normswap.weights import read_state_dict
+from normswap.sources.state_dicts import read_state_dict
 class Harm:
     def __reduce__(self):
         return pathlib.Path.touch, (pathlib.Path(sys.argv[1] + ".touched"),)
@@ -145,7 +145,7 @@ def test_archives_without_checksums_are_read(tmp_path: Path) -> None:
 def test_a_state_dict_whose_names_are_paths_stays_in_memory(tmp_path: Path) -> None:
     torch.save({"../../outside": torch.ones(1), "/etc/outside": torch.ones(1)}, tmp_path / "state.pth")
     with pytest.raises(normswap.CheckpointError, match="does not fit"):
-        normswap.weights.fill(torch.nn.Linear(1, 1), read_state_dict(tmp_path / "state.pth"), name="state.pth")
+        fill(torch.nn.Linear(1, 1), read_state_dict(tmp_path / "state.pth"), name="state.pth")
     assert [file.name for file in tmp_path.iterdir()] == ["state.pth"]
 
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import normswap
-from normswap.calibration import calibration
-from normswap.demo import accuracy
-from normswap.digits import digits_resnet, load_digits
-from normswap.distillation import mixed
+from normswap.calibration.calibration import calibration
+from normswap.calibration.distillation import mixed
+from normswap.demo.comparison import accuracy
+from normswap.demo.digits import digits_resnet, load_digits
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from torchvision.transforms.functional import to_pil_image
 
 import normswap
 from normswap import errors
-from normswap.cli import cli
+from normswap.cli.app import cli
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -25,13 +25,13 @@ def run(*arguments: str) -> tuple[int, str, str]:
 
 @pytest.fixture
 def unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("normswap.reachability._answers", lambda *_: False)
+    monkeypatch.setattr("normswap.sources.hub._answers", lambda *_: False)
 
 
 def test_help_imports_neither_torch_nor_timm() -> None:
     code = (
         "import sys; sys.argv = ['normswap', '--help']\n"
-        "try:\n    from normswap.cli import main; main()\n"
+        "try:\n    from normswap.cli.app import main; main()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'timm', 'torchvision', 'numpy'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
@@ -199,13 +199,13 @@ def test_errors_as_json() -> None:
 
 
 def test_interrupt_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    from normswap import cli as module
+    from normswap.cli import app as module
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys, "argv", ["normswap", "list"])
-    monkeypatch.setattr("normswap.sources.names", interrupted)
+    monkeypatch.setattr("normswap.sources.registry.names", interrupted)
     with pytest.raises(SystemExit) as exit_info:
         module.main()
     assert exit_info.value.code == 130
@@ -219,7 +219,7 @@ def test_list() -> None:
 
 
 def test_every_error_has_an_exit_code() -> None:
-    from normswap.output import EXIT_CODES
+    from normswap.cli.output import EXIT_CODES
 
     assert EXIT_CODES[-1] == (errors.NormswapError, 1)
 

@@ -8,8 +8,8 @@ import timm
 import torch
 from torch import nn
 
-from normswap.copying import copy_model, meta_copy
-from normswap.layers import WSConv2d
+from normswap.layers.convs import WSConv2d
+from normswap.networks.copying import copy_model, meta_copy
 
 
 class Odd(nn.Module):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from normswap import demo
-from normswap.cli import cli
-from normswap.digits import digits_resnet, load_digits
+from normswap.cli.app import cli
+from normswap.demo import comparison as demo
+from normswap.demo.digits import digits_resnet, load_digits
 
 DATA = Path(demo.__file__).parent / "data"
 

@@ -14,7 +14,7 @@ from nets import warm
 from torch import nn
 
 import normswap
-from normswap.cli import cli
+from normswap.cli.app import cli
 
 
 def small() -> nn.Module:

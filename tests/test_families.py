@@ -10,8 +10,8 @@ from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 import normswap
-from normswap import families
-from normswap.layers import WeightStandardized
+from normswap.layers.convs import WeightStandardized
+from normswap.networks import recognition as families
 
 
 class OwnNorm(nn.Module):

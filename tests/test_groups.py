@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from normswap.errors import InvalidOption
-from normswap.groups import divisors, group_counts, num_groups_for
+from normswap.planning.groups import divisors, group_counts, num_groups_for
 
 
 @pytest.mark.parametrize(

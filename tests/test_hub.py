@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from torch import nn
 
 import normswap
-from normswap.cli import cli
+from normswap.cli.app import cli
 
 COMMIT = "c" * 40
 
@@ -158,7 +158,7 @@ def test_dry_run_shows_the_card_and_sends_nothing(hub: Hub, folder: Path, monkey
     data = json.loads(CliRunner().invoke(cli, ["push", str(folder), "user/net", "--dry-run", "--json"]).stdout)
     assert data["url"] is None
     assert data["files"]["model.safetensors"] == (folder / "model.safetensors").stat().st_size
-    monkeypatch.setattr("normswap.hub.HfApi", lambda **_: pytest.fail("talked to the hub"))
+    monkeypatch.setattr("normswap.checkpoint.hub_upload.HfApi", lambda **_: pytest.fail("talked to the hub"))
     normswap.push(folder, "user/net", dry_run=True)
 
 

@@ -10,8 +10,8 @@ from equality import assert_same_output, assert_same_state
 from timm.layers import Conv2dSame, StdConv2d
 from torch import Tensor, nn
 
-from normswap.layers import WeightStandardized, conv_class, plain_conv, ws_class
-from normswap.standardization import EPS, filters, kernel, standardize
+from normswap.layers.convs import WeightStandardized, conv_class, plain_conv, ws_class
+from normswap.layers.standardization import EPS, filters, kernel, standardize
 
 CONVS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "1d": (lambda: nn.Conv1d(4, 6, 3), (2, 4, 9)),
@@ -213,7 +213,7 @@ def test_a_layer_tells_its_form(adaptive: bool, form: str) -> None:
 def test_classes_are_made_once_and_remember_theirs() -> None:
     assert ws_class(Conv2dSame) is ws_class(Conv2dSame)
     assert ws_class(Conv2dSame).__name__ == "WSConv2dSame"
-    assert ws_class(Conv2dSame).__module__ == "normswap.layers"
+    assert ws_class(Conv2dSame).__module__ == "normswap.layers.convs"
     for plain in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, Conv2dSame):
         made = ws_class(plain)
         assert made.__name__ == f"WS{plain.__name__}"

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AutoModelForImageClassification
 
 import normswap
-from normswap.sources import Source, find
+from normswap.sources.registry import Source, find
 
 NETWORKS = {
     "timm/resnet50": 64,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import normswap
-from normswap.matching import centred, closed_form, damping, drift, group_moments, scale_and_shift
+from normswap.layers.matching import centred, closed_form, damping, drift, group_moments, scale_and_shift
 
 
 def trained(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:

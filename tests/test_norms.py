@@ -7,7 +7,7 @@ import torch
 from equality import assert_same_output
 from torch import nn
 
-from normswap.norms import ChannelScale, GroupNormAct
+from normswap.layers.norms import ChannelScale, GroupNormAct
 
 
 def test_group_norm_act_runs_what_it_carries_in_order() -> None:

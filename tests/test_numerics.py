@@ -12,9 +12,9 @@ from equality import assert_same_output
 from torch import Tensor, nn
 
 import normswap
-from normswap.layers import WeightStandardized, ws_class
-from normswap.matching import centred, standardized_statistics
-from normswap.standardization import EPS
+from normswap.layers.convs import WeightStandardized, ws_class
+from normswap.layers.matching import centred, standardized_statistics
+from normswap.layers.standardization import EPS
 
 DTYPES = pytest.mark.parametrize(
     "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=["f64", "f32", "bf16", "f16"]

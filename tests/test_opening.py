@@ -14,8 +14,8 @@ from timm.models import save_for_hf
 from torch import nn
 
 import normswap
-from normswap.cli import cli
-from normswap.opening import folder_name, open_model
+from normswap.cli.app import cli
+from normswap.sources.opening import folder_name, open_model
 
 OWN = """
 from torch import nn

@@ -10,7 +10,7 @@ from nets import CASES, Net, WithAct, conv, warm
 from torch import Tensor, nn
 
 import normswap
-from normswap.plan import Action, Entry
+from normswap.planning.plan import Action, Entry
 
 
 def plan_for(name: str, **options: Any) -> normswap.Plan:

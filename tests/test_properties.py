@@ -16,9 +16,9 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import normswap
-from normswap.layers import WeightStandardized, ws_class
-from normswap.norms import ChannelScale
-from normswap.standardization import EPS
+from normswap.layers.convs import WeightStandardized, ws_class
+from normswap.layers.norms import ChannelScale
+from normswap.layers.standardization import EPS
 
 
 def converted(drawn: Drawn, **more: Any) -> nn.Module:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from normswap import families
-from normswap.cli import cli
+from normswap.cli.app import cli
+from normswap.networks import recognition as families
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 PERCENT, SECONDS = re.compile(r"\d+\.\d %"), re.compile(r"\d+ s\b")

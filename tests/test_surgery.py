@@ -11,7 +11,7 @@ from nets import CASES, conv
 from torch import Tensor, nn
 
 import normswap
-from normswap import surgery
+from normswap.conversion import surgery
 
 
 def small() -> nn.Sequential:

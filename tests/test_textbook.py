@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import normswap
-from normswap.standardization import standardize
+from normswap.layers.standardization import standardize
 
 
 def constant_maps() -> Tensor:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import normswap
-from normswap.layers import WeightStandardized
+from normswap.layers.convs import WeightStandardized
 
 NAME = "test_efficientnet"
 

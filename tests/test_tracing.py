@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 import normswap
-from normswap.families import is_batch_norm
-from normswap.tracing import trace
+from normswap.networks.recognition import is_batch_norm
+from normswap.tracing.forward import trace
 
 DETECTION = [
     "fasterrcnn_resnet50_fpn",

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import normswap
-from normswap.weights import read_state_dict
+from normswap.sources.state_dicts import read_state_dict
 
 
 @pytest.fixture(scope="module")

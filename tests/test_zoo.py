@@ -12,9 +12,9 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 import normswap
-from normswap.families import is_batch_norm
-from normswap.norms import GroupNormAct
-from normswap.sources import find
+from normswap.layers.norms import GroupNormAct
+from normswap.networks.recognition import is_batch_norm
+from normswap.sources.registry import find
 
 TIMM = """resnet50 efficientnet_b0 mobilenetv3_large_100 regnety_002 densenet121 inception_v3 resnetv2_50
 tf_efficientnetv2_b0 vovnet39a dpn48b repvgg_a0 cspresnet50 hrnet_w18_small xception41 levit_128 mobileone_s0""".split()

@@ -1,0 +1,116 @@
+"""Teach a converted network its original's outputs, on unlabeled images."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from normswap.networks.inputs import batch_size, call
+from normswap.networks.tensors import tensors_in
+
+LEARNING_RATE = 5e-4
+"""Adam's highest learning rate; it falls to zero along a cosine."""
+
+HINTS, HINT_WEIGHT = 8, 30
+"""Norms drawn for every step, and the weight of their outputs against the network's. Outputs alone are learned by heart
+from a few hundred images; what every layer computes carries over to others."""
+
+MIXED = 0.5
+"""Largest share of another sample that is mixed into each."""
+
+
+def disagreement(student: Any, teacher: Any) -> Tensor | None:
+    """Return the mean square difference of two outputs over the teacher's variance; 1 is as far as a constant is off.
+
+    Nested outputs are compared tensor by tensor and averaged; whole numbers and mismatched sizes (detections) are left
+    out. None where nothing is left.
+    """
+    terms = [
+        F.mse_loss(s.float(), t.float()) / (t.float() - t.float().mean(0)).square().mean().clamp_min(1e-12)
+        for s, t in zip(tensors_in(student), tensors_in(teacher), strict=False)
+        if t.is_floating_point() and s.shape == t.shape and t.numel()
+    ]
+    return torch.stack(terms).mean() if terms else None
+
+
+class Outputs:
+    """The outputs of the named norms of one network in its last forward pass."""
+
+    def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
+        modules = dict(model.named_modules(remove_duplicate=False))
+        self.found: dict[str, Any] = {}
+        self.handles = [modules[name].register_forward_hook(self._keeper(name)) for name in names]
+
+    def _keeper(self, name: str) -> Any:
+        def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+            self.found[name] = output
+
+        return keep
+
+    def remove(self) -> None:
+        """Stop watching."""
+        for handle in self.handles:
+            handle.remove()
+
+
+def mixed(batch: Any) -> Any:
+    """Return the batch with a random share of another sample in each; whole numbers and single values stay.
+
+    The teacher answers any input, so mixtures cost nothing and keep the student from learning images by heart (Beyer et
+    al. 2022, arXiv 2106.05237, "function matching").
+    """
+    size = batch_size(batch)
+    share = MIXED * torch.rand(size)
+
+    def mix(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point() or tensor.ndim < 2 or len(tensor) != size:
+            return tensor
+        weight = share.to(tensor).view(-1, *(1 for _ in tensor.shape[1:]))
+        return torch.lerp(tensor, tensor.flip(0), weight)
+
+    return tree_map_only(Tensor, mix, batch)
+
+
+def distill(
+    student: nn.Module, teacher: nn.Module, names: Iterable[str], batches: Iterable[Any], *, steps: int
+) -> None:
+    """Train the student's parameters for some steps to give the teacher's outputs.
+
+    The loss is `disagreement` of the outputs plus, 30 times, its mean over the outputs of 8 norms drawn anew for every
+    step (Romero et al. 2015, arXiv 1412.6550, hints); Adam, learning rate 5e-4 falling along a cosine, gradients
+    clipped to norm 1.
+
+    Args:
+        student: The converted network in eval mode; its parameters change.
+        teacher: The original in eval mode.
+        names: Norms whose outputs are compared too.
+        batches: Example inputs; at least `steps` of them are taken.
+        steps: Optimizer steps.
+    """
+    names = list(names)
+    modules = dict(student.named_modules(remove_duplicate=False))
+    for name in names:  # a frozen BatchNorm's values are fixed, what replaced it has to find its own
+        modules[name].requires_grad_()
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    ours, theirs = Outputs(student, names), Outputs(teacher, names)
+    try:
+        for _, batch in zip(range(steps), map(mixed, batches), strict=False):
+            with torch.no_grad():
+                wanted = call(teacher, batch)
+            outputs = disagreement(call(student, batch), wanted)
+            drawn = [names[index] for index in torch.randperm(len(names))[:HINTS]]
+            hints = disagreement([ours.found.get(name) for name in drawn], [theirs.found.get(name) for name in drawn])
+            terms = [weight * term for weight, term in ((1, outputs), (HINT_WEIGHT, hints)) if term is not None]
+            optimizer.zero_grad()
+            torch.stack(terms).sum().backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+    finally:
+        ours.remove()
+        theirs.remove()

@@ -1,0 +1,175 @@
+"""A checkpoint's folder: files that belong together, told by a digest, written and read as one."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from normswap.checkpoint.atomic import finish, left_over, locked, replacing_together
+from normswap.errors import CheckpointError
+from normswap.sources.state_dicts import must_be_checkpoint, read_state_dict
+from normswap.sources.untrusted_json import parse_json, read_json
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+ORDER = CONFIG, CARD, WEIGHTS
+"""In which they are renamed: the one that tells the others apart first, the one that it tells apart last."""
+SCHEMA = 1
+"""Version of the ``normswap`` block; a newer one is refused."""
+
+
+def write(directory: Path, tensors: dict[str, Tensor], config: dict[str, Any], card: str) -> None:
+    """Write a checkpoint in place of the one that is there.
+
+    The configuration is renamed first: it names the digest of the tensors that belong to it, by which they are found
+    where they were staged should the process be killed before they are renamed, too. The tensors' file carries the
+    configuration, so that neither can be changed alone.
+
+    Raises:
+        OSError: The folder cannot be written; the old checkpoint is there.
+    """
+    rest = {key: value for key, value in config.items() if key != "normswap"}
+    metadata = {"format": "pt", "normswap": json.dumps(config["normswap"]), "timm": json.dumps(rest)}
+    with (
+        _made(directory),
+        replacing_together([directory / name for name in ORDER]) as (configured, described, stored),
+    ):
+        try:
+            safetensors.torch.save_file(tensors, stored, metadata=metadata)
+        except safetensors.SafetensorError as error:  # which a full disk becomes there
+            raise OSError(str(error)) from error
+        config = {**config, "normswap": {**config["normswap"], "sha256": digest(stored)}}
+        described.write_text(card, encoding="utf-8")
+        configured.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _made(directory: Path) -> Iterator[None]:
+    """Make a folder; where the block fails, those that were made for it are taken away again."""
+    missing = [folder for folder in (directory, *directory.parents) if not os.path.lexists(folder)]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the configuration and the tensors of a checkpoint, which were saved together.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, or they were not saved together.
+    """
+    with whole(directory) as (config, path):
+        return config, read_state_dict(path)
+
+
+@contextmanager
+def whole(directory: Path) -> Iterator[tuple[dict[str, Any], Path]]:
+    """Yield the configuration and the path of the tensors, which nobody replaces for as long as the block lasts.
+
+    Where a process was killed while it renamed the files of a checkpoint, this finishes what it began.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, or they were not saved together.
+    """
+    with _locked(directory, shared=True):
+        config = read_config(directory)
+        if (directory / WEIGHTS).exists() and _belongs(directory / WEIGHTS, config):
+            _must_agree(directory / WEIGHTS, config)
+            yield config, directory / WEIGHTS
+            return
+    with _locked(directory) as alone:
+        config = read_config(directory)
+        yield config, _found(directory, config, may_rename=alone)
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Return a checkpoint's configuration.
+
+    Raises:
+        CheckpointError: There is none, or it is not normswap's.
+    """
+    try:
+        config = read_json(directory / CONFIG)
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"{directory}: holds no {CONFIG}; pass a folder that normswap wrote") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{directory / CONFIG}: cannot be read ({error}); save the checkpoint again") from error
+    if not isinstance(config, dict) or not isinstance(config.get("normswap"), dict):
+        raise CheckpointError(f"{directory / CONFIG}: is not normswap's; pass a folder that normswap wrote")
+    schema = config["normswap"].get("schema", SCHEMA)
+    if type(schema) is not int or not 1 <= schema <= SCHEMA:
+        raise CheckpointError(
+            f"{directory / CONFIG}: has schema {schema!r:.60}, this normswap reads up to {SCHEMA}; "
+            "upgrade normswap or convert again"
+        )
+    return config
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _locked(directory: Path, **kind: bool) -> Any:
+    """Lock a folder for reading; one that cannot be opened is no checkpoint."""
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: holds no {CONFIG}; pass a folder that normswap wrote")
+    return locked(directory, **kind)
+
+
+def _belongs(path: Path, config: Mapping[str, Any]) -> bool:
+    try:
+        return bool(digest(path) == config["normswap"].get("sha256"))
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}); pass a folder that normswap wrote"
+        ) from error
+
+
+def _found(directory: Path, config: Mapping[str, Any], *, may_rename: bool) -> Path:
+    """Return the file that holds the configuration's tensors: in its place, or where a killed process staged it."""
+    path = directory / WEIGHTS
+    candidates = [path] if path.exists() else []
+    for candidate in (*candidates, *left_over(path)):
+        if not _belongs(candidate, config):
+            continue
+        _must_agree(candidate, config)
+        if candidate == path or not may_rename:
+            return candidate
+        try:
+            finish(candidate, [directory / name for name in ORDER])
+        except OSError:  # a folder that can only be read
+            return candidate
+        return path
+    _belongs(path, config)
+    must_be_checkpoint(path)
+    raise CheckpointError(f"{path}: does not belong to {CONFIG} beside it; save the checkpoint again")
+
+
+def _must_agree(path: Path, config: Mapping[str, Any]) -> None:
+    """Raise unless the configuration is the one that the tensors' file carries."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        stored = parse_json(metadata["normswap"])
+        rest = parse_json(metadata["timm"]) if "timm" in metadata else None
+    except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: is not normswap's ({error}); save the checkpoint again") from error
+    block = {key: value for key, value in config["normswap"].items() if key != "sha256"}
+    ours = {key: value for key, value in config.items() if key != "normswap"}
+    if block != stored or (rest is not None and ours != rest):
+        raise CheckpointError(
+            f"{path}: was saved with another {CONFIG} than the one beside it; save the checkpoint again"
+        )

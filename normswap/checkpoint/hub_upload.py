@@ -1,0 +1,81 @@
+"""Upload a folder that `save` wrote to the Hugging Face hub."""
+
+import re
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import LocalTokenNotFoundError
+
+from normswap.checkpoint.card import model_card
+from normswap.checkpoint.folder import CARD, CONFIG, WEIGHTS, whole
+from normswap.errors import HubError, InvalidOption
+from normswap.sources.fetching import first_line
+
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What goes, or went, to the hub: file names with their sizes in bytes, and the model card."""
+
+    repository: str
+    files: dict[str, int]
+    card: str
+    url: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON data."""
+        return {"repository": self.repository, "files": self.files, "url": self.url}
+
+    def __str__(self) -> str:
+        """Return a line a file, and where they are."""
+        rows = [f"{name}  {size:,} bytes" for name, size in self.files.items()]
+        end = f"pushed to {self.url}" if self.url else f"would push to {self.repository}; nothing was sent"
+        return "\n".join([*rows, end])
+
+
+def push(
+    directory: str | PathLike[str], repository: str, *, private: bool = False, dry_run: bool = False,
+    endpoint: str | None = None, token: str | None = None,
+) -> Upload:  # fmt: skip
+    """Upload a checkpoint, with a model card that says how to load it from there.
+
+    >>> push("OUT", "user/resnet50-gn")
+
+    Args:
+        directory: A folder that `normswap.save` wrote.
+        repository: ``user/name``; made if it does not exist.
+        private: Make a new repository private.
+        dry_run: Look at the checkpoint and write the card, but send nothing.
+        endpoint: Address of the hub; by default ``HF_ENDPOINT`` or the public one.
+        token: Access token; by default the one of ``hf auth login`` or ``HF_TOKEN``.
+
+    Raises:
+        InvalidOption: `repository` is no name on the hub.
+        CheckpointError: The folder holds no whole checkpoint.
+        HubError: The hub refused or did not answer.
+    """
+    directory = Path(directory)
+    if not REPOSITORY.fullmatch(repository):
+        raise InvalidOption(f"{repository!r} is no repository; write user/name")
+    with whole(directory) as (config, weights):
+        card = model_card(config, repository)
+    contents: dict[str, Path | bytes] = {
+        WEIGHTS: weights, CARD: card.encode(), CONFIG: directory / CONFIG,
+    }  # fmt: skip
+    sizes = {name: len(c) if isinstance(c, bytes) else c.stat().st_size for name, c in contents.items()}
+    if dry_run:
+        return Upload(repository, sizes, card, None)
+    api = HfApi(endpoint=endpoint, token=token, library_name="normswap")
+    operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
+    try:
+        url = api.create_repo(repository, private=private, exist_ok=True)
+        api.create_commit(repository, operations, commit_message="Add a network without BatchNorm")
+    except LocalTokenNotFoundError as error:
+        raise HubError("no access token is stored; run `hf auth login` first") from error
+    except Exception as error:  # besides its own the hub's client raises those of the HTTP library it happens to use
+        raise HubError(f"{repository}: {first_line(error)}; check the name and your access token") from error
+    return Upload(repository, sizes, card, str(url))

@@ -1,0 +1,61 @@
+"""What a checkpoint stores: a state dict whose filters a plain convolution can use as they are."""
+
+import torch
+from torch import Tensor, nn
+
+from normswap.errors import CheckpointError
+from normswap.layers.convs import WeightStandardized
+from normswap.layers.standardization import gain_and_offset
+from normswap.networks.copying import module_names
+
+
+def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state's tensors as a file holds them: contiguous, on the CPU, none sharing memory with another.
+
+    Of a weight-standardized convolution the kernel it uses is stored, with the gain and offset that belong to it: the
+    network that loads them computes what it did, and so does a network of plain convolutions that loads the same file.
+    Where no training has moved the filters they are stored bit for bit.
+
+    Raises:
+        CheckpointError: A tensor has no data, or an entry of the state is no tensor.
+    """
+    moved = _moved_filters(model)
+    tensors: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"{name}: is a {type(value).__name__}, not a tensor; it cannot be saved")
+        if value.is_meta:
+            raise CheckpointError(f"{name}: has no data (meta device); it cannot be saved")
+        tensors[name] = moved.get(name, value).detach().cpu().clone(memory_format=torch.contiguous_format)
+    return tensors
+
+
+@torch.no_grad()
+def _moved_filters(model: nn.Module) -> dict[str, Tensor]:
+    """Return kernels, gains and offsets, by name in the state, of the convolutions whose filters training has moved."""
+    names = module_names(model)
+    moved: dict[str, Tensor] = {}
+    for module in model.modules():
+        if not isinstance(module, WeightStandardized) or module.ws_gain is None or module.ws_gain.is_meta:
+            continue
+        raw = module._parameters["weight"]
+        assert raw is not None
+        if all(torch.equal(value, module._parameters[key]) for key, value in settled(module, raw).items()):  # type: ignore[arg-type]
+            continue
+        kernel = module.standardized_weight()
+        for key, value in {"weight": kernel, **settled(module, kernel)}.items():
+            moved |= {f"{name}.{key}" if name else key: value for name in names[id(module)]}
+    return moved
+
+
+def settled(module: WeightStandardized, weight: Tensor) -> dict[str, Tensor]:
+    """Return the gain, and the offset where the form has one, with which `module` uses `weight` as its kernel.
+
+    >>> module.load_state_dict({"weight": kernel, **settled(module, kernel)}, strict=False)
+
+    Args:
+        module: A weight-standardized convolution with a gain.
+        weight: A kernel of the shape of the module's.
+    """
+    gain, offset = (value.to(weight.dtype) for value in gain_and_offset(module._filters(weight), module.ws_eps))
+    return {"ws_gain": gain} | ({} if module.ws_offset is None else {"ws_offset": offset})

@@ -1,0 +1,34 @@
+"""The verb that writes a checkpoint as one file for deployment."""
+
+from pathlib import Path
+
+import click
+
+from normswap.cli.output import Output, verb
+
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--to", type=click.Choice(list(SUFFIXES)), default="onnx", show_default=True, help="Format of the file.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Default: DIRECTORY.onnx or .pt2."
+)
+@click.option(
+    "--opset", type=click.IntRange(18, 23), default=21, show_default=True,
+    help="ONNX operators; from 21 on GroupNorm is one of them.",
+)  # fmt: skip
+@verb
+def export(out: Output, directory: Path, to: str, output: Path | None, opset: int) -> None:
+    """Write the checkpoint in DIRECTORY as one file that runs without normswap.
+
+    Weight standardization is folded in. The file is run and compared with the network before it takes its place.
+    """
+    from normswap import load
+    from normswap.exporting import export as export_model
+
+    target = output or directory.with_name(directory.resolve().name + SUFFIXES[to])
+    out.note("exporting …")
+    exported = export_model(load(directory), target, to=to, opset=opset)
+    out.result(exported.to_dict(), str(exported))

@@ -1,0 +1,1 @@
+"""What a converted network is made of, and the tensor maths behind it."""

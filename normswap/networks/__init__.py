@@ -1,0 +1,1 @@
+"""The user's network in, facts and copies out: it is only read here."""

@@ -1,0 +1,163 @@
+"""Which modules are BatchNorm-like and which are convolutions: decided by what they hold, or taught by the user."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from normswap.layers.convs import WeightStandardized
+
+FOLDS = ("fuse", "reparameterize", "switch_to_deploy", "convert_to_deploy")
+"""Methods by which networks fold a BatchNorm into its convolution, as timm and the papers' code name them."""
+
+
+@dataclass(frozen=True)
+class NormParts:
+    """What a BatchNorm-like module computes with.
+
+    Attributes:
+        num_channels: Channels C.
+        eps: Added to the variance.
+        weight: γ, shape (C,); None for one.
+        bias: β, shape (C,); None for zero.
+        mean: Running mean, shape (C,), or None.
+        var: Running variance, shape (C,), or None.
+        then: Modules by name that run after the normalization and must go on doing so; None where the trace tells.
+    """
+
+    num_channels: int
+    eps: float = 1e-5
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    mean: Tensor | None = None
+    var: Tensor | None = None
+    then: dict[str, nn.Module] | None = field(default=None)
+
+
+_NORMS: dict[type[nn.Module], Callable[[nn.Module], NormParts]] = {}
+_CONVS: set[type[nn.Module]] = set()
+
+
+def register_norm(norm_class: type[nn.Module], parts: Callable[[nn.Module], NormParts]) -> None:
+    """Teach normswap a norm class of your own.
+
+    >>> register_norm(MyNorm, lambda m: NormParts(m.size, m.eps, m.gamma, m.beta, m.mean, m.var, {"act": m.activation}))
+
+    Args:
+        norm_class: The class; subclasses count too.
+        parts: Function from a module of the class to what it computes with. Parameters among it are carried over.
+    """
+    _NORMS[norm_class] = parts
+
+
+def register_conv(conv_class: type[nn.Module]) -> None:
+    """Teach normswap that the ``weight`` of a class may be standardized although its forward computes with it first.
+
+    >>> register_conv(MaskedConv2d)  # its forward convolves with self.weight * self.mask
+
+    Inside the forward pass, reading ``self.weight``, of shape (out, in/groups, *kernel), then gives the standardized
+    kernel. Convolution classes that read ``self.weight`` as it is need no registration.
+    """
+    _CONVS.add(conv_class)
+
+
+def is_registered_norm(module: nn.Module) -> bool:
+    """Tell whether the user taught the module's class with `register_norm`."""
+    return isinstance(module, tuple(_NORMS))
+
+
+def is_registered_conv(module: nn.Module) -> bool:
+    """Tell whether the user taught the module's class with `register_conv`."""
+    return isinstance(module, tuple(_CONVS))
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    """Tell whether `module` normalizes by batch or running statistics.
+
+    True for torch's BatchNorm family, for registered classes, and for duck types such as ``FrozenBatchNorm2d``: (C,)
+    running statistics beside an affine part of the same size. Instance norms are not.
+    """
+    if isinstance(module, _InstanceNorm):
+        return False
+    if isinstance(module, _BatchNorm) or is_registered_norm(module):
+        return True
+    mean, var = _vector(module, "running_mean"), _vector(module, "running_var")
+    if mean is None or var is None:
+        return False
+    affine = [_vector(module, key) for key in ("weight", "bias")]
+    return (
+        mean.shape == var.shape
+        and all(value is None or value.shape == mean.shape for value in affine)
+        and not _own_matrices(module)
+    )
+
+
+def norm_parts(norm: nn.Module) -> NormParts:
+    """Return what a BatchNorm-like module computes with.
+
+    A duck type that keeps its epsilon in its code gets 1e-5, which all known ones use.
+    """
+    registered = next((parts for cls, parts in _NORMS.items() if isinstance(norm, cls)), None)
+    if registered is not None:
+        return registered(norm)
+    weight, bias, mean, var = (_vector(norm, key) for key in ("weight", "bias", "running_mean", "running_var"))
+    channels = int(norm.num_features) if mean is None else mean.numel()  # type: ignore[arg-type]
+    return NormParts(channels, float(getattr(norm, "eps", 1e-5)), weight, bias, mean, var)
+
+
+def computed_tensors(norm: nn.Module) -> list[str]:
+    """Return the names under which a norm of torch's family holds tensors that something computes: a pruning mask.
+
+    Those are neither its parameters nor its buffers, and a replacement would not have them.
+    """
+    if not isinstance(norm, _BatchNorm) or is_registered_norm(norm):
+        return []
+    own = {**norm._parameters, **norm._buffers}
+    names = ("weight", "bias", "running_mean", "running_var")
+    return [name for name in names if name not in own and isinstance(getattr(norm, name, None), Tensor)]
+
+
+def is_conv(module: nn.Module) -> bool:
+    """Tell whether `module` is a convolution of torch's family that is not weight-standardized yet."""
+    return isinstance(module, _ConvNd) and not isinstance(module, WeightStandardized)
+
+
+def has_kernel(module: nn.Module) -> bool:
+    """Tell whether `module` holds a kernel to standardize: a parameter ``weight`` with three axes or more."""
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.ndim >= 3 and not isinstance(module, WeightStandardized)
+
+
+def out_channels(conv: nn.Module) -> int:
+    """Return the output channels of a convolution, whatever its class calls them."""
+    weight = conv._parameters.get("weight")
+    return int(getattr(conv, "out_channels", 0 if weight is None else weight.shape[0]))
+
+
+def fold_methods(module: nn.Module) -> list[str]:
+    """Return the methods that fold norms into convolutions: named so, and callable without arguments.
+
+    A method that takes arguments merges features, not weights.
+    """
+    found = []
+    for name in FOLDS:
+        method = getattr(type(module), name, None)
+        if inspect.isfunction(method):
+            parameters = list(inspect.signature(method).parameters.values())[1:]
+            if all(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+                found.append(name)
+    return found
+
+
+def _vector(module: nn.Module, name: str) -> Tensor | None:
+    value = module._parameters.get(name, module._buffers.get(name))
+    return value if isinstance(value, Tensor) and value.ndim == 1 else None
+
+
+def _own_matrices(module: nn.Module) -> bool:
+    tensors = [*module._parameters.values(), *module._buffers.values()]
+    return any(tensor is not None and tensor.ndim > 1 for tensor in tensors)

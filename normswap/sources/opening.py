@@ -1,0 +1,114 @@
+"""Open what a user names: a model of a registry, a timm checkpoint on the hub or in a folder, or a function."""
+
+import importlib
+import json
+import math
+import os
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from normswap.errors import InvalidOption, UnknownModel, UnsupportedModel, WeightsUnavailable
+from normswap.planning.schema import MAX_ELEMENTS
+from normswap.sources.fetching import HUB, first_line
+from normswap.sources.hub import WAYS_ON, must_be_reachable
+from normswap.sources.registry import Source, as_built, find, source_of
+
+FOLDER = "local-dir:"
+FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+def open_model(name: str, *, pretrained: bool, num_classes: int | None = None) -> tuple[nn.Module, Source | None]:
+    """Build the network that `name` stands for, and tell what rebuilds its architecture.
+
+    >>> model, source = open_model("torchvision/resnet18", pretrained=False)
+
+    Args:
+        name: ``resnet50.a1_in1k``, ``timm/NAME``, ``torchvision/NAME``, ``hf-hub:user/name``, ``local-dir:FOLDER``, or
+            ``package.module:factory``, a function of your own that returns the network.
+        pretrained: Load the weights that belong to the name; a factory loads its own.
+        num_classes: Outputs of the head, where not the usual ones.
+
+    Raises:
+        UnknownModel: Nothing goes by that name.
+        WeightsUnavailable: The pretrained weights cannot be reached.
+        UnsupportedModel: The factory failed, or returned something else than a network.
+    """
+    arguments = {} if num_classes is None else {"num_classes": num_classes}
+    if name.startswith((HUB, FOLDER)):
+        model = _timm_checkpoint(name, pretrained, arguments)
+        return model, source_of(model)
+    if FACTORY.fullmatch(name):
+        return _from_factory(name, arguments), None
+    source = find(name)
+    source = replace(source, arguments={**source.arguments, **arguments})
+    model = source.build(pretrained=pretrained)
+    return model, as_built(source, model)
+
+
+def parse_shape(text: str) -> torch.Tensor:
+    """Return a meta tensor of the shape that ``2,3,64,64`` describes.
+
+    Raises:
+        InvalidOption: It is no list of positive whole numbers.
+    """
+    try:
+        sizes = [int(size) for size in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise InvalidOption(f"--input {text!r} is no shape; write sizes as in 2,3,64,64")
+    if math.prod(sizes) > MAX_ELEMENTS:
+        raise InvalidOption(f"--input {text!r} has more than {MAX_ELEMENTS} elements; write a smaller shape")
+    return torch.empty(sizes, device="meta")
+
+
+def folder_name(model: str) -> str:
+    """Return the name of the folder that a model's checkpoint goes to when the user gives none."""
+    last = Path(model.removeprefix(FOLDER)).name if model.startswith(FOLDER) else model.removeprefix(HUB)
+    return re.sub(r"[^\w.]+", "-", last) + "-normswap"
+
+
+def _timm_checkpoint(name: str, pretrained: bool, arguments: dict[str, int]) -> nn.Module:
+    import timm
+
+    if name.startswith(HUB):
+        must_be_reachable(name, "", name.removeprefix(HUB).partition("@")[0])
+    elif not (Path(name.removeprefix(FOLDER)) / "config.json").exists():
+        raise UnknownModel(f"{name.removeprefix(FOLDER)}: holds no config.json; pass a folder in timm's format")
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+    except (RuntimeError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise WeightsUnavailable(f"timm cannot load {name} ({first}); {WAYS_ON}") from error
+    return model
+
+
+def _from_factory(name: str, arguments: dict[str, int]) -> nn.Module:
+    """Import and call a function that the user names on the command line; files never get here."""
+    module_name, _, attributes = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        factory = importlib.import_module(module_name)
+        for attribute in attributes.split("."):
+            factory = getattr(factory, attribute)
+    except (ImportError, AttributeError) as error:
+        raise UnknownModel(f"{name}: {first_line(error)}; name a function as in package.module:factory") from error
+    except (Exception, SystemExit) as error:
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise UnsupportedModel(f"{name}: {module_name} cannot be imported ({what}); mend it first") from error
+    try:
+        model = factory(**arguments)  # type: ignore[operator]
+    except (Exception, SystemExit) as error:
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise UnsupportedModel(
+            f"{name} failed ({what}); it is called without arguments, but for num_classes where you give it"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModel(f"{name} returned a {type(model).__name__}; return the network itself")
+    return model

@@ -1,0 +1,221 @@
+"""Read a state dict from somebody's file: safetensors or a torch pickle of tensors, told apart by content."""
+
+import os
+import pickle
+import warnings
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from normswap.errors import CheckpointAdapted, CheckpointError
+from normswap.sources.torch_archives import must_be_sound
+
+WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
+"""What torch.compile, activation checkpointing and FSDP put into names, at any depth."""
+
+NESTED = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model")
+"""Where training scripts keep the tensors inside a checkpoint, averaged weights first, as timm picks them."""
+
+
+def read_state_dict(path: str | PathLike[str], names: Collection[str] = ()) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint by name; nothing in the file is executed.
+
+    Training tools nest the tensors and put prefixes before their names (``model.`` of Lightning, ``module.`` of DDP,
+    ``_orig_mod.`` of torch.compile). Both are taken off, with a `CheckpointAdapted` warning that says so.
+
+    Args:
+        path: A safetensors file, or one that torch.save wrote.
+        names: Names the tensors should have; without them prefixes stay.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or holds more than tensors and plain values.
+    """
+    path = Path(path)
+    state, steps = _read(path)
+    if names:
+        state, prefixes = _without_prefixes(state, names)
+        steps += prefixes
+    if steps:
+        warnings.warn(f"{path}: {'; '.join(steps)}", CheckpointAdapted, stacklevel=2)
+    return state
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    head = must_be_checkpoint(path)
+    if not _is_safetensors(head, os.path.getsize(path)) and (head[:2] == b"PK" or head[:1] == b"\x80"):
+        return _tensors_of(path, _unpickled(path, zipped=head[:2] == b"PK"))
+    try:
+        return dict(safetensors.torch.load_file(path)), []
+    except (safetensors.SafetensorError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: is truncated or no checkpoint ({error}); get a fresh copy") from error
+
+
+def _is_safetensors(head: bytes, size: int) -> bool:
+    """Tell by the length of the header, which may begin with any byte, and by the brace that the header begins with."""
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8
+
+
+def must_be_checkpoint(path: Path) -> bytes:
+    """Return the beginning of a file, which is none of those that are often mistaken for a checkpoint.
+
+    Raises:
+        CheckpointError: It is one of them, or cannot be read.
+    """
+    if not os.path.isfile(path):
+        found = "is a folder" if os.path.isdir(path) else "no such file"
+        raise CheckpointError(f"{path}: {found}; pass the path of a .safetensors or .pth checkpoint")
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); pass a file that can") from error
+    if (stranger := _not_a_checkpoint(head)) is not None:
+        raise CheckpointError(f"{path}: is {stranger}, not a checkpoint; download the file itself")
+    return head
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], *, name: str, may_drop_head: bool = False) -> None:
+    """Load a state dict strictly.
+
+    Args:
+        model: Network that receives the tensors.
+        state: Tensors by name.
+        name: What to call the state in errors.
+        may_drop_head: Leave tensors of another shape as the network initialized them.
+
+    Raises:
+        CheckpointError: Names or shapes differ, or a tensor is of a kind that the network's cannot hold.
+    """
+    own = model.state_dict()
+    misfits = _misfits(own, state, name)
+    if misfits and not may_drop_head:
+        raise _another_shape(own, state, misfits[0], name)
+    for key in own:
+        if not _can_hold(own[key], state[key]):
+            kind = f"{str(state[key].layout).removeprefix('torch.')} {str(state[key].dtype).removeprefix('torch.')}"
+            where = " on the meta device" if state[key].is_meta else ""
+            raise CheckpointError(
+                f"{name}: {key} is {kind}{where}, the network holds plain {str(own[key].dtype).removeprefix('torch.')};"
+                " save the tensors of the network as it was before it was quantized or packed"
+            )
+    fitting = OrderedDict((key, own[key] if key in misfits else state[key]) for key in own)
+    # modules read the version they were saved with from here; safetensors carries none, and only current ones are saved
+    fitting._metadata = getattr(state, "_metadata", own._metadata)  # type: ignore[attr-defined]
+    model.load_state_dict(fitting)
+
+
+def must_fit(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, name: str, num_classes: int | None = None
+) -> None:
+    """Raise unless a network of the shapes `own` can be filled with a state; no data is looked at.
+
+    Args:
+        own: Tensors of the network, which may be on the meta device.
+        state: Tensors by name.
+        name: What to call the state in errors.
+        num_classes: Size of a new head: tensors may then have another shape, and that many times the elements.
+
+    Raises:
+        CheckpointError: Names or shapes differ.
+    """
+    for key in _misfits(own, state, name):
+        if num_classes is None or own[key].numel() > state[key].numel() * max(num_classes, 1):
+            raise _another_shape(own, state, key, name)
+
+
+def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor], name: str) -> list[str]:
+    missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    if missing or unexpected:
+        which = f"{missing[0]} is missing" if missing else f"{unexpected[0]} is not in the network"
+        count = len(missing) + len(unexpected)
+        raise CheckpointError(f"{name}: does not fit ({which}; {count} names differ); use the model it was saved from")
+    return [key for key in own if own[key].shape != state[key].shape]
+
+
+def _can_hold(own: Tensor, given: Tensor) -> bool:
+    """Tell whether copying keeps the values: whole numbers are not weights, and packed tensors have a scale besides."""
+    plain = given.layout is torch.strided and not given.is_quantized and not given.is_meta
+    return plain and not given.is_complex() and own.is_floating_point() <= given.is_floating_point()
+
+
+def _another_shape(own: Mapping[str, Tensor], state: Mapping[str, Tensor], key: str, name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{name}: {key} is {tuple(state[key].shape)}, the network has {tuple(own[key].shape)}; "
+        "use the model it was saved from, with as many classes"
+    )
+
+
+def _unpickled(path: Path, *, zipped: bool) -> Any:
+    if zipped:
+        must_be_sound(path)
+    try:
+        with path.open("rb") as file:  # of a path torch looks at the ending, too
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: holds Python objects, not only tensors; save model.state_dict() to a new file and pass that"
+        ) from error
+    except Exception as error:  # a damaged pickle fails in as many ways as there are opcodes
+        if "TorchScript" in str(error) or "torch.jit" in str(error):
+            reason = "is a TorchScript archive; save the state_dict of the Python model instead"
+        else:
+            reason = "is truncated or no checkpoint; get a fresh copy"
+        raise CheckpointError(f"{path}: {reason}") from error
+
+
+def _tensors_of(path: Path, data: Any) -> tuple[dict[str, Tensor], list[str]]:
+    """Find the state dict in what a training script saved, and say where it was."""
+    steps: list[str] = []
+    for _ in range(3):
+        if isinstance(data, Mapping) and data and all(map(_is_named_tensor, data.items())):
+            return cast(dict[str, Tensor], data if hasattr(data, "_metadata") else dict(data)), steps
+        held = [key for key in NESTED if isinstance(data.get(key), Mapping)] if isinstance(data, Mapping) else []
+        if not held:
+            break
+        others = f" rather than {', '.join(map(repr, held[1:]))}" if held[1:] else ""
+        steps.append(f"took {held[0]!r}{others}")
+        data = data[held[0]]
+    raise CheckpointError(f"{path}: holds no state dict; save model.state_dict() to a new file and pass that")
+
+
+def _is_named_tensor(item: tuple[Any, Any]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
+
+
+def _without_prefixes(state: dict[str, Tensor], names: Collection[str]) -> tuple[dict[str, Tensor], list[str]]:
+    """Take wrappers and one common prefix off the names, where all of `names` appear once that is done."""
+    if set(names) <= set(state):
+        return state, []
+    steps, bare = [], dict(state)
+    for wrapper in WRAPPERS:
+        inside = sum(wrapper in name for name in bare)
+        if inside:
+            steps.append(f"stripped {wrapper!r} from {inside} names")
+            bare = {name.replace(wrapper, ""): tensor for name, tensor in bare.items()}
+    first = next(iter(names))
+    for prefix in sorted(name.removesuffix(first) for name in bare if name.endswith(first)):
+        if all(prefix + name in bare for name in names):
+            if prefix:
+                inner = {name.removeprefix(prefix): t for name, t in bare.items() if name.startswith(prefix)}
+                left = len(bare) - len(inner)
+                steps.append(f"stripped {prefix!r} from {len(inner)} names" + f" and left {left} out" * bool(left))
+                bare = inner
+            return bare, steps
+    return state, []
+
+
+def _not_a_checkpoint(head: bytes) -> str | None:
+    """Say what a file is that is often mistaken for a checkpoint."""
+    text = head.lstrip().lower()
+    if text.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer"
+    if text.startswith((b"<!doctype", b"<html")):
+        return "an HTML page"
+    return "an empty file" if not head else None
