@@ -31,6 +31,7 @@ import normswap
 from normswap.layers.convs import WeightStandardized
 from normswap.layers.norms import GroupNormAct
 from normswap.networks.recognition import is_batch_norm
+from normswap.networks.network import Network
 from normswap.tracing.forward import Trace, trace
 
 RESULTS = Path(__file__).parent / "results"
@@ -75,7 +76,7 @@ def structure(model: nn.Module) -> dict[str, Any]:
         "inspect_s": round(inspected, 4),
         "convert_s": round(time.perf_counter() - started, 4),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "flops": flops(model, trace(model)),
+        "flops": flops(model, trace(Network(model))),
         "converted": sum(isinstance(module, nn.GroupNorm) for module in converted.modules())
         - sum(isinstance(module, nn.GroupNorm) for module in model.modules()),
         "convs": len(plan.convs),

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import normswap
 from normswap.networks.recognition import is_batch_norm
+from normswap.networks.network import Network
 from normswap.tracing.forward import trace
 
 NETWORKS = """resnet18 resnet50 efficientnet_b0 mobilenetv3_small_100 regnety_002 densenet121 resnetv2_50
@@ -50,7 +51,7 @@ def activations(model: nn.Module) -> Counter[str]:
 
     Some converters attach the activation to the new norm and never call it.
     """
-    ran = trace(model, torch.empty(2, 3, 224, 224)).shapes
+    ran = trace(Network(model), torch.empty(2, 3, 224, 224)).shapes
     return Counter(
         type(child).__name__
         for name, norm in model.named_modules()

@@ -8,13 +8,14 @@ from normswap.version import __version__
 
 if TYPE_CHECKING:
     from normswap.calibration.calibration import calibrate
-    from normswap.checkpoint.hub_upload import push
-    from normswap.checkpoint.loading import load, save
-    from normswap.conversion.checks import Checks
+    from normswap.checkpoint.hub_upload import Upload, push
+    from normswap.checkpoint.loading import load
+    from normswap.checkpoint.saving import save
+    from normswap.conversion.carried_plan import plan_of
+    from normswap.conversion.check import check
+    from normswap.conversion.checks import Check, Checks
     from normswap.conversion.folding import fold
-    from normswap.conversion.pipeline import convert, inspect
-    from normswap.conversion.structure import check
-    from normswap.conversion.surgery import apply, plan_of
+    from normswap.conversion.pipeline import apply, convert, inspect
     from normswap.errors import (
         AlreadyConverted,
         BadStatistics,
@@ -34,11 +35,13 @@ if TYPE_CHECKING:
         WeightsChanged,
         WeightsUnavailable,
     )
-    from normswap.exporting import export
+    from normswap.exporting import Exported, export
     from normswap.layers.accumulation import accumulate
     from normswap.networks.recognition import NormParts, register_conv, register_norm
+    from normswap.planning.choices import Action
+    from normswap.planning.entry import ConvEntry, Entry, NormEntry
     from normswap.planning.options import Options
-    from normswap.planning.plan import Action, Entry, Plan
+    from normswap.planning.plan import Plan
     from normswap.sources.registry import Source
 
 __all__ = [
@@ -46,15 +49,19 @@ __all__ = [
     "AlreadyConverted",
     "BadStatistics",
     "CalibrationFailed",
+    "Check",
     "CheckFailed",
     "CheckpointAdapted",
     "CheckpointError",
     "Checks",
+    "ConvEntry",
     "Entry",
     "ExportFailed",
+    "Exported",
     "HubError",
     "InvalidOption",
     "NeedsExampleInput",
+    "NormEntry",
     "NormParts",
     "NormswapError",
     "NothingToConvert",
@@ -64,6 +71,7 @@ __all__ = [
     "Source",
     "UnknownModel",
     "UnsupportedModel",
+    "Upload",
     "WeightsChanged",
     "WeightsUnavailable",
     "__version__",
@@ -85,18 +93,21 @@ __all__ = [
 
 _HOMES = {
     "calibration.calibration": "calibrate",
-    "checkpoint.hub_upload": "push",
-    "checkpoint.loading": "load save",
-    "conversion.checks": "Checks",
+    "checkpoint.hub_upload": "Upload push",
+    "checkpoint.loading": "load",
+    "checkpoint.saving": "save",
+    "conversion.carried_plan": "plan_of",
+    "conversion.check": "check",
+    "conversion.checks": "Check Checks",
     "conversion.folding": "fold",
-    "conversion.pipeline": "convert inspect",
-    "conversion.structure": "check",
-    "conversion.surgery": "apply plan_of",
-    "exporting": "export",
+    "conversion.pipeline": "apply convert inspect",
+    "exporting": "Exported export",
     "layers.accumulation": "accumulate",
     "networks.recognition": "NormParts register_conv register_norm",
+    "planning.choices": "Action",
+    "planning.entry": "ConvEntry Entry NormEntry",
     "planning.options": "Options",
-    "planning.plan": "Action Entry Plan",
+    "planning.plan": "Plan",
     "sources.registry": "Source",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -67,3 +67,14 @@ class AlreadyConverted(UserWarning):
 
 class CheckpointAdapted(UserWarning):
     """The checkpoint was read after its tensors had been unpacked or renamed; the message says how."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says first, or its class where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def described(error: BaseException) -> str:
+    """Return an error's class and what it says first, in a line."""
+    line, kind = first_line(error), type(error).__name__
+    return kind if line == kind else f"{kind}: {line}"

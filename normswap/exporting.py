@@ -4,6 +4,7 @@ import importlib.util
 import io
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from os import PathLike
@@ -16,11 +17,10 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_map_only
 
 from normswap.checkpoint.atomic import replacing
+from normswap.conversion.carried_plan import plan_of
 from normswap.conversion.folding import fold
-from normswap.conversion.surgery import plan_of
-from normswap.errors import ExportFailed, InvalidOption, NeedsExampleInput
-from normswap.networks.inputs import as_call, call, materialize, rebuild
-from normswap.networks.tensors import tensors_in
+from normswap.errors import ExportFailed, InvalidOption, NeedsExampleInput, first_line
+from normswap.networks.inputs import as_call, call, materialize, rebuild, tensors_in
 
 OPSETS = range(18, 24)
 NATIVE_OPSET = 21
@@ -105,24 +105,29 @@ def export(
         example_input = rebuild(plan.inputs)
     dtype = next((p.dtype for p in folded.parameters() if p.is_floating_point()), torch.float32)
     example = materialize(example_input, torch.device("cpu"), dtype, seed=0)
-    failure: ExportFailed | None = None
-    for free in FREE_AXES:
-        try:
-            with replacing(path) as temporary, warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                program = _traced(folded, example, free)
-                dynamic = _dynamic_axes(program)
-                run = _write_onnx(program, temporary, opset) if to == "onnx" else _write_torch(program, temporary)
-                compared, difference = _compare(folded, run, example, dynamic)
-            return Exported(str(path), to, dynamic, compared, difference)
-        except ExportFailed as error:
-            failure = failure or error
-        except OSError as error:
-            raise ExportFailed(
-                f"{path}: cannot be written ({error.strerror or error}); choose another place"
-            ) from error
-    assert failure is not None
-    raise failure
+    attempt = partial(_attempt, folded, example, path, to, opset)
+    most, *fewer = FREE_AXES
+    try:
+        return attempt(most)
+    except ExportFailed as error:
+        for free in fewer:
+            with suppress(ExportFailed):
+                return attempt(free)
+        raise error
+
+
+def _attempt(model: nn.Module, example: Any, path: Path, to: str, opset: int, free: int) -> Exported:
+    """Export with so many leading axes free; the file takes its place once it computes what the network does."""
+    try:
+        with replacing(path) as temporary, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = _traced(model, example, free)
+            dynamic = _dynamic_axes(program)
+            run = _write_onnx(program, temporary, opset) if to == "onnx" else _write_torch(program, temporary)
+            compared, difference = _compare(model, run, example, dynamic)
+    except OSError as error:
+        raise ExportFailed(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error
+    return Exported(str(path), to, dynamic, compared, difference)
 
 
 def _traced(model: nn.Module, example: Any, free: int) -> ExportedProgram:
@@ -131,12 +136,8 @@ def _traced(model: nn.Module, example: Any, free: int) -> ExportedProgram:
     try:
         return torch.export.export(model, args, kwargs, dynamic_shapes=(shapes[1] or shapes[0]) if free else None)
     except Exception as error:  # whatever the network's own code does under the tracer
-        raise ExportFailed(f"{type(model).__name__} cannot be traced by torch.export ({_reason(error)}); use "
-                           "normswap.fold in Python") from error  # fmt: skip
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+        what = f"{type(model).__name__} cannot be traced by torch.export ({first_line(error)})"
+        raise ExportFailed(f"{what}; use normswap.fold in Python") from error
 
 
 def _free(axis: int) -> Any:
@@ -169,15 +170,15 @@ def _write_onnx(program: ExportedProgram, path: Path, opset: int) -> Runner:
     import onnxruntime
 
     try:
-        written = torch.onnx.export(program, opset_version=opset, verbose=False)
-        assert written is not None
+        written: Any = torch.onnx.export(program, opset_version=opset, verbose=False)
         written.save(path, external_data=False)
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except OSError:
         raise
     except Exception as error:  # exporter, protobuf and runtime each raise their own
-        raise ExportFailed(f"opset {opset} cannot express the network ({_reason(error)}); try another --opset, or --to "
-                           "torch") from error  # fmt: skip
+        raise ExportFailed(
+            f"opset {opset} cannot express the network ({first_line(error)}); try another --opset, or --to torch"
+        ) from error
     names = [entry.name for entry in session.get_inputs()]
 
     def run(example: Any) -> list[Tensor]:
@@ -197,16 +198,21 @@ def _compare(
         try:
             expected, found = list(tensors_in(call(model, probe))), run(probe)
         except Exception as error:  # a size the network was not made for, which tracing had left free
-            raise ExportFailed(f"an input of {shape} does not run ({_reason(error)}); nothing was written") from error
+            raise ExportFailed(
+                f"an input of {shape} does not run ({first_line(error)}); nothing was written"
+            ) from error
         if [tuple(t.shape) for t in expected] != [tuple(t.shape) for t in found]:
-            raise ExportFailed(f"the exported file gives outputs of other shapes for an input of {shape}; nothing was "
-                               "written")  # fmt: skip
+            raise ExportFailed(
+                f"the exported file gives outputs of other shapes for an input of {shape}; nothing was written"
+            )
         for ours, theirs in zip(expected, found, strict=True):
             difference = float((ours.double() - theirs.double()).abs().max())
             bound = ROUNDING * torch.finfo(ours.dtype).eps * max(1.0, float(ours.abs().max()))
             if not difference <= bound:
-                raise ExportFailed(f"the exported file is off by {difference:.1e} (allowed {bound:.1e}) for an input "
-                                   f"of {shape}; nothing was written")  # fmt: skip
+                raise ExportFailed(
+                    f"the exported file is off by {difference:.1e} (allowed {bound:.1e}) for an input of {shape}; "
+                    "nothing was written"
+                )
             worst = max(worst, difference)
         shapes.append(shape)
     return tuple(shapes), worst

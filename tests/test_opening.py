@@ -15,7 +15,8 @@ from torch import nn
 
 import normswap
 from normswap.cli.app import cli
-from normswap.sources.opening import folder_name, open_model
+from normswap.cli.models import folder_name
+from normswap.sources.opening import open_model
 
 OWN = """
 from torch import nn

@@ -10,7 +10,8 @@ from nets import CASES, Net, WithAct, conv, warm
 from torch import Tensor, nn
 
 import normswap
-from normswap.planning.plan import Action, Entry
+from normswap.planning.choices import Action
+from normswap.planning.entry import ConvEntry, NormEntry
 
 
 def plan_for(name: str, **options: Any) -> normswap.Plan:
@@ -18,7 +19,7 @@ def plan_for(name: str, **options: Any) -> normswap.Plan:
     return normswap.inspect(case.build(), example_input=torch.zeros(case.shape), **options)
 
 
-def entry(plan: normswap.Plan, name: str) -> Entry:
+def entry(plan: normswap.Plan, name: str) -> NormEntry | ConvEntry:
     return next(e for e in plan.entries if e.name == name)
 
 
@@ -29,7 +30,7 @@ REASONS = {
     "add": ("pre-activation", "bn2", "follows conv through add; 4 of 32 groups fit"),
     "linear": ("linear", "bn", "follows one linear; 4 of 32 groups fit"),
     "never": ("dead code", "old_bn", "never runs; replaced all the same"),
-    "one value": ("one value", "bn", "sees one value a sample, which any group would erase"),
+    "one value": ("one value", "bn", "sees one value per sample, which any group would erase"),
     "function": ("function inside", "bn", "its forward also computes relu, which GroupNorm would lose"),
     "fresh": ("direct", "conv", "its norm is fresh"),
     "merged": ("cat", "a", "every path ends in a norm, through cat; its norm is fresh"),
@@ -38,7 +39,7 @@ REASONS = {
     "tied, read": ("tied weights", "b", "its output is read by <relu>"),
     "gate": ("squeeze-excite", "gate", "its output is read by <sigmoid>"),
     "kept norm": ("function inside", "conv", "its output is read by bn, which is left as it is"),
-    "fan-in 1": ("fan-in 1", "conv", "one weight a filter (fan-in 1): standardizing would erase it"),
+    "fan-in 1": ("fan-in 1", "conv", "one weight per filter (fan-in 1): standardizing would erase it"),
     "computed": ("weight_norm", "conv", "its kernel is computed in the forward pass, or read outside its own"),
     "unreached": ("dead code", "old", "no forward pass reaches it"),
 }

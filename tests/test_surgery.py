@@ -11,7 +11,7 @@ from nets import CASES, conv
 from torch import Tensor, nn
 
 import normswap
-from normswap.conversion import surgery
+from normswap.conversion import replacements
 
 
 def small() -> nn.Sequential:
@@ -44,7 +44,7 @@ def test_failure_while_building_leaves_the_model_alone(monkeypatch: pytest.Monke
     model = small()
     plan = normswap.inspect(model)
     before, state, built = repr(model), copy.deepcopy(model.state_dict()), []
-    real = surgery._replaced_norm
+    real = replacements._norm
 
     def fails_the_second_time(*arguments: object) -> object:
         built.append(arguments)
@@ -52,7 +52,7 @@ def test_failure_while_building_leaves_the_model_alone(monkeypatch: pytest.Monke
             raise RuntimeError("out of memory")
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(surgery, "_replaced_norm", fails_the_second_time)
+    monkeypatch.setattr(replacements, "_norm", fails_the_second_time)
     with pytest.raises(RuntimeError, match="out of memory"):
         normswap.apply(model, plan, inplace=True)
     assert repr(model) == before

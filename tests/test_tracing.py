@@ -9,6 +9,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 import normswap
 from normswap.networks.recognition import is_batch_norm
+from normswap.networks.network import Network
 from normswap.tracing.forward import trace
 
 DETECTION = [
@@ -117,7 +118,7 @@ def test_norm_called_past_its_hooks() -> None:
             return self.bn.forward(self.a(x))
 
     model = Direct(a=conv(), bn=nn.BatchNorm2d(8))
-    assert [node.name for node in trace(model).norms["bn"].fed_by] == ["a"]
+    assert [node.name for node in trace(Network(model)).norms["bn"].fed_by] == ["a"]
     assert isinstance(normswap.convert(model).bn, nn.GroupNorm)
 
 

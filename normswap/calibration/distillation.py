@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from normswap.networks.inputs import batch_size, call
-from normswap.networks.tensors import tensors_in
+from normswap.networks.hooks import outputs_of
+from normswap.networks.inputs import batch_size, call, tensors_in
+from normswap.networks.network import Network
 
 LEARNING_RATE = 5e-4
 """Adam's highest learning rate; it falls to zero along a cosine."""
@@ -36,26 +37,6 @@ def disagreement(student: Any, teacher: Any) -> Tensor | None:
     return torch.stack(terms).mean() if terms else None
 
 
-class Outputs:
-    """The outputs of the named norms of one network in its last forward pass."""
-
-    def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
-        modules = dict(model.named_modules(remove_duplicate=False))
-        self.found: dict[str, Any] = {}
-        self.handles = [modules[name].register_forward_hook(self._keeper(name)) for name in names]
-
-    def _keeper(self, name: str) -> Any:
-        def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-            self.found[name] = output
-
-        return keep
-
-    def remove(self) -> None:
-        """Stop watching."""
-        for handle in self.handles:
-            handle.remove()
-
-
 def mixed(batch: Any) -> Any:
     """Return the batch with a random share of another sample in each; whole numbers and single values stay.
 
@@ -74,9 +55,7 @@ def mixed(batch: Any) -> Any:
     return tree_map_only(Tensor, mix, batch)
 
 
-def distill(
-    student: nn.Module, teacher: nn.Module, names: Iterable[str], batches: Iterable[Any], *, steps: int
-) -> None:
+def distill(student: Network, teacher: Network, names: Iterable[str], batches: Iterable[Any], *, steps: int) -> None:
     """Train the student's parameters for some steps to give the teacher's outputs.
 
     The loss is `disagreement` of the outputs plus, 30 times, its mean over the outputs of 8 norms drawn anew for every
@@ -90,27 +69,22 @@ def distill(
         batches: Example inputs; at least `steps` of them are taken.
         steps: Optimizer steps.
     """
-    names = list(names)
-    modules = dict(student.named_modules(remove_duplicate=False))
-    for name in names:  # a frozen BatchNorm's values are fixed, what replaced it has to find its own
-        modules[name].requires_grad_()
-    parameters = [p for p in student.parameters() if p.requires_grad]
+    norms, theirs = ({name: network.slots[name] for name in names} for network in (student, teacher))
+    for norm in norms.values():  # a frozen BatchNorm's values are fixed, what replaced it has to find its own
+        norm.requires_grad_()
+    parameters = [p for p in student.model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    ours, theirs = Outputs(student, names), Outputs(teacher, names)
-    try:
+    with outputs_of(norms) as found, outputs_of(theirs) as wanted:
         for _, batch in zip(range(steps), map(mixed, batches), strict=False):
             with torch.no_grad():
-                wanted = call(teacher, batch)
-            outputs = disagreement(call(student, batch), wanted)
-            drawn = [names[index] for index in torch.randperm(len(names))[:HINTS]]
-            hints = disagreement([ours.found.get(name) for name in drawn], [theirs.found.get(name) for name in drawn])
+                answer = call(teacher.model, batch)
+            outputs = disagreement(call(student.model, batch), answer)
+            drawn = [list(norms)[index] for index in torch.randperm(len(norms))[:HINTS]]
+            hints = disagreement([found.get(name) for name in drawn], [wanted.get(name) for name in drawn])
             terms = [weight * term for weight, term in ((1, outputs), (HINT_WEIGHT, hints)) if term is not None]
             optimizer.zero_grad()
             torch.stack(terms).sum().backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
-    finally:
-        ours.remove()
-        theirs.remove()

@@ -10,8 +10,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
 
 from normswap.errors import CalibrationFailed
 
-BATCH, HELD_BACK = 16, 10
-"""Images a batch, and every which of them is held back to judge by."""
+BATCH, JUDGED_ONE_IN = 16, 10
+"""Images per batch, and how many images there are to each one that is held back to judge by."""
 
 
 Loader = DataLoader[Any]
@@ -45,7 +45,7 @@ def image_batches(folder: Path, model: nn.Module, size: tuple[int, ...], *, augm
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
     if len(files) < 2 * BATCH:
         raise CalibrationFailed(f"{folder}: holds {len(files)} images; calibration needs at least {2 * BATCH}")
-    judged = files[::HELD_BACK]
+    judged = files[::JUDGED_ONE_IN]
     learned = [path for path in files if path not in set(judged)]
     return (
         DataLoader(_Images(learned, random if augment else central), BATCH, shuffle=augment, drop_last=augment),

@@ -1,4 +1,4 @@
-"""How timm describes a converted network: on the model itself, and in config.json."""
+"""How config.json describes a converted network to timm."""
 
 import json
 from collections.abc import Mapping
@@ -8,31 +8,10 @@ import torch
 from torch import nn
 
 from normswap.planning.plan import Plan
-from normswap.sources.registry import ENTRYPOINT, Source, meta_build, source_of
+from normswap.sources.registry import ENTRYPOINT, Source, meta_build
 
 ELSEWHERE = ("architecture", "state_dict", "url", "file", "hf_hub_id", "hf_hub_filename", "source", "custom_load")
 """Where timm had the unconverted weights from: no part of the converted checkpoint's configuration."""
-
-
-def remember(model: nn.Module, plan: Plan) -> None:
-    """Correct what a network that timm built says about itself, so that timm's ``save_for_hf`` describes it rightly.
-
-    Networks that timm did not build are left alone.
-    """
-    source, config = source_of(model), getattr(model, "pretrained_cfg", None)
-    if source is None or not isinstance(config, Mapping):
-        return
-    config = {**config, "architecture": ENTRYPOINT}
-    arguments = {"source": source.to_dict(), "plan": plan.to_dict()}
-    vars(model).update(pretrained_cfg=config, default_cfg=config, _model_args=arguments)
-
-
-def recall(model: nn.Module, config: Mapping[str, Any]) -> None:
-    """Give a network of timm the preprocessing that its checkpoint states, rather than its architecture's usual one."""
-    usual, stated = getattr(model, "pretrained_cfg", None), config.get("pretrained_cfg")
-    if isinstance(usual, Mapping) and isinstance(stated, Mapping):
-        known = {**usual, **stated}
-        vars(model).update(pretrained_cfg=known, default_cfg=known)
 
 
 def timm_config(model: nn.Module, plan: Plan, source: Source | None) -> dict[str, Any]:

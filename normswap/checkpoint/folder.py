@@ -3,10 +3,10 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -14,14 +14,28 @@ from torch import Tensor
 
 from normswap.checkpoint.atomic import finish, left_over, locked, replacing_together
 from normswap.errors import CheckpointError
-from normswap.sources.state_dicts import must_be_checkpoint, read_state_dict
+from normswap.planning.schema import SCHEMA, unreadable
+from normswap.sources.state_dicts import must_be_checkpoint
 from normswap.sources.untrusted_json import parse_json, read_json
+
+Parsed = TypeVar("Parsed")
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 ORDER = CONFIG, CARD, WEIGHTS
 """In which they are renamed: the one that tells the others apart first, the one that it tells apart last."""
-SCHEMA = 1
-"""Version of the ``normswap`` block; a newer one is refused."""
+
+
+def must_be_free(directory: Path) -> None:
+    """Raise where a checkpoint would replace files, whoever wrote them.
+
+    Raises:
+        CheckpointError: With the file.
+    """
+    if os.path.exists(directory / CONFIG):
+        raise CheckpointError(f"{directory}: holds a checkpoint already; pass --force or another -o")
+    for name in (WEIGHTS, CARD):
+        if os.path.exists(directory / name):
+            raise CheckpointError(f"{directory / name}: would be replaced; pass --force or another -o")
 
 
 def write(directory: Path, tensors: dict[str, Tensor], config: dict[str, Any], card: str) -> None:
@@ -63,34 +77,29 @@ def _made(directory: Path) -> Iterator[None]:
         raise
 
 
-def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the configuration and the tensors of a checkpoint, which were saved together.
-
-    Raises:
-        CheckpointError: A file is missing or damaged, or they were not saved together.
-    """
-    with whole(directory) as (config, path):
-        return config, read_state_dict(path)
-
-
 @contextmanager
-def whole(directory: Path) -> Iterator[tuple[dict[str, Any], Path]]:
-    """Yield the configuration and the path of the tensors, which nobody replaces for as long as the block lasts.
+def whole(directory: Path, parse: Callable[[dict[str, Any]], Parsed]) -> Iterator[tuple[Parsed, Path]]:
+    """Yield what the configuration says and the path of the tensors; nobody replaces them while the block lasts.
 
     Where a process was killed while it renamed the files of a checkpoint, this finishes what it began.
+
+    Args:
+        directory: The checkpoint's folder.
+        parse: Makes of the configuration what is wanted of it, before the tensors are looked at.
 
     Raises:
         CheckpointError: A file is missing or damaged, or they were not saved together.
     """
     with _locked(directory, shared=True):
         config = read_config(directory)
+        parsed = parse(config)
         if (directory / WEIGHTS).exists() and _belongs(directory / WEIGHTS, config):
             _must_agree(directory / WEIGHTS, config)
-            yield config, directory / WEIGHTS
+            yield parsed, directory / WEIGHTS
             return
     with _locked(directory) as alone:
         config = read_config(directory)
-        yield config, _found(directory, config, may_rename=alone)
+        yield parse(config), _found(directory, config, may_rename=alone)
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -107,12 +116,8 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise CheckpointError(f"{directory / CONFIG}: cannot be read ({error}); save the checkpoint again") from error
     if not isinstance(config, dict) or not isinstance(config.get("normswap"), dict):
         raise CheckpointError(f"{directory / CONFIG}: is not normswap's; pass a folder that normswap wrote")
-    schema = config["normswap"].get("schema", SCHEMA)
-    if type(schema) is not int or not 1 <= schema <= SCHEMA:
-        raise CheckpointError(
-            f"{directory / CONFIG}: has schema {schema!r:.60}, this normswap reads up to {SCHEMA}; "
-            "upgrade normswap or convert again"
-        )
+    if newer := unreadable(config["normswap"].get("schema", SCHEMA)):
+        raise CheckpointError(f"{directory / CONFIG}: {newer}")
     return config
 
 

@@ -11,15 +11,21 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 
 from normswap.checkpoint.card import model_card
 from normswap.checkpoint.folder import CARD, CONFIG, WEIGHTS, whole
-from normswap.errors import HubError, InvalidOption
-from normswap.sources.fetching import first_line
+from normswap.errors import HubError, InvalidOption, first_line
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What goes, or went, to the hub: file names with their sizes in bytes, and the model card."""
+    """What goes, or went, to the hub.
+
+    Attributes:
+        repository: ``user/name``.
+        files: Sizes in bytes by file name.
+        card: The model card.
+        url: Where the repository is; None where nothing was sent.
+    """
 
     repository: str
     files: dict[str, int]
@@ -38,9 +44,14 @@ class Upload:
 
 
 def push(
-    directory: str | PathLike[str], repository: str, *, private: bool = False, dry_run: bool = False,
-    endpoint: str | None = None, token: str | None = None,
-) -> Upload:  # fmt: skip
+    directory: str | PathLike[str],
+    repository: str,
+    *,
+    private: bool = False,
+    dry_run: bool = False,
+    endpoint: str | None = None,
+    token: str | None = None,
+) -> Upload:
     """Upload a checkpoint, with a model card that says how to load it from there.
 
     >>> push("OUT", "user/resnet50-gn")
@@ -61,11 +72,9 @@ def push(
     directory = Path(directory)
     if not REPOSITORY.fullmatch(repository):
         raise InvalidOption(f"{repository!r} is no repository; write user/name")
-    with whole(directory) as (config, weights):
+    with whole(directory, dict) as (config, weights):
         card = model_card(config, repository)
-    contents: dict[str, Path | bytes] = {
-        WEIGHTS: weights, CARD: card.encode(), CONFIG: directory / CONFIG,
-    }  # fmt: skip
+    contents: dict[str, Path | bytes] = {WEIGHTS: weights, CARD: card.encode(), CONFIG: directory / CONFIG}
     sizes = {name: len(c) if isinstance(c, bytes) else c.stat().st_size for name, c in contents.items()}
     if dry_run:
         return Upload(repository, sizes, card, None)

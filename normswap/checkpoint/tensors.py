@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from normswap.errors import CheckpointError
 from normswap.layers.convs import WeightStandardized
 from normswap.layers.standardization import gain_and_offset
-from normswap.networks.copying import module_names
+from normswap.networks.network import Network
 
 
 def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -33,18 +33,15 @@ def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def _moved_filters(model: nn.Module) -> dict[str, Tensor]:
     """Return kernels, gains and offsets, by name in the state, of the convolutions whose filters training has moved."""
-    names = module_names(model)
-    moved: dict[str, Tensor] = {}
-    for module in model.modules():
-        if not isinstance(module, WeightStandardized) or module.ws_gain is None or module.ws_gain.is_meta:
+    network, moved = Network(model), dict[str, Tensor]()
+    for _, conv in network.standardized():
+        if conv.ws_gain is None or conv.ws_gain.is_meta:
             continue
-        raw = module._parameters["weight"]
-        assert raw is not None
-        if all(torch.equal(value, module._parameters[key]) for key, value in settled(module, raw).items()):  # type: ignore[arg-type]
+        if all(torch.equal(value, getattr(conv, key)) for key, value in settled(conv, conv.raw_weight).items()):
             continue
-        kernel = module.standardized_weight()
-        for key, value in {"weight": kernel, **settled(module, kernel)}.items():
-            moved |= {f"{name}.{key}" if name else key: value for name in names[id(module)]}
+        kernel = conv.standardized_weight()
+        for key, value in {"weight": kernel, **settled(conv, kernel)}.items():
+            moved |= {f"{name}.{key}".lstrip("."): value for name in network.names[id(conv)]}
     return moved
 
 
@@ -57,5 +54,5 @@ def settled(module: WeightStandardized, weight: Tensor) -> dict[str, Tensor]:
         module: A weight-standardized convolution with a gain.
         weight: A kernel of the shape of the module's.
     """
-    gain, offset = (value.to(weight.dtype) for value in gain_and_offset(module._filters(weight), module.ws_eps))
+    gain, offset = (value.to(weight.dtype) for value in gain_and_offset(module.ws_filters(weight), module.ws_eps))
     return {"ws_gain": gain} | ({} if module.ws_offset is None else {"ws_offset": offset})

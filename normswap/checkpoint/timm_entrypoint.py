@@ -50,7 +50,7 @@ def normswap(
     """
     from timm.models import load_pretrained, resolve_pretrained_cfg
 
-    from normswap.conversion.surgery import apply
+    from normswap.conversion.pipeline import apply
     from normswap.errors import CheckpointError
     from normswap.planning.plan import Plan
     from normswap.sources.registry import Source
@@ -120,17 +120,19 @@ def _features(wrapper: nn.Module, whole: nn.Module, plan: Plan) -> nn.Module:
     """
     from dataclasses import replace
 
-    from normswap.conversion.surgery import apply
-    from normswap.networks.copying import module_names
+    from normswap.conversion.pipeline import apply
+    from normswap.networks.network import Network
+    from normswap.planning.entry import NormEntry
 
     entries = {_flat(name): entry for entry in plan.entries for name in (entry.name, *entry.aliases)}
-    modules = dict(wrapper.named_modules())
-    found = []
-    for name, *aliases in module_names(wrapper).values():
+    network, found = Network(wrapper), []
+    for name, *aliases in network.names.values():
         entry = entries.get(_flat(name)) or entries.get(_flat(_below(name)))
-        if entry is not None:  # some extractors keep a norm and its activation apart
-            then = tuple(key for key in entry.then if key in modules[name]._modules)
-            found.append(replace(entry, name=name, aliases=tuple(aliases), then=then))
+        if entry is None:
+            continue
+        if isinstance(entry, NormEntry):  # some extractors keep a norm and its activation apart
+            entry = replace(entry, then=tuple(key for key in entry.then if key in network.slots[name]._modules))
+        found.append(replace(entry, name=name, aliases=tuple(aliases)))
     features = apply(wrapper, replace(plan, entries=tuple(found)), inplace=True)
     tensors = {_flat(name): tensor for name, tensor in whole.state_dict().items()}
     state = {name: tensors.get(_flat(name), tensors.get(_flat(_below(name)))) for name in features.state_dict()}
@@ -165,7 +167,7 @@ def _must_be_whole(cfg: Mapping[str, Any]) -> None:
         read_config(folder)
     except CheckpointError:  # timm's own exporter writes configurations without a digest
         return
-    with whole(folder):
+    with whole(folder, dict):
         pass
 
 
@@ -177,4 +179,4 @@ def _settle(model: nn.Module, first_convs: str | Sequence[str] | None) -> None:
     for name in (first_convs,) if isinstance(first_convs, str) else first_convs or ():
         conv = model.get_submodule(name)
         if isinstance(conv, WeightStandardized) and conv.ws_gain is not None:
-            conv.load_state_dict(settled(conv, conv._parameters["weight"].detach()), strict=False)  # type: ignore[union-attr]
+            conv.load_state_dict(settled(conv, conv.raw_weight.detach()), strict=False)

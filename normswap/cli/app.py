@@ -5,23 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from normswap import errors
-from normswap.cli.delivery import export
-from normswap.cli.hub import push
-from normswap.cli.models import open_named
+from normswap.cli.delivery import export, push
+from normswap.cli.models import Opening, folder_name, open_named, show_plan
 from normswap.cli.options import conversion_options
 from normswap.cli.output import FAILED, INTERRUPTED, Output, UnwrittenResult, verb
 from normswap.version import __version__
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from normswap.calibration.calibration import Calibration
-    from normswap.planning.plan import Plan
 
 EPILOG = "Exit codes: 0 done, 1 failed or a check did not hold, 2 usage, 3 nothing to convert, 130 interrupted."
 
@@ -55,49 +48,52 @@ def cli() -> None:
 @conversion_options
 @verb
 def convert(
-    out: Output, model: str, output: Path | None, dry_run: bool, force: bool, images: Path | None, steps: int,
-    pretrained: bool, weights: Path | None, num_classes: int | None, shapes: tuple[str, ...], **options: Any,
-) -> None:  # fmt: skip
+    out: Output,
+    model: str,
+    output: Path | None,
+    dry_run: bool,
+    force: bool,
+    images: Path | None,
+    steps: int,
+    opening: Opening,
+    **options: Any,
+) -> None:
     """Convert MODEL, check the result and write a checkpoint.
 
     MODEL is a name of timm or torchvision (resnet50, timm/resnet50.a1_in1k, torchvision/vgg16_bn), a checkpoint in
     timm's format (hf-hub:user/name, local-dir:FOLDER), or a function of your own (package.module:factory).
     """
-    from normswap.planning.options import Options, flat_overrides
-    from normswap.sources.opening import folder_name
+    from normswap.planning.options import Options
 
-    Options(**{**options, "overrides": flat_overrides(options["overrides"])})
+    Options.of(**options)
     if steps and images is None:
         raise errors.InvalidOption("--steps distills on images; pass --calibrate DIR too")
     target = output or Path(folder_name(model))
     if not dry_run and not force:
-        _must_be_free(target)
-    network, source = open_named(out, model, pretrained, weights, num_classes, shapes, options)
+        from normswap.checkpoint.folder import must_be_free
+
+        must_be_free(target)
+    network, source, example_input = open_named(out, model, opening, options)
     if dry_run:
-        _show_plan(out, network, options)
+        show_plan(out, network, example_input, options)
         return
-    from normswap import check, plan_of, save
-    from normswap import convert as convert_model
-    from normswap.planning import report
+    from normswap.checkpoint.making import make
 
     out.note(f"converting {model} …")
-    if images is not None and options["groups"] == "auto":
-        options["batches"] = _first_images(images, network, options["example_input"])
-    converted = convert_model(network, **options)
-    plan = plan_of(converted)
-    result = _calibrated(out, converted, network, images, steps) if images is not None else None
-    out.note("checking …")
-    checks = check(converted, network)
-    if checks:
-        out.note("writing …")
-        save(converted, target, source=source, checks=checks)
-    lines = [*report.summary(plan), *([str(result)] if result else []), "", str(checks), ""]
-    text = "\n".join([*lines, f"wrote {target}" if checks else "wrote nothing"])
-    data: dict[str, Any] = {"output": str(target) if checks else None, "plan": plan.to_dict()}
-    data |= {"calibration": result.to_dict()} if result else {}
-    out.result({**data, "checks": checks.to_dict()}, text)
-    if not checks:
-        raise errors.CheckFailed(f"{checks.failed[0].name}: {checks.failed[0].detail}; nothing was written")
+    made = make(
+        network,
+        target,
+        source=source,
+        images=images,
+        steps=steps,
+        example_input=example_input,
+        note=out.note,
+        **options,
+    )
+    out.result(made.to_dict(), str(made))
+    if made.directory is None:
+        failed = made.checks.failed[0]
+        raise errors.CheckFailed(f"{failed.name}: {failed.detail}; nothing was written")
 
 
 @cli.command()
@@ -110,10 +106,7 @@ def convert(
 )
 @conversion_options
 @verb
-def inspect(
-    out: Output, model: str, plot: Path | None, pretrained: bool, weights: Path | None, num_classes: int | None,
-    shapes: tuple[str, ...], **options: Any,
-) -> None:  # fmt: skip
+def inspect(out: Output, model: str, plot: Path | None, opening: Opening, **options: Any) -> None:
     """Show what would happen to every norm and convolution of MODEL, or what happened in a converted folder."""
     if os.path.exists(os.path.join(model, "config.json")):
         from normswap.planning.plan import as_plan
@@ -121,8 +114,8 @@ def inspect(
         plan = as_plan(Path(model) / "config.json")
         out.result({"plan": plan.to_dict()}, str(plan))
     else:
-        network, _ = open_named(out, model, pretrained, weights, num_classes, shapes, options)
-        plan = _show_plan(out, network, options)
+        network, _, example_input = open_named(out, model, opening, options)
+        plan = show_plan(out, network, example_input, options)
     if plot is not None:
         from normswap.plotting import draw_plan
 
@@ -182,48 +175,6 @@ def demo(out: Output, plot: Path | None) -> None:
 
 cli.add_command(export)
 cli.add_command(push)
-
-
-def _must_be_free(target: Path) -> None:
-    """Refuse a folder with files of the names that a checkpoint has, whoever wrote them."""
-    if os.path.exists(target / "config.json"):
-        raise errors.CheckpointError(f"{target}: holds a checkpoint already; pass --force or another -o")
-    for name in ("model.safetensors", "README.md"):
-        if os.path.exists(target / name):
-            raise errors.CheckpointError(f"{target / name}: would be replaced; pass --force or another -o")
-
-
-def _first_images(folder: Path, network: nn.Module, example_input: Any) -> list[Any]:
-    """Return a few batches, on which group counts are measured."""
-    from itertools import islice
-
-    from normswap import inspect as inspect_model
-    from normswap.calibration.images import image_batches
-
-    size = inspect_model(network, example_input=example_input).input_size
-    return list(islice(image_batches(folder, network, size, augment=False)[0], 4))
-
-
-def _calibrated(out: Output, converted: nn.Module, network: nn.Module, folder: Path, steps: int) -> Calibration:
-    """Calibrate on a folder of images."""
-    from normswap import plan_of
-    from normswap.calibration.calibration import calibration
-    from normswap.calibration.images import image_batches
-
-    out.note("calibrating …")
-    size = plan_of(converted).input_size
-    learned, judged = image_batches(folder, network, size, augment=bool(steps))
-    return calibration(converted, network, learned, steps=steps, held_back=judged)
-
-
-def _show_plan(out: Output, network: nn.Module, options: dict[str, Any]) -> Plan:
-    from normswap import inspect as inspect_model
-
-    plan: Plan = inspect_model(network, **options)
-    out.result({"plan": plan.to_dict()}, str(plan))
-    if not plan.changes:
-        raise errors.NothingToConvert(f"{type(network).__name__} holds no BatchNorm to convert")
-    return plan
 
 
 def main() -> None:

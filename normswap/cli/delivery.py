@@ -1,4 +1,4 @@
-"""The verb that writes a checkpoint as one file for deployment."""
+"""The verbs that send a checkpoint on: as one file for deployment, or to the hub."""
 
 from pathlib import Path
 
@@ -16,9 +16,12 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
     "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Default: DIRECTORY.onnx or .pt2."
 )
 @click.option(
-    "--opset", type=click.IntRange(18, 23), default=21, show_default=True,
+    "--opset",
+    type=click.IntRange(18, 23),
+    default=21,
+    show_default=True,
     help="ONNX operators; from 21 on GroupNorm is one of them.",
-)  # fmt: skip
+)
 @verb
 def export(out: Output, directory: Path, to: str, output: Path | None, opset: int) -> None:
     """Write the checkpoint in DIRECTORY as one file that runs without normswap.
@@ -32,3 +35,22 @@ def export(out: Output, directory: Path, to: str, output: Path | None, opset: in
     out.note("exporting …")
     exported = export_model(load(directory), target, to=to, opset=opset)
     out.result(exported.to_dict(), str(exported))
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("repository", metavar="USER/NAME")
+@click.option("--private", is_flag=True, help="Make a new repository private.")
+@click.option("--dry-run", is_flag=True, help="Show the files and the model card, send nothing.")
+@verb
+def push(out: Output, directory: Path, repository: str, private: bool, dry_run: bool) -> None:
+    """Upload the checkpoint in DIRECTORY to the Hugging Face hub, with a model card.
+
+    HF_TOKEN and HF_ENDPOINT are read as by every tool of the hub.
+    """
+    from normswap.checkpoint.hub_upload import push as push_checkpoint
+
+    out.note("uploading …")
+    upload = push_checkpoint(directory, repository, private=private, dry_run=dry_run)
+    text = f"{upload.card}\n{upload}" if dry_run else str(upload)
+    out.result({**upload.to_dict(), **({"card": upload.card} if dry_run else {})}, text)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,52 +12,128 @@ import click
 
 from normswap import errors
 from normswap.cli.output import Output
+from normswap.limits import MAX_ELEMENTS
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
+    from normswap.planning.plan import Plan
     from normswap.sources.registry import Source
 
 
-def open_named(
-    out: Output, name: str, pretrained: bool, weights: Path | None, num_classes: int | None, shapes: tuple[str, ...],
-    options: dict[str, Any],
-) -> tuple[nn.Module, Source | None]:  # fmt: skip
-    """Build the model a user named, with its source; where its weights cannot be had, show the plan before failing.
+@dataclass(frozen=True)
+class Opening:
+    """How to open a model: with which weights and head, and what it is called with.
 
-    The input shapes that the user gave are added to the conversion's options.
+    Attributes:
+        pretrained: Start from the registry's weights.
+        weights: Start from this checkpoint instead.
+        num_classes: Outputs of the head, where not the usual ones.
+        shapes: Shapes of example inputs, as they were typed.
+    """
+
+    pretrained: bool
+    weights: Path | None
+    num_classes: int | None
+    shapes: tuple[str, ...]
+
+
+def open_named(
+    out: Output, name: str, opening: Opening, options: dict[str, Any]
+) -> tuple[nn.Module, Source | None, tuple[Tensor, ...] | None]:
+    """Build the model a user named; where its weights cannot be had, show the plan before failing.
+
+    Args:
+        out: Where to say what is going on.
+        name: As `normswap.sources.opening.open_model` reads it.
+        opening: How to open it.
+        options: Of the conversion, for the plan.
+
+    Returns:
+        The network, its source, and the example inputs that the user gave.
     """
     out.note("loading torch and timm …")
-    from normswap.sources.opening import open_model, parse_shape
+    from normswap.sources.opening import open_model
 
-    options["example_input"] = tuple(parse_shape(shape) for shape in shapes) or None
+    example = tuple(map(parse_shape, opening.shapes)) or None
+    given = opening.weights
     try:
-        network, source = open_model(name, pretrained=pretrained and not weights, num_classes=num_classes)
+        network, source = open_model(
+            name, pretrained=opening.pretrained and given is None, num_classes=opening.num_classes
+        )
     except errors.WeightsUnavailable as error:
-        _show_what_would_happen(out, name, num_classes, options, error)
+        _show_what_would_happen(out, name, opening, example, options, error)
         raise
-    if weights is not None:
+    if given is not None:
         from normswap.sources.state_dicts import fill, read_state_dict
 
-        fill(network, read_state_dict(weights, network.state_dict()), name=str(weights))
+        fill(network, read_state_dict(given, network.state_dict()), name=str(given))
     kind = next((parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()), None)
-    if shapes and kind is not None:
-        options["example_input"] = tuple(example.to(kind) for example in options["example_input"])
-    return network, source
+    if example is not None and kind is not None:
+        example = tuple(tensor.to(kind) for tensor in example)
+    return network, source, example
+
+
+def show_plan(out: Output, network: nn.Module, example_input: Any, options: dict[str, Any]) -> Plan:
+    """Print what would happen to a network.
+
+    Raises:
+        NothingToConvert: Nothing would.
+    """
+    from normswap.conversion.pipeline import inspect
+
+    plan = inspect(network, example_input=example_input, **options)
+    out.result({"plan": plan.to_dict()}, str(plan))
+    if not plan.changes:
+        raise errors.NothingToConvert(f"{type(network).__name__} holds no BatchNorm to convert")
+    return plan
+
+
+def parse_shape(text: str) -> Tensor:
+    """Return a meta tensor of the shape that ``2,3,64,64`` describes.
+
+    Raises:
+        InvalidOption: It is no list of positive whole numbers.
+    """
+    import torch
+
+    try:
+        sizes = [int(size) for size in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise errors.InvalidOption(f"--input {text!r} is no shape; write sizes as in 2,3,64,64")
+    if math.prod(sizes) > MAX_ELEMENTS:
+        raise errors.InvalidOption(f"--input {text!r} has more than {MAX_ELEMENTS} elements; write a smaller shape")
+    return torch.empty(sizes, device="meta")
+
+
+def folder_name(model: str) -> str:
+    """Return the name of the folder that a model's checkpoint goes to when the user gives none."""
+    from normswap.sources.hub import HUB
+    from normswap.sources.opening import FOLDER
+
+    last = Path(model.removeprefix(FOLDER)).name if model.startswith(FOLDER) else model.removeprefix(HUB)
+    return re.sub(r"[^\w.]+", "-", last) + "-normswap"
 
 
 def _show_what_would_happen(
-    out: Output, name: str, num_classes: int | None, options: dict[str, Any], error: errors.WeightsUnavailable
+    out: Output,
+    name: str,
+    opening: Opening,
+    example_input: Any,
+    options: dict[str, Any],
+    error: errors.WeightsUnavailable,
 ) -> None:
-    from normswap import inspect as inspect_model
-    from normswap.planning import report
+    from normswap.conversion.pipeline import inspect
+    from normswap.planning.report import summary
     from normswap.sources.opening import open_model
 
     try:
-        network, _ = open_model(name, pretrained=False, num_classes=num_classes)
+        network, _ = open_model(name, pretrained=False, num_classes=opening.num_classes)
     except errors.NormswapError:  # a hub name has no architecture either
         return
-    plan = inspect_model(network, **options)
+    plan = inspect(network, example_input=example_input, **options)
     error.partial = {"plan": plan.to_dict()}  # type: ignore[attr-defined]
     if not out.as_json and not out.quiet:
-        click.echo("\n".join(["would convert:", *report.summary(plan)]))
+        click.echo("\n".join(["would convert:", *summary(plan.entries, plan.warnings)]))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
+
+from normswap.cli.models import Opening
+from normswap.planning.choices import WS, Affine, To
 
 
 class GroupCount(click.ParamType[int | str]):
@@ -32,43 +36,77 @@ def _overrides(_context: click.Context, _parameter: click.Parameter, values: tup
     return result
 
 
+OPTIONS = (
+    click.option(
+        "--groups",
+        type=GroupCount(),
+        default=32,
+        show_default=True,
+        metavar="N|auto",
+        help="Largest group count; auto: per layer the one that keeps the function best.",
+    ),
+    click.option("--group-size", type=int, metavar="N", help="Channels per group, instead of --groups."),
+    click.option(
+        "--to",
+        type=click.Choice([choice.value for choice in To]),
+        default=To.GROUP.value,
+        show_default=True,
+        help="Groups of channels, one group (layer), or one channel per group (instance).",
+    ),
+    click.option(
+        "--ws",
+        type=click.Choice([choice.value for choice in WS]),
+        default=WS.AUTO.value,
+        show_default=True,
+        help="Weight standardization form.",
+    ),
+    click.option(
+        "--affine",
+        type=click.Choice([choice.value for choice in Affine]),
+        default=Affine.MATCH.value,
+        show_default=True,
+        help="Match BatchNorm's function, or copy its affine part.",
+    ),
+    click.option(
+        "--shrink",
+        type=click.FloatRange(min=0),
+        metavar="X",
+        help="How far a norm draws a sample's variance towards the training one: its epsilon is X times that. "
+        "Default 0.5, with --groups auto 1.5.",
+    ),
+    click.option("--include", multiple=True, metavar="GLOB", help="Touch only layers whose name matches."),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="Leave layers whose name matches alone."),
+    click.option(
+        "--override",
+        "overrides",
+        multiple=True,
+        metavar="GLOB:OPTION=VALUE",
+        callback=_overrides,
+        help="Other options for some layers, as in 'layer4.*:groups=8'.",
+    ),
+    click.option(
+        "--pretrained/--no-pretrained", default=True, show_default=True, help="Start from the registry's weights."
+    ),
+    click.option("--weights", type=click.Path(path_type=Path), metavar="FILE", help="Start from a checkpoint."),
+    click.option(
+        "--num-classes",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Outputs of the head, where not the usual ones.",
+    ),
+    click.option("--input", "shapes", multiple=True, metavar="SIZES", help="Shape of an input, as 2,3,64,64."),
+)
+
+
 def conversion_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that convert and inspect share."""
-    options = (
-        click.option(
-            "--groups", type=GroupCount(), default=32, show_default=True, metavar="N|auto",
-            help="Largest group count; auto: per layer what keeps the function best.",
-        ),
-        click.option("--group-size", type=int, metavar="N", help="Channels a group, instead of --groups."),
-        click.option("--to", type=click.Choice(["group", "layer", "instance"]), default="group", show_default=True),
-        click.option(
-            "--ws", type=click.Choice(["auto", "adaptive", "standard", "none"]), default="auto", show_default=True,
-            help="Weight standardization form.",
-        ),
-        click.option(
-            "--affine", type=click.Choice(["match", "copy"]), default="match", show_default=True,
-            help="Match BatchNorm's function, or copy its affine part.",
-        ),
-        click.option(
-            "--shrink", type=click.FloatRange(min=0), metavar="X",
-            help="Draw a sample's variance to the training one (epsilon is X times that); 0.5, auto groups 1.5.",
-        ),
-        click.option("--include", multiple=True, metavar="GLOB", help="Touch only layers whose name matches."),
-        click.option("--exclude", multiple=True, metavar="GLOB", help="Leave layers whose name matches alone."),
-        click.option(
-            "--override", "overrides", multiple=True, metavar="GLOB:OPTION=VALUE", callback=_overrides,
-            help="Other options for some layers, as in 'layer4.*:groups=8'.",
-        ),
-        click.option(
-            "--pretrained/--no-pretrained", default=True, show_default=True, help="Start from the registry's weights."
-        ),
-        click.option("--weights", type=click.Path(path_type=Path), metavar="FILE", help="Start from a checkpoint."),
-        click.option(
-            "--num-classes", type=click.IntRange(min=0), metavar="N",
-            help="Outputs of the head, where not the usual ones.",
-        ),
-        click.option("--input", "shapes", multiple=True, metavar="SIZES", help="Shape of an input, as 2,3,64,64."),
-    )  # fmt: skip
-    for option in reversed(options):
-        function = option(function)
-    return function
+    """Add the options that convert and inspect share; those that tell how to open the model arrive as ``opening``."""
+
+    @wraps(function)
+    def opened(
+        pretrained: bool, weights: Path | None, num_classes: int | None, shapes: tuple[str, ...], **arguments: Any
+    ) -> None:
+        function(opening=Opening(pretrained, weights, num_classes, shapes), **arguments)
+
+    for option in reversed(OPTIONS):
+        opened = option(opened)
+    return opened

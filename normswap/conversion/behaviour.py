@@ -9,18 +9,26 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from normswap.conversion.checks import Check
-from normswap.conversion.surgery import plan_of
+from normswap.errors import described, first_line
 from normswap.networks.copying import copy_model
-from normswap.networks.inputs import as_call, batch_size, materialize, vary
-from normswap.networks.tensors import tensors_in
+from normswap.networks.inputs import as_call, batch_size, materialize, tensors_in, vary
 from normswap.networks.validation import unwrap
+from normswap.planning.entry import ConvEntry, NormEntry
+from normswap.planning.plan import Plan
 
 TOLERANCE = 1e-4
 """Largest difference allowed, relative to the largest output: float32 sums in another order stay far below it."""
 
 
-def behaviour_checks(converted: nn.Module, original: nn.Module | None, example: Any) -> Iterator[Check]:
-    """Run the network on real tensors; modes and gradients of the user's models are left alone."""
+def behaviour_checks(converted: nn.Module, plan: Plan, original: nn.Module | None, example: Any) -> Iterator[Check]:
+    """Run the network on real tensors; modes and gradients of the user's models are left alone.
+
+    Args:
+        converted: The converted network.
+        plan: What it was converted by.
+        original: The network before conversion, whose gradients are compared where it is given.
+        example: Shapes and types of an input.
+    """
     model = copy_model(converted).eval()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if device.type == "meta":
@@ -30,14 +38,14 @@ def behaviour_checks(converted: nn.Module, original: nn.Module | None, example: 
     try:
         output = _output(model, inputs)
     except Exception as error:
-        yield Check("runs", False, f"{type(error).__name__}: {error}")
+        yield Check("runs", False, described(error))
         return
     finite = all(bool(torch.isfinite(t).all()) for t in _floats(output))
     yield Check("finite", finite, "outputs are finite" if finite else "outputs hold NaN or infinity")
     yield _batch_one(model, inputs)
     yield _batch_independent(model, inputs, output)
     yield _train_equals_eval(model, inputs, output)
-    yield _gradients(converted, original, inputs)
+    yield _gradients(converted, plan, original, inputs)
 
 
 def _output(model: nn.Module, inputs: Any) -> Any:
@@ -52,7 +60,7 @@ def _batch_one(model: nn.Module, inputs: Any) -> Check:
     try:
         output = _output(model, single)
     except Exception as error:
-        return Check("batch size 1", False, f"{type(error).__name__}: {error}")
+        return Check("batch size 1", False, described(error))
     finite = all(bool(torch.isfinite(t).all()) for t in _floats(output))
     return Check("batch size 1", finite, "eval runs" if finite else "outputs hold NaN or infinity")
 
@@ -69,7 +77,7 @@ def _batch_independent(model: nn.Module, inputs: Any, output: Any) -> Check:
         pairs = list(zip(_floats(output[0]), _floats(varied[0]), strict=False))
         pairs = [(a, b) for a, b in pairs if a.shape == b.shape]
     if not pairs:
-        return Check(name, None, "no output has one row a sample")
+        return Check(name, None, "no output has one row per sample")
     worst = max(_difference(a, b) for a, b in pairs)
     return Check(name, worst <= TOLERANCE, f"changing the other samples moves a sample by {worst:.1e}")
 
@@ -102,7 +110,7 @@ def _random_state() -> bytes:
     return b"".join(state.numpy().tobytes() for state in states)
 
 
-def _gradients(model: nn.Module, original: nn.Module | None, inputs: Any) -> Check:
+def _gradients(model: nn.Module, plan: Plan, original: nn.Module | None, inputs: Any) -> Check:
     name = "gradients"
     wanted = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
     if not wanted:
@@ -111,10 +119,9 @@ def _gradients(model: nn.Module, original: nn.Module | None, inputs: Any) -> Che
         reached, finite = _reached(model, inputs)
         before = wanted if original is None else _reached(unwrap(original), inputs)[0]
     except RuntimeError as error:
-        return Check(name, None, f"no backward pass ran ({str(error).splitlines()[0]})")
+        return Check(name, None, f"no backward pass ran ({first_line(error)})")
     lost = sorted((before & wanted) - reached)
     if original is None:
-        plan = plan_of(model)
         ran = {f"{e.name}.{k}".lstrip(".") for e in plan.changes for k in ("weight", "bias") if _ran(e)}
         lost = [key for key in lost if key in ran]
     if lost:
@@ -124,8 +131,8 @@ def _gradients(model: nn.Module, original: nn.Module | None, inputs: Any) -> Che
     return Check(name, True, f"reach {len(reached)} of {len(wanted)} parameters, as before")
 
 
-def _ran(entry: Any) -> bool:
-    return bool(entry.shape is not None or entry.feeds)
+def _ran(entry: NormEntry | ConvEntry) -> bool:
+    return bool(entry.feeds) if isinstance(entry, ConvEntry) else entry.shape is not None
 
 
 def _reached(model: nn.Module, inputs: Any) -> tuple[set[str], bool]:

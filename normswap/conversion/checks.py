@@ -3,10 +3,18 @@
 from dataclasses import dataclass
 from typing import Any
 
+from normswap.tables import table
+
 
 @dataclass(frozen=True)
 class Check:
-    """One promise: `ok` is None where it does not apply to the network."""
+    """One promise, and whether it holds.
+
+    Attributes:
+        name: What is promised.
+        ok: Whether it holds; None where it does not apply to the network, or could not be judged.
+        detail: What was found.
+    """
 
     name: str
     ok: bool | None
@@ -15,7 +23,11 @@ class Check:
 
 @dataclass(frozen=True)
 class Checks:
-    """What was checked; true if everything that applies holds, and ``str(checks)`` is a table."""
+    """What was checked; true if everything that applies holds, and ``str(checks)`` is a table.
+
+    Attributes:
+        rows: One per check, in the order in which they ran.
+    """
 
     rows: tuple[Check, ...]
 
@@ -25,9 +37,8 @@ class Checks:
 
     def __str__(self) -> str:
         """Return the checks as a table for people."""
-        from normswap.planning.report import checks_table
-
-        return checks_table(self)
+        marks = {True: "ok", False: "FAILED", None: "n/a"}
+        return table([(marks[row.ok], row.name, row.detail) for row in self.rows], header=("", "check", "found"))
 
     @property
     def failed(self) -> tuple[Check, ...]:

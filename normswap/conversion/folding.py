@@ -4,11 +4,14 @@ from dataclasses import replace
 
 from torch import nn
 
-from normswap.conversion.surgery import PLAN, replace_modules, set_plan
-from normswap.layers.convs import WeightStandardized, plain_conv
+from normswap.conversion.carried_plan import carried_plan, carry_plan
+from normswap.conversion.surgery import replace_modules
+from normswap.layers.convs import plain_conv
 from normswap.networks.copying import copy_model
+from normswap.networks.network import Network
 from normswap.networks.validation import unwrap
-from normswap.planning.plan import Action, Plan
+from normswap.planning.choices import Action
+from normswap.planning.entry import ConvEntry
 
 
 def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
@@ -22,19 +25,22 @@ def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     Args:
         model: A converted network, or any that holds normswap's convolutions.
         inplace: Change `model` itself instead of a copy.
+
+    Returns:
+        The folded network; its plan says which convolutions were folded.
+
+    Raises:
+        UnsupportedModel: It cannot be copied.
     """
     model = unwrap(model)
     model = model if inplace else copy_model(model)
-    folded = {id(m): plain_conv(m) for m in model.modules() if isinstance(m, WeightStandardized)}
-    model = replace_modules(model, folded)
-    plan = vars(model).get(PLAN)
-    if isinstance(plan, Plan):
-        kept = {
-            e.name: replace(
-                e, action=Action.KEEP, reason=f"weight standardization ({e.ws}) folded in", ws=None, eps=None
-            )
-            for e in plan.convs
-            if e.changes
-        }
-        set_plan(model, plan.with_entries(kept))
+    model = replace_modules(model, {id(conv): plain_conv(conv) for _, conv in Network(model).standardized()})
+    plan = carried_plan(model)
+    if plan is not None:
+        carry_plan(model, plan.with_entries({entry.name: _folded(entry) for entry in plan.convs if entry.changes}))
     return model
+
+
+def _folded(entry: ConvEntry) -> ConvEntry:
+    reason = f"weight standardization ({entry.ws}) folded in"
+    return replace(entry, action=Action.KEEP, reason=reason, ws=None, eps=None)

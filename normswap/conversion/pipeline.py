@@ -1,44 +1,36 @@
-"""Convert a model: inspect, apply, look at the result. The orchestrator of the other files."""
+"""Convert a model: look at it, plan, replace, look at the result."""
 
-import math
 import warnings
-from collections.abc import Iterable, Mapping
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Iterable
+from os import PathLike
+from typing import Any, Unpack
 
 from torch import nn
 
-from normswap.calibration.moments import measure_drift
+from normswap.conversion.carried_plan import carried_plan, carry_plan, must_fit
 from normswap.conversion.structure import structural_checks
-from normswap.conversion.surgery import PLAN, apply
-from normswap.errors import AlreadyConverted, CheckFailed, InvalidOption, NothingToConvert
-from normswap.layers.convs import WeightStandardized
+from normswap.conversion.surgery import operate
+from normswap.errors import AlreadyConverted, CheckFailed, NothingToConvert
 from normswap.networks.copying import copy_model, meta_copy
-from normswap.networks.strays import refuse_strays
+from normswap.networks.network import Network
+from normswap.networks.recognition import refuse_strays
 from normswap.networks.validation import must_be_finite, refuse_unsupported, unwrap
 from normswap.planning.decisions import make_plan
-from normswap.planning.groups import group_counts
-from normswap.planning.options import Options, flat_overrides
-from normswap.planning.plan import Plan
-from normswap.tracing.forward import Trace, trace
+from normswap.planning.measuring import measured_drift
+from normswap.planning.options import Options, Wishes
+from normswap.planning.plan import Plan, as_plan
+from normswap.tracing.facts import Trace
+from normswap.tracing.forward import trace
 
 
 def convert(
     model: nn.Module,
     *,
-    groups: int | str = 32,
-    group_size: int | None = None,
-    to: str = "group",
-    ws: str = "auto",
-    affine: str = "match",
-    shrink: float | None = None,
     example_input: Any = None,
     batches: Iterable[Any] | None = None,
-    include: Iterable[str] = (),
-    exclude: Iterable[str] = (),
-    overrides: Mapping[str, Mapping[str, int | str]] = MappingProxyType({}),
     inplace: bool = False,
     check: bool = True,
+    **options: Unpack[Wishes],
 ) -> nn.Module:
     """Turn a BatchNorm network into a GroupNorm + Weight Standardization network that keeps what it learned.
 
@@ -79,37 +71,32 @@ def convert(
         BadStatistics: Weights are not finite, or running statistics are negative or not finite.
         CheckFailed: The result does not behave; the model is as it was.
     """
-    options = Options(groups, group_size, to, ws, affine, shrink, include, exclude, flat_overrides(overrides))  # type: ignore[arg-type]
+    wanted = Options.of(**options)
     refuse_unsupported(model)
-    network = unwrap(model)
-    plan, before = _inspected(network, example_input, options, batches)
+    network = Network(unwrap(model))
+    plan, before = _inspected(network, example_input, wanted, batches)
     if before.functional_norms:
-        refuse_strays(network)
+        refuse_strays(network.model)
     if not plan.changes:
         _nothing_to_do(network, plan, before)
-        return network if inplace else copy_model(network)
+        return network.model if inplace else copy_model(network.model)
     if check:
-        must_be_finite(network, but={f"{entry.name}.weight" for entry in plan.convs if entry.changes})
-    if inplace and check:
-        _checked(apply(_twin(network, before), plan, inplace=True), plan, before)
-    converted = apply(network, plan, inplace=inplace)
-    return _checked(converted, plan, before) if check and not inplace else converted
+        must_be_finite(network.model, but={f"{entry.name}.weight" for entry in plan.convs if entry.changes})
+    if not inplace:
+        converted = _applied(Network(copy_model(network.model)), plan)
+        return _checked(converted, plan, before) if check else converted
+    if check:  # on a twin, so that a model that does not pass stays as it is
+        twin = copy_model(network.model) if before.with_data else meta_copy(network.model)
+        _checked(_applied(Network(twin), plan), plan, before)
+    return _applied(network, plan)
 
 
 def inspect(
     model: nn.Module,
     *,
-    groups: int | str = 32,
-    group_size: int | None = None,
-    to: str = "group",
-    ws: str = "auto",
-    affine: str = "match",
-    shrink: float | None = None,
     example_input: Any = None,
     batches: Iterable[Any] | None = None,
-    include: Iterable[str] = (),
-    exclude: Iterable[str] = (),
-    overrides: Mapping[str, Mapping[str, int | str]] = MappingProxyType({}),
+    **options: Unpack[Wishes],
 ) -> Plan:
     """Return what `convert` would do, with the same arguments; the model is only read.
 
@@ -119,62 +106,86 @@ def inspect(
         UnsupportedModel: It is scripted, quantized, sharded or uninitialized.
         NeedsExampleInput: No forward pass ran with a made-up input.
     """
-    options = Options(groups, group_size, to, ws, affine, shrink, include, exclude, flat_overrides(overrides))  # type: ignore[arg-type]
+    wanted = Options.of(**options)
     refuse_unsupported(model)
-    return _inspected(unwrap(model), example_input, options, batches)[0]
+    return _inspected(Network(unwrap(model)), example_input, wanted, batches)[0]
+
+
+def apply(model: nn.Module, plan: Plan | str | PathLike[str], *, inplace: bool = False) -> nn.Module:
+    """Replace the layers that `plan` names, and nothing else.
+
+    >>> state = converted.state_dict()                      # after fine-tuning
+    >>> fresh = apply(timm.create_model("resnet50"), "OUT/config.json")
+    >>> fresh.load_state_dict(state)
+
+    Every replacement is built before the first is put in place; an error leaves the model as it was. The Parameter
+    objects are carried over, so an optimizer made before an in-place conversion stays valid. Works on the meta device.
+
+    Args:
+        model: The network the plan was made for, or one of the same architecture.
+        plan: A plan, or the path of a converted checkpoint's ``config.json``.
+        inplace: Change `model` itself instead of a copy.
+
+    Returns:
+        The converted network.
+
+    Raises:
+        PlanMismatch: A layer is missing, is of another kind or has another number of channels; the plan gives a layer
+            what it cannot have; or the file holds no plan.
+        BadStatistics: A norm's running statistics are negative or not finite, or the variance of filters is not.
+        UnsupportedModel: It cannot be copied.
+    """
+    plan, network = as_plan(plan), Network(unwrap(model))
+    must_fit(network, plan)
+    return _applied(network if inplace else Network(copy_model(network.model)), plan)
+
+
+def _applied(network: Network, plan: Plan) -> nn.Module:
+    """Replace the layers of a network, in place, and have it carry the plan."""
+    model = operate(network, plan)
+    carry_plan(model, plan)
+    return model
 
 
 def _inspected(
-    model: nn.Module, example_input: Any, options: Options, batches: Iterable[Any] | None
+    network: Network, example_input: Any, options: Options, batches: Iterable[Any] | None
 ) -> tuple[Plan, Trace]:
-    found = trace(model, example_input)
-    plan = make_plan(model, found, options)
+    found = trace(network, example_input)
+    plan = make_plan(network, found, options)
     if batches is None:
         return plan, found
-    chosen = {
-        entry.name: group_counts(entry.channels, positions=math.prod((entry.shape or ())[2:]))
-        for entry in plan.norms
-        if entry.groups_asked == "auto" and entry.affine == "match" and entry.shape is not None
-    }
-    if not chosen:
-        raise InvalidOption("batches= are for groups='auto' and trained norms; there are none here, leave it out")
-    measured = measure_drift(copy_model(model).eval(), chosen, batches, shrink=options.shrink_for("auto"))
-    return make_plan(model, found, options, measured), found
+    return make_plan(network, found, options, measured_drift(network, plan, batches)), found
 
 
-def _nothing_to_do(model: nn.Module, plan: Plan, before: Trace) -> None:
-    standardized = sum(isinstance(module, WeightStandardized) for module in model.modules())
-    if PLAN in vars(model) and not plan.norms:
+def _nothing_to_do(network: Network, plan: Plan, before: Trace) -> None:
+    """Say why nothing is converted: a warning where that was done before, else an error."""
+    if carried_plan(network.model) is not None and not plan.norms:
+        standardized = len(list(network.standardized()))
         warnings.warn(
-            f"{type(model).__name__} was converted before ({standardized} weight-standardized convolutions); unchanged",
+            f"{network.kind} was converted before ({standardized} weight-standardized convolutions); unchanged",
             AlreadyConverted,
             stacklevel=3,
         )
     elif not plan.norms and before.functional_norms:
         where = before.functional_norms[0] or "its own forward"
         raise NothingToConvert(
-            f"{type(model).__name__} holds no BatchNorm module, but {where} calls batch_norm; "
+            f"{network.kind} holds no BatchNorm module, but {where} calls batch_norm; "
             "make it an nn.BatchNorm or teach it with normswap.register_norm"
         )
     elif not plan.norms:
-        raise NothingToConvert(f"{type(model).__name__} holds no BatchNorm; nothing to convert")
+        raise NothingToConvert(f"{network.kind} holds no BatchNorm; nothing to convert")
     else:
         first = plan.norms[0]
         advice = "change include= or exclude=" if first.by_user else "or teach it with normswap.register_norm"
         raise NothingToConvert(
-            f"all {len(plan.norms)} norms of {type(model).__name__} are left alone ({first.name}: {first.reason}); "
-            f"{advice}"
+            f"all {len(plan.norms)} norms of {network.kind} are left alone ({first.name}: {first.reason}); {advice}"
         )
 
 
-def _twin(model: nn.Module, before: Trace) -> nn.Module:
-    """Return a copy to rehearse on: one that holds no data, where that runs."""
-    return copy_model(model) if before.with_data else meta_copy(model)
-
-
 def _checked(converted: nn.Module, plan: Plan, before: Trace) -> nn.Module:
-    after = trace(converted, before.inputs, until=before.norms, edges=False)
-    checks = structural_checks(converted, plan, after, before)
+    network = Network(converted)
+    after = trace(network, before.inputs, until=before.norms, edges=False)
+    checks = structural_checks(network, plan, after, before)
     if not checks:
         failed = checks.failed[0]
         raise CheckFailed(f"{failed.name}: {failed.detail}; convert with check=False to look at the result")

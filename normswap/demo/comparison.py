@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normswap import plotting
+from normswap.conversion.check import check
 from normswap.conversion.pipeline import convert
-from normswap.conversion.structure import check
 from normswap.demo.digits import digits_resnet, load_digits
 from normswap.networks.copying import copy_model
-from normswap.planning.report import table
+from normswap.tables import table
 
 STEPS, EVERY, BATCH, LEARNING_RATE, SEED = 150, 25, 2, 3e-3, 0
 

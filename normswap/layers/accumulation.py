@@ -1,7 +1,7 @@
 """Standardize filters once for several micro-batches."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -34,17 +34,14 @@ def accumulate(model: nn.Module) -> Iterator[None]:
         UnsupportedModel: The model is wrapped for data-parallel training, or is accumulating already.
     """
     _refuse(model)
-    shared = {name: SharedKernel(name, m) for name, m in model.named_modules() if isinstance(m, WeightStandardized)}
-    try:
-        for kernel in shared.values():
-            kernel.module.__dict__["_shared"] = kernel
+    shared = [SharedKernel(name, m) for name, m in model.named_modules() if isinstance(m, WeightStandardized)]
+    with ExitStack() as stack:
+        for kernel in shared:
+            stack.enter_context(kernel.module.using(kernel))
         yield
-    finally:
-        for kernel in shared.values():
-            kernel.module.__dict__.pop("_shared", None)
-    for kernel in shared.values():
+    for kernel in shared:
         kernel.verify()
-    used = [kernel for kernel in shared.values() if kernel.leaf.grad is not None]
+    used = [kernel for kernel in shared if kernel.leaf.grad is not None]
     if used:
         torch.autograd.backward([kernel.standardized for kernel in used], [kernel.leaf.grad for kernel in used])
 
@@ -54,9 +51,11 @@ def _refuse(model: nn.Module) -> None:
         kinds = {type(module).__name__, *(type(parameter).__name__ for parameter in module.parameters(recurse=False))}
         parallel = kinds & {"DistributedDataParallel", "FullyShardedDataParallel", "DTensor"}
         if parallel:
-            raise UnsupportedModel(f"accumulate cannot share kernels under {parallel.pop()}, which exchanges gradients "
-                                   "in every backward pass; leave accumulate out")  # fmt: skip
-        if vars(module).get("_shared") is not None:
+            raise UnsupportedModel(
+                f"accumulate cannot share kernels under {parallel.pop()}, which exchanges gradients in every backward "
+                "pass; leave accumulate out"
+            )
+        if isinstance(module, WeightStandardized) and module.is_given_a_kernel:
             raise UnsupportedModel(f"{name} is accumulating already; blocks of accumulate do not nest")
 
 
@@ -64,9 +63,8 @@ class SharedKernel:
     """One standardized kernel, a leaf in the graph of every micro-batch."""
 
     def __init__(self, name: str, module: WeightStandardized) -> None:
-        weight = module._parameters["weight"]
-        assert weight is not None
-        self.name, self.module, self.weight, self.version = name, module, weight, weight._version
+        self.name, self.module, self.weight = name, module, module.raw_weight
+        self.version = self.weight._version
         with torch.enable_grad():
             self.standardized = module.fresh_kernel()
         self.leaf = self.standardized.detach().requires_grad_(self.standardized.requires_grad)
@@ -82,7 +80,7 @@ class SharedKernel:
 
     def verify(self) -> None:
         """Raise where the weight is no longer what the kernel was made from."""
-        if self.module._parameters["weight"] is not self.weight or self.weight._version != self.version:
+        if self.module.raw_weight is not self.weight or self.weight._version != self.version:
             raise WeightsChanged(
                 f"{self.name}.weight changed inside accumulate; step the optimizer and load weights after the block"
             )

@@ -1,5 +1,7 @@
 """The weight-standardized convolutions a converted network holds."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self, cast
 
 import torch
@@ -13,7 +15,7 @@ class WeightStandardized(nn.Module):
 
     The raw filters stay the parameter ``weight``. In the *adaptive* form two frozen parameters of shape
     (out_channels,), ``ws_gain`` and ``ws_offset``, bring the standardized filters back to the kernel they were taken
-    from. In the *standard* form there is no offset, and the gain, one value a layer that a norm behind it cannot see,
+    from. In the *standard* form there is no offset, and the gain, one value per layer that a norm behind it cannot see,
     is None or keeps the kernel at the scale of the filters, so that a plain convolution with them computes the same.
     They are parameters and not buffers so that Opacus accepts the layer.
     """
@@ -25,17 +27,41 @@ class WeightStandardized(nn.Module):
     ws_offset: nn.Parameter | None
     ws_eps: float
 
+    @property
+    def raw_weight(self) -> nn.Parameter:
+        """The filters as they are trained: the parameter ``weight``."""
+        return cast(nn.Parameter, self._parameters["weight"])
+
     def standardized_weight(self) -> Tensor:
-        """Return the kernel the convolution uses, of the shape of ``weight``; inside `accumulate` the shared one."""
-        shared = self.__dict__.get("_shared")
-        return self.fresh_kernel() if shared is None else cast(Tensor, shared())
+        """Return the kernel the convolution uses, of the shape of ``weight``; within `using` the one given there."""
+        given = self.__dict__.get("_ws_given")
+        return self.fresh_kernel() if given is None else cast(Tensor, given())
 
     def fresh_kernel(self) -> Tensor:
         """Standardize the filters."""
-        weight = self._parameters["weight"]
-        assert weight is not None
-        rows = standardize(self._filters(weight), self.ws_eps, gain=self.ws_gain, offset=self.ws_offset)
-        return kernel(rows.to(weight.dtype), weight, **self._layout())
+        weight = self.raw_weight
+        rows = standardize(self.ws_filters(), self.ws_eps, gain=self.ws_gain, offset=self.ws_offset)
+        return self.ws_kernel(rows.to(weight.dtype))
+
+    @contextmanager
+    def using(self, given: Callable[[], Tensor]) -> Iterator[None]:
+        """Within the block, take the kernel from a function instead of standardizing the filters.
+
+        Raises:
+            RuntimeError: The convolution is within such a block already.
+        """
+        if self.is_given_a_kernel:
+            raise RuntimeError("the convolution is given a kernel already")
+        self.__dict__["_ws_given"] = given
+        try:
+            yield
+        finally:
+            self.__dict__.pop("_ws_given", None)
+
+    @property
+    def is_given_a_kernel(self) -> bool:
+        """Whether the convolution is within `using`."""
+        return self.__dict__.get("_ws_given") is not None
 
     @property
     def form(self) -> str:
@@ -46,8 +72,13 @@ class WeightStandardized(nn.Module):
         """Describe the convolution and its form."""
         return f"{super().extra_repr()}, ws={self.form}"
 
-    def _filters(self, weight: Tensor) -> Tensor:
-        return filters(weight, **self._layout())
+    def ws_filters(self, weight: Tensor | None = None) -> Tensor:
+        """Return a weight of the layer's shape, by default its own, as rows (out_channels, fan_in), one per filter."""
+        return filters(self.raw_weight if weight is None else weight, **self._layout())
+
+    def ws_kernel(self, rows: Tensor) -> Tensor:
+        """Return rows as `ws_filters` gives them in the shape of ``weight``."""
+        return kernel(rows, self.raw_weight, **self._layout())
 
     def _layout(self) -> dict[str, Any]:
         """Which axes of the weight are channels; classes outside torch's family are taken as not transposed."""
@@ -66,12 +97,11 @@ class WeightStandardized(nn.Module):
             "_modules": dict(conv._modules),
         }
         twin.__dict__["ws_eps"] = eps
-        weight = conv._parameters["weight"]
-        assert weight is not None
         gain = offset = None
         if adaptive:
+            weight = twin.raw_weight.detach()
             with torch.no_grad():
-                values = gain_and_offset(twin._filters(weight.detach()), eps)
+                values = gain_and_offset(twin.ws_filters(weight), eps)
             gain, offset = (nn.Parameter(value.to(weight.dtype), requires_grad=False) for value in values)
         twin.register_parameter("ws_gain", gain)
         twin.register_parameter("ws_offset", offset)
@@ -172,12 +202,11 @@ def plain_conv(module: WeightStandardized) -> nn.Module:
     plain = conv_class(module)
     conv = plain.__new__(plain)
     conv.__dict__ = module.__dict__ | {"_parameters": dict(module._parameters), "_modules": dict(module._modules)}
-    for name in ("ws_eps", "_active_weight", "_shared"):
+    for name in ("ws_eps", "_active_weight", "_ws_given"):
         conv.__dict__.pop(name, None)
     for name in ("ws_gain", "ws_offset"):
         del conv._parameters[name]
     with torch.no_grad():
         folded = module.standardized_weight()
-    raw = module._parameters["weight"]
-    conv._parameters["weight"] = nn.Parameter(folded, requires_grad=raw is not None and raw.requires_grad)
+    conv._parameters["weight"] = nn.Parameter(folded, requires_grad=module.raw_weight.requires_grad)
     return conv

@@ -80,14 +80,6 @@ def _copied_value(value: Any, memo: dict[int, Any]) -> Any:
     return copy.deepcopy(value, memo)
 
 
-def module_names(model: nn.Module) -> dict[int, list[str]]:
-    """Return every qualified name of every module, by ``id(module)``, in registration order."""
-    names: dict[int, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(id(module), []).append(name)
-    return names
-
-
 def _computed_tensors(modules: list[nn.Module]) -> list[Tensor]:
     """Tensors kept as plain attributes that are not leaves of autograd, which deepcopy refuses."""
     return [

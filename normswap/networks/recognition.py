@@ -1,18 +1,27 @@
 """Which modules are BatchNorm-like and which are convolutions: decided by what they hold, or taught by the user."""
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from normswap.errors import UnsupportedModel
 from normswap.layers.convs import WeightStandardized
 
 FOLDS = ("fuse", "reparameterize", "switch_to_deploy", "convert_to_deploy")
 """Methods by which networks fold a BatchNorm into its convolution, as timm and the papers' code name them."""
+
+
+REGISTERED = ("_modules", "_parameters", "_buffers")
+"""Where torch keeps what belongs to a module; what is kept elsewhere is neither saved nor moved."""
+
+DEPTH = 4
+"""Containers within containers that are looked into."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,22 @@ class NormParts:
     bias: Tensor | None = None
     mean: Tensor | None = None
     var: Tensor | None = None
-    then: dict[str, nn.Module] | None = field(default=None)
+    then: dict[str, nn.Module] | None = None
+
+    def affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return γ and β, (C,), without gradient, of the type and device of `like`; 1 and 0 where there are none."""
+        ones, zeros = like.new_ones(self.num_channels), like.new_zeros(self.num_channels)
+        weight, bias = (None if value is None else value.detach().to(like) for value in (self.weight, self.bias))
+        return ones if weight is None else weight, zeros if bias is None else bias
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the statistics or the affine part have left their initial values, 0 and 1; never on meta."""
+        for value, fresh in ((self.mean, 0), (self.var, 1), (self.bias, 0)):
+            if value is not None and not value.is_meta and bool((value != fresh).any()):
+                return True
+        weight = self.weight  # some networks start with a weight of zero throughout
+        return weight is not None and not weight.is_meta and bool((weight != weight[0]).any())
 
 
 _NORMS: dict[type[nn.Module], Callable[[nn.Module], NormParts]] = {}
@@ -109,6 +133,18 @@ def norm_parts(norm: nn.Module) -> NormParts:
     return NormParts(channels, float(getattr(norm, "eps", 1e-5)), weight, bias, mean, var)
 
 
+def carried_modules(norm: nn.Module) -> dict[str, nn.Module] | None:
+    """Return the modules that the user said run after a norm, in order; None where the trace tells.
+
+    A module that is a child of the norm keeps the child's name, whatever the user called it.
+    """
+    then = norm_parts(norm).then
+    if then is None:
+        return None
+    children = {id(child): name for name, child in norm.named_children()}
+    return {children.get(id(module), name): module for name, module in then.items()}
+
+
 def computed_tensors(norm: nn.Module) -> list[str]:
     """Return the names under which a norm of torch's family holds tensors that something computes: a pruning mask.
 
@@ -151,6 +187,43 @@ def fold_methods(module: nn.Module) -> list[str]:
             if all(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
                 found.append(name)
     return found
+
+
+def stray_norms(model: nn.Module) -> list[str]:
+    """Return the attributes, by qualified name, that hold BatchNorm which is no part of the network's modules."""
+    registered = {id(module) for module in model.modules()}
+    return [
+        f"{name}.{key}".lstrip(".")
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if (isinstance(value, nn.Module) or (isinstance(value, (list, tuple, dict)) and value))
+        and key not in REGISTERED
+        and any(
+            id(held) not in registered and any(is_batch_norm(inner) for inner in held.modules())
+            for held in _modules_in(value, DEPTH)
+        )
+    ]
+
+
+def refuse_strays(model: nn.Module) -> None:
+    """Raise where a network holds BatchNorm that no replacement could reach.
+
+    Raises:
+        UnsupportedModel: With the attribute that holds it.
+    """
+    for where in stray_norms(model):
+        raise UnsupportedModel(
+            f"{where} keeps BatchNorm where torch does not register it, so that it is neither saved, moved nor "
+            "converted; use nn.ModuleList or nn.ModuleDict"
+        )
+
+
+def _modules_in(value: Any, depth: int) -> Iterator[nn.Module]:
+    if isinstance(value, nn.Module):
+        yield value
+    elif depth and isinstance(value, (list, tuple, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _modules_in(item, depth - 1)
 
 
 def _vector(module: nn.Module, name: str) -> Tensor | None:

@@ -12,14 +12,13 @@ from normswap.errors import BadStatistics, UnsupportedModel
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the network inside ``torch.compile``, DistributedDataParallel and DataParallel wrappers."""
     while True:
-        if "_orig_mod" in model._modules:
-            inner = model._modules["_orig_mod"]
+        inner = model._modules.get("_orig_mod")
+        if inner is not None:
+            model = inner
         elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = model.module
+            model = model.module
         else:
             return model
-        assert inner is not None
-        model = inner
 
 
 def refuse_unsupported(model: object) -> None:

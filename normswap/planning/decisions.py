@@ -1,37 +1,39 @@
 """Decide what happens to every norm and convolution, from a trace. Nothing is changed here."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
+from typing import Literal
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normswap.layers.convs import WeightStandardized
 from normswap.layers.standardization import EPS
-from normswap.networks.copying import module_names
 from normswap.networks.inputs import describe
+from normswap.networks.network import Network
 from normswap.networks.recognition import (
+    carried_modules,
     computed_tensors,
     has_kernel,
-    is_batch_norm,
-    is_conv,
     is_registered_conv,
     norm_parts,
     out_channels,
 )
-from normswap.planning.fitting import Measured, fit_norms, is_trained
+from normswap.planning.choices import WS, Action, To
+from normswap.planning.entry import ConvEntry, NormEntry
+from normswap.planning.fitting import Measured, fit_norms
 from normswap.planning.groups import num_groups_for
 from normswap.planning.options import Options
-from normswap.planning.plan import Action, Entry, Plan
-from normswap.planning.plan_warnings import cautions
-from normswap.tracing.forward import ConvFacts, NormFacts, Trace
+from normswap.planning.plan import Plan
+from normswap.planning.plan_warnings import plan_warnings
+from normswap.tracing.facts import ConvFacts, NormFacts, Trace
 from normswap.tracing.graph import Kind
 from normswap.tracing.operators import VIEWS
 
 _ARITHMETIC = frozenset(["mul", "add", "sub", "div", "rsqrt", "sqrt", "reciprocal", "pow", "addcmul", "batch_norm"])
-
 
 AUTO = 32
 """Largest group count that ``groups="auto"`` gives a norm without statistics to choose by."""
@@ -40,61 +42,67 @@ NAMED = (Kind.CONV, Kind.LINEAR, Kind.NORM)
 """Kinds of nodes that carry a layer's name; others carry an operator's."""
 
 
-def make_plan(model: nn.Module, trace: Trace, options: Options, measured: Measured = MappingProxyType({})) -> Plan:
-    """Return the plan for `model`: one entry for every BatchNorm-like module and every convolution.
+def make_plan(network: Network, trace: Trace, options: Options, measured: Measured = MappingProxyType({})) -> Plan:
+    """Return the plan for a network: one entry for every BatchNorm-like module and every convolution.
 
     Args:
-        model: The network, unconverted.
+        network: The network, unconverted.
         trace: What a forward pass of it showed.
         options: What the user asked for.
         measured: Drift by norm and group count, where images told; else it is estimated from the running statistics.
     """
-    names = module_names(model)
-    modules = {found[0]: module for module in model.modules() for found in [names[id(module)]]}
-    norms = {
-        name: _plan_norm(name, tuple(names[id(m)][1:]), m, trace.norms.get(name), options)
-        for name, m in modules.items()
-        if is_batch_norm(m)
-    }
-    trained = {name for name in norms if is_trained(modules[name])}
+    norms = {name: _plan_norm(name, network, trace.norms.get(name), options) for name in network.norms}
+    trained = {name for name, norm in network.norms.items() if norm_parts(norm).is_trained}
     convs = {
-        name: _plan_conv(name, tuple(names[id(m)][1:]), m, trace.convs.get(name), options, norms, trained)
-        for name, m in modules.items()
-        if is_conv(m) or isinstance(m, WeightStandardized) or name in trace.convs
+        name: _plan_conv(name, network, trace.convs.get(name), options, norms, trained)
+        for name in network.modules
+        if name in network.convs or name in trace.convs
     }
-    convs = _share_fate_of_tied_weights(convs, modules)
-    norms = fit_norms(norms, options, modules, convs, measured)
-    planned = norms | convs
-    entries = tuple(planned[name] for name in modules if name in planned)
-    return Plan(options, entries, tuple(cautions(model, modules, norms, trace, options)), describe(trace.inputs))
+    convs = _share_fate_of_tied_weights(convs, network)
+    norms = fit_norms(norms, options, network, convs, trained, measured)
+    planned: dict[str, NormEntry | ConvEntry] = {**norms, **convs}
+    entries = tuple(planned[name] for name in network.modules if name in planned)
+    warnings = tuple(plan_warnings(network, norms, trace, options))
+    return Plan(options, entries, warnings, describe(trace.inputs))
 
 
-def _plan_norm(
-    name: str, aliases: tuple[str, ...], norm: nn.Module, facts: NormFacts | None, options: Options
-) -> Entry:
+def _plan_norm(name: str, network: Network, facts: NormFacts | None, options: Options) -> NormEntry:
+    norm, own = network.slots[name], options.for_layer(name)
     parts = norm_parts(norm)
     channels = parts.num_channels
-    then, obstacle = (tuple(parts.then), "") if parts.then is not None else _what_follows(name, norm, facts)
-    base = Entry(
-        name, type(norm).__name__, "norm", Action.KEEP, "", aliases,
+    then, obstacle = _what_follows(name, norm, facts)
+    base = NormEntry(
+        name,
+        type(norm).__name__,
+        Action.KEEP,
+        "",
+        network.aliases(name),
+        channels,
+        parts.eps,
         fed_by=tuple(_label(node.kind, node.name) for node in facts.fed_by) if facts else (),
-        channels=channels, shape=facts.shape if facts else None, eps=parts.eps, then=then,
-    )  # fmt: skip
-    positions, own = math.prod(facts.shape[2:]) if facts else None, options.for_layer(name)
+        shape=facts.shape if facts else None,
+        then=then,
+    )
     if refusal := _left_by_user(name, options):
         return replace(base, reason=refusal, by_user=True)
     if obstacle:
         return replace(base, reason=obstacle)
+    positions = math.prod(facts.shape[2:]) if facts else None
     if channels * (positions or 2) < 2:
-        return replace(base, action=Action.SCALE, reason="sees one value a sample, which any group would erase")
-    counted = AUTO if own.groups == "auto" else int(own.groups)
+        return replace(base, action=Action.SCALE, reason="sees one value per sample, which any group would erase")
+    counted = AUTO if own.groups == "auto" else own.groups
     groups = num_groups_for(channels, groups=counted, group_size=own.group_size, to=own.to, positions=positions)
-    asked = {"layer": 1, "instance": channels}.get(own.to) or (
-        own.groups if own.group_size is None else max(channels // own.group_size, 1)
-    )
-    return replace(
-        base, action=Action.GROUP_NORM, reason=_norm_reason(facts, groups, asked), groups_asked=asked, groups=groups
-    )
+    asked = _groups_asked(own, channels)
+    reason = _norm_reason(facts, groups, asked)
+    return replace(base, action=Action.GROUP_NORM, reason=reason, groups_asked=asked, groups=groups)
+
+
+def _groups_asked(own: Options, channels: int) -> int | Literal["auto"]:
+    if own.to is To.LAYER:
+        return 1
+    if own.to is To.INSTANCE:
+        return channels
+    return own.groups if own.group_size is None else max(channels // own.group_size, 1)
 
 
 def _norm_reason(facts: NormFacts | None, groups: int, asked: int | str) -> str:
@@ -109,83 +117,90 @@ def _norm_reason(facts: NormFacts | None, groups: int, asked: int | str) -> str:
 
 
 def _what_follows(name: str, norm: nn.Module, facts: NormFacts | None) -> tuple[tuple[str, ...], str]:
-    """Return the child modules to carry over, or why the norm's own forward cannot be carried over."""
+    """Return the modules to carry over, or why the norm's own forward cannot be carried over."""
+    steps = facts.steps if facts else ()
+    called = [step.removeprefix("module:") for step in steps if step.startswith("module:")]
+    ran = tuple(child.removeprefix(f"{name}." if name else "") for child in called)
+    named = carried_modules(norm)
+    if named is not None:
+        forgotten = [child for child in ran if child not in named]
+        what = f"its forward runs {forgotten[0]}, which its NormParts do not name; add it to then=" if forgotten else ""
+        return tuple(named), what
     children = tuple(child for child, _ in norm.named_children())
     if computed := computed_tensors(norm):
         return (), f"its {computed[0]} is computed (pruned or parametrized); make that permanent first"
-    if facts is None or not facts.steps:
+    if not steps:
         return children, ""
-    called = [step.removeprefix("module:") for step in facts.steps if step.startswith("module:")]
-    followed = tuple(child.removeprefix(f"{name}." if name else "") for child in called)
-    if unknown := [child for child in followed if child not in children]:
+    if unknown := [child for child in ran if child not in children]:
         return (), f"its forward runs {unknown[0]}, which is not a child of it"
     harmless = VIEWS | ({"batch_norm"} if isinstance(norm, _BatchNorm) else _ARITHMETIC)
-    if extra := [step for step in facts.steps if not step.startswith("module:") and step not in harmless]:
+    if extra := [step for step in steps if not step.startswith("module:") and step not in harmless]:
         return (), f"its forward also computes {extra[0]}, which GroupNorm would lose"
-    first = next((i for i, step in enumerate(facts.steps) if step.startswith("module:")), len(facts.steps))
-    if any(step not in VIEWS for step in facts.steps[first:] if not step.startswith("module:")):
-        return (), f"its forward runs {followed[0]} before it normalizes"
-    return followed, ""
+    first = next((i for i, step in enumerate(steps) if step.startswith("module:")), len(steps))
+    if any(step not in VIEWS for step in steps[first:] if not step.startswith("module:")):
+        return (), f"its forward runs {ran[0]} before it normalizes"
+    return ran, ""
 
 
 def _plan_conv(
     name: str,
-    aliases: tuple[str, ...],
-    conv: nn.Module,
+    network: Network,
     facts: ConvFacts | None,
     options: Options,
-    norms: dict[str, Entry],
+    norms: Mapping[str, NormEntry],
     trained: set[str],
-) -> Entry:
+) -> ConvEntry:
+    conv = network.slots[name]
     feeds = tuple(_label(node.kind, node.name) for node in facts.read_by) if facts else ()
-    base = Entry(name, type(conv).__name__, "conv", Action.KEEP, "", aliases, feeds=feeds, channels=out_channels(conv))
+    aliases, channels = network.aliases(name), out_channels(conv)
+    base = ConvEntry(name, type(conv).__name__, Action.KEEP, "", aliases, channels, feeds=feeds)
     wanted = options.for_layer(name).ws
-    if refusal := _left_by_user(name, options) or ("weight standardization is off" if wanted == "none" else ""):
+    refusal = _left_by_user(name, options) or ("weight standardization is off" if wanted is WS.NONE else "")
+    if refusal:
         return replace(base, reason=refusal, by_user=True)
-    if obstacle := _conv_obstacle(conv, facts, norms):
-        return replace(base, reason=obstacle)
-    assert facts is not None
+    if facts is None or (obstacle := _conv_obstacle(conv, facts, norms)):
+        standardized = isinstance(conv, WeightStandardized)
+        unreached = "weight-standardized already" if standardized else "no forward pass reaches it"
+        return replace(base, reason=unreached if facts is None else obstacle)
     ends = {node.name for node in facts.read_by if node.kind is Kind.NORM}
     frozen = not conv._parameters["weight"].requires_grad  # type: ignore[union-attr]
-    form = wanted if wanted != "auto" else "adaptive" if ends & trained or frozen else "standard"
-    if form == "standard" and frozen:
+    adaptive = wanted is WS.ADAPTIVE or (wanted is WS.AUTO and (ends & trained or frozen))
+    if frozen and not adaptive:
         return replace(base, reason="its weight is frozen: the standard form would change a filter that is fixed")
-    via = "+".join(sorted(kind.value for kind in facts.via))
     reason = "its norm is trained" if ends & trained else "its norm is fresh"
-    if via:
+    if via := "+".join(sorted(kind.value for kind in facts.via)):
         reason = f"every path ends in a norm, through {via}; {reason}"
+    form = WS.ADAPTIVE if adaptive else WS.STANDARD
     return replace(base, action=Action.STANDARDIZE, reason=reason, ws=form, eps=EPS)
 
 
-def _conv_obstacle(conv: nn.Module, facts: ConvFacts | None, norms: dict[str, Entry]) -> str:
+def _conv_obstacle(conv: nn.Module, facts: ConvFacts, norms: Mapping[str, NormEntry]) -> str:
     """Return why a convolution must stay as it is, or nothing."""
     if isinstance(conv, WeightStandardized):
         return "weight-standardized already"
-    if facts is None:
-        return "no forward pass reaches it"
     if not has_kernel(conv) or not (facts.plain or is_registered_conv(conv)):
         return "its kernel is computed in the forward pass, or read outside its own"
     if facts.weight_reads:
         return f"its weight is also read by {sorted(facts.weight_reads)[0]}"
     if facts.leaves:
         return "its output leaves the network"
-    replaced = [node for node in facts.read_by if node.kind is Kind.NORM and norms[node.name].changes]
+    ends = [node for node in facts.read_by if node.kind is Kind.NORM]
     if other := [n for n in facts.read_by if n.kind not in (Kind.NORM, Kind.OTHER_NORM)]:
         return f"its output is read by {_label(other[0].kind, other[0].name)}"
-    if kept := [n for n in facts.read_by if n.kind is Kind.NORM and not norms[n.name].changes]:
+    if kept := [node for node in ends if not norms[node.name].changes]:
         return f"its output is read by {kept[0].name}, which is left as it is"
-    if not replaced:
+    if not ends:
         return "no norm that is replaced reads its output"
     if conv._parameters["weight"].numel() == out_channels(conv):  # type: ignore[union-attr]
-        return "one weight a filter (fan-in 1): standardizing would erase it"
+        return "one weight per filter (fan-in 1): standardizing would erase it"
     return ""
 
 
-def _share_fate_of_tied_weights(convs: dict[str, Entry], modules: dict[str, nn.Module]) -> dict[str, Entry]:
+def _share_fate_of_tied_weights(convs: Mapping[str, ConvEntry], network: Network) -> dict[str, ConvEntry]:
     """Standardize modules that share one weight only together."""
     owners: dict[int, list[str]] = {}
     for name in convs:
-        weight = modules[name]._parameters.get("weight")
+        weight = network.slots[name]._parameters.get("weight")
         if weight is not None:
             owners.setdefault(id(weight), []).append(name)
     tied = dict(convs)

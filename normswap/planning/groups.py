@@ -1,6 +1,7 @@
 """How many groups a layer gets: integers in, integers out."""
 
 from normswap.errors import InvalidOption
+from normswap.planning.choices import To
 
 MIN_CHANNELS = 2
 """Channels a group needs to be more than instance norm (Wu & He 2018: ResNet-50 has 2 at its narrowest)."""
@@ -16,7 +17,7 @@ def divisors(number: int) -> list[int]:
 
 
 def group_counts(num_channels: int, *, positions: int | None = None) -> list[int]:
-    """Return every group count that leaves 2 channels and 16 elements to a group, and 1.
+    """Return every group count that leaves every group 2 channels and 16 elements, and 1.
 
     >>> group_counts(48, positions=1)
     [3, 2, 1]
@@ -45,23 +46,23 @@ def num_groups_for(
         num_channels: Channels C of the layer.
         groups: Largest count wanted; the largest divisor of C at most this is taken that leaves at least
             2 channels and 16 elements to a group, else 1.
-        group_size: Channels a group wanted instead of `groups` (Wu & He 2018, section 4.1, table 3 right); the smallest
-            divisor of C at least this that leaves 16 elements to a group.
-        to: ``"group"``, ``"layer"`` (one group) or ``"instance"`` (one channel a group, more where that would leave
+        group_size: Channels per group wanted instead of `groups` (Wu & He 2018, section 4.1, table 3 right); the
+            smallest divisor of C at least this that leaves 16 elements to a group.
+        to: ``"group"``, ``"layer"`` (one group) or ``"instance"`` (one channel per group, more where that would leave
             a group a single element, whose normalized value is always zero).
         positions: Spatial positions of the layer's input (H·W; 1 for (N, C)); None where unknown.
 
     Raises:
         InvalidOption: A count below 1, or an unknown `to`.
     """
-    if to not in ("group", "layer", "instance"):
-        raise InvalidOption(f"to={to!r} is not one of 'group', 'layer', 'instance'")
+    if to not in list(To):
+        raise InvalidOption(f"to={to!r} is not one of {', '.join(repr(choice.value) for choice in To)}")
     for option, value in (("groups", groups), ("group_size", group_size)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise InvalidOption(f"{option}={value!r} must be a whole number of at least 1")
-    if to == "layer":
+    if to == To.LAYER:
         return 1
-    if to == "instance":
+    if to == To.INSTANCE:
         wanted, smallest, elements = num_channels, 1, 2
     elif group_size is not None:
         wanted, smallest, elements = num_channels // group_size, group_size, MIN_ELEMENTS

@@ -1,59 +1,124 @@
 """What a user can ask of a conversion, checked before anything is looked at."""
 
+import difflib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
 from fnmatch import fnmatchcase
+from typing import Any, Literal, Self, TypedDict
 
 from normswap.errors import InvalidOption
+from normswap.planning.choices import WS, Affine, To
 from normswap.planning.groups import num_groups_for
+from normswap.planning.schema import (
+    chosen,
+    count,
+    group_wish,
+    number,
+    optional,
+    ruled,
+    text,
+    texts,
+)
+
+SHRINK, AUTO_SHRINK = 0.5, 1.5
+"""What measured best where the group count is given, and where it is chosen per layer."""
+
+OVERRIDABLE = ("groups", "group_size", "to", "ws")
 
 
-def _chosen(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InvalidOption(f"{option}={value!r} is not one of {', '.join(map(repr, allowed))}")
+class Wishes(TypedDict, total=False):
+    """The options of `normswap.convert` and `normswap.inspect`, as they are passed by keyword."""
+
+    groups: int | str
+    group_size: int | None
+    to: str
+    ws: str
+    affine: str
+    shrink: float | None
+    include: Iterable[str]
+    exclude: Iterable[str]
+    overrides: Mapping[str, Mapping[str, int | str]]
+
+
+def _override(row: Any) -> bool:
+    return isinstance(row, (list, tuple)) and len(row) == 3 and texts(row[:2]) and (text(row[2]) or count(row[2]))
+
+
+def _overrides(rows: Any) -> bool:
+    return isinstance(rows, (list, tuple)) and all(map(_override, rows))
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for; see `normswap.convert` for each."""
+    """What the user asked for.
 
-    groups: int | str = 32
-    group_size: int | None = None
-    to: str = "group"
-    ws: str = "auto"
-    affine: str = "match"
-    shrink: float | None = None
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    overrides: tuple[tuple[str, str, int | str], ...] = ()
+    Attributes:
+        groups: Largest group count, or ``"auto"``: per layer the one whose statistics move the output least.
+        group_size: Channels per group instead of `groups`.
+        to: What norms become.
+        ws: Which weight standardization the convolutions get.
+        affine: Where the affine values come from.
+        shrink: How far a matched norm draws a sample's variance towards the running one; None for what measured best.
+        include: Patterns of layer names; only these are touched. Empty for all.
+        exclude: Patterns of layers to leave alone.
+        overrides: (pattern, option, value) rows: other options for some layers.
+    """
+
+    groups: int | Literal["auto"] = field(default=32, metadata=ruled(group_wish))
+    group_size: int | None = field(default=None, metadata=ruled(optional(count)))
+    to: To = field(default=To.GROUP, metadata=ruled(text))
+    ws: WS = field(default=WS.AUTO, metadata=ruled(text))
+    affine: Affine = field(default=Affine.MATCH, metadata=ruled(text))
+    shrink: float | None = field(default=None, metadata=ruled(optional(number)))
+    include: tuple[str, ...] = field(default=(), metadata=ruled(texts))
+    exclude: tuple[str, ...] = field(default=(), metadata=ruled(texts))
+    overrides: tuple[tuple[str, str, int | str], ...] = field(default=(), metadata=ruled(_overrides))
+
+    @classmethod
+    def of(cls, **wishes: Any) -> Self:
+        """Return the options that `normswap.convert` was called with.
+
+        >>> Options.of(groups=8, exclude="layer4.*", overrides={"layer1.*": {"ws": "none"}}).exclude
+        ('layer4.*',)
+
+        Raises:
+            InvalidOption: An option is unknown or has a value no layer could be converted with.
+        """
+        known = [field.name for field in fields(cls)]
+        if strange := [name for name in wishes if name not in known]:
+            near = difflib.get_close_matches(strange[0], known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise InvalidOption(f"{strange[0]}= is no option; {hint}")
+        if "overrides" in wishes:
+            wishes["overrides"] = _rows(wishes["overrides"])
+        return cls(**wishes)
 
     def __post_init__(self) -> None:
         """Refuse values no layer could be converted with."""
         counted = 1 if self.groups == "auto" else self.groups
-        num_groups_for(1, groups=counted, group_size=self.group_size, to=self.to)  # type: ignore[arg-type]
+        num_groups_for(1, groups=counted, group_size=self.group_size, to=self.to)
         if self.shrink is not None and not (isinstance(self.shrink, (int, float)) and 0 <= self.shrink < math.inf):
             raise InvalidOption(f"shrink={self.shrink!r} must be a number of at least 0")
         for pattern, option, value in self.overrides:
-            _chosen(f"the option in overrides[{pattern!r}]", option, ("groups", "group_size", "to", "ws"))
+            if option not in OVERRIDABLE:
+                allowed = ", ".join(map(repr, OVERRIDABLE))
+                raise InvalidOption(f"the option in overrides[{pattern!r}]={option!r} is not one of {allowed}")
             replace(self, overrides=(), **{option: value})  # type: ignore[arg-type]
-        _chosen("ws", self.ws, ("auto", "adaptive", "standard", "none"))
-        _chosen("affine", self.affine, ("match", "copy"))
+        for option, choices in (("to", To), ("ws", WS), ("affine", Affine)):
+            object.__setattr__(self, option, _choice(option, getattr(self, option), choices))
         for option in ("include", "exclude"):
-            value = getattr(self, option)
-            patterns = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
-            if strange := [pattern for pattern in patterns if not isinstance(pattern, str)]:
-                raise InvalidOption(f"{option}={strange[0]!r} must be a pattern of layer names, or several of them")
-            object.__setattr__(self, option, patterns)
+            object.__setattr__(self, option, _patterns(option, getattr(self, option)))
 
     def shrink_for(self, groups_asked: int | str | None) -> float:
-        """Return the value asked for, else what measured best: 0.5, and 1.5 where the group count is chosen too."""
+        """Return the value asked for, else what measured best."""
         if self.shrink is not None:
             return self.shrink
-        return 1.5 if groups_asked == "auto" else 0.5
+        return AUTO_SHRINK if groups_asked == "auto" else SHRINK
 
-    def for_layer(self, name: str) -> "Options":
-        """Return the options of one layer: later overrides win, and a count and a size of groups exclude each other."""
+    def for_layer(self, name: str) -> Self:
+        """Return the options of one layer: overrides whose pattern matches its name, later ones last."""
         options = self
         for pattern, option, value in self.overrides:
             if fnmatchcase(name, pattern):
@@ -63,12 +128,21 @@ class Options:
         return options
 
 
-def flat_overrides(overrides: Mapping[str, Mapping[str, int | str]]) -> tuple[tuple[str, str, int | str], ...]:
-    """Return ``{pattern: {option: value}}`` as (pattern, option, value) rows.
+def _choice(option: str, value: Any, choices: type[StrEnum]) -> StrEnum:
+    if not chosen(choices)(value):
+        raise InvalidOption(f"{option}={value!r} is not one of {', '.join(repr(c.value) for c in choices)}")
+    return choices(value)
 
-    Raises:
-        InvalidOption: It is not such a mapping.
-    """
+
+def _patterns(option: str, value: Any) -> tuple[str, ...]:
+    patterns = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
+    if strange := [pattern for pattern in patterns if not isinstance(pattern, str)]:
+        raise InvalidOption(f"{option}={strange[0]!r} must be a pattern of layer names, or several of them")
+    return patterns
+
+
+def _rows(overrides: Any) -> tuple[tuple[str, str, int | str], ...]:
+    """Return ``{pattern: {option: value}}`` as (pattern, option, value) rows."""
     try:
         return tuple((p, option, value) for p, chosen in overrides.items() for option, value in chosen.items())
     except AttributeError as error:

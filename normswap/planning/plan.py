@@ -1,100 +1,48 @@
 """The plan: an immutable record of what happens to every norm and every convolution, and why."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
 from normswap.errors import PlanMismatch
+from normswap.planning.entry import ConvEntry, Entry, NormEntry, entry_from
 from normswap.planning.options import Options
-from normswap.planning.schema import must_be_entry, must_be_inputs, must_be_options
+from normswap.planning.report import plan_table
+from normswap.planning.schema import SCHEMA, must_be_inputs, must_hold, unreadable
 from normswap.sources.untrusted_json import read_json
-
-SCHEMA = 1
-"""Version of the JSON form; a newer one is refused."""
-
-
-class Action(StrEnum):
-    """What happens to a layer."""
-
-    GROUP_NORM = "group_norm"
-    SCALE = "scale"  # a norm that sees one value a sample
-    STANDARDIZE = "standardize"
-    KEEP = "keep"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One layer of the network.
-
-    Attributes:
-        name: Qualified name, as first registered; `aliases` are its other names.
-        kind: Class name of the layer.
-        role: ``"norm"`` or ``"conv"``.
-        action: What happens to it.
-        reason: Why.
-        fed_by: For a norm, the first layers or operators upstream that change values.
-        feeds: For a convolution, the first ones downstream.
-        channels: Channels of a norm, output channels of a convolution.
-        shape: (N, C, *) shape of a norm's input in the trace; None if it was not reached.
-        groups_asked: Group count wanted, or ``"auto"``; `groups` the one used.
-        eps: Epsilon of the new norm, or of the standardization.
-        drift: How far a sample's own statistics can be expected to move a matched norm's output, relative to the
-            output's variation (`normswap.layers.matching.drift`); None where there are no statistics to tell.
-        affine: ``"match"`` or ``"copy"``: where the affine values of the new norm come from.
-        then: Modules inside a norm subclass that keep running after the normalization.
-        ws: ``"adaptive"`` or ``"standard"``.
-        by_user: Left alone because an include or exclude pattern says so.
-    """
-
-    name: str
-    kind: str
-    role: str
-    action: Action
-    reason: str
-    aliases: tuple[str, ...] = ()
-    fed_by: tuple[str, ...] = ()
-    feeds: tuple[str, ...] = ()
-    channels: int = 0
-    shape: tuple[int, ...] | None = None
-    groups_asked: int | str | None = None
-    groups: int | None = None
-    eps: float | None = None
-    drift: float | None = None
-    affine: str | None = None
-    then: tuple[str, ...] = ()
-    ws: str | None = None
-    by_user: bool = False
-
-    @property
-    def changes(self) -> bool:
-        """Whether the layer is replaced."""
-        return self.action is not Action.KEEP
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a conversion does to every norm and convolution of a network; ``str(plan)`` is a table."""
+    """What a conversion does to every norm and convolution of a network; ``str(plan)`` is a table.
+
+    Attributes:
+        options: What the user asked for.
+        entries: One for every BatchNorm-like layer and every convolution, in the order of registration.
+        warnings: What the conversion does not change and may surprise, a line each.
+        inputs: Shapes and types of the example input that the network was traced with, as JSON data; None where a
+            part of it was neither tensor nor container.
+    """
 
     options: Options
-    entries: tuple[Entry, ...]
+    entries: tuple[NormEntry | ConvEntry, ...]
     warnings: tuple[str, ...] = ()
     inputs: Any = None
 
     @property
-    def norms(self) -> tuple[Entry, ...]:
+    def norms(self) -> tuple[NormEntry, ...]:
         """Entries of the BatchNorm-like layers."""
-        return tuple(entry for entry in self.entries if entry.role == "norm")
+        return tuple(entry for entry in self.entries if isinstance(entry, NormEntry))
 
     @property
-    def convs(self) -> tuple[Entry, ...]:
+    def convs(self) -> tuple[ConvEntry, ...]:
         """Entries of the convolutions."""
-        return tuple(entry for entry in self.entries if entry.role == "conv")
+        return tuple(entry for entry in self.entries if isinstance(entry, ConvEntry))
 
     @property
-    def changes(self) -> tuple[Entry, ...]:
+    def changes(self) -> tuple[NormEntry | ConvEntry, ...]:
         """Entries of the layers that are replaced."""
         return tuple(entry for entry in self.entries if entry.changes)
 
@@ -109,11 +57,10 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON data from which `from_dict` makes an equal plan."""
-        entries = [{k: v for k, v in _plain(vars(e)).items() if v not in (None, [], False)} for e in self.entries]
         return {
             "schema": SCHEMA,
-            "options": _plain(vars(self.options)),
-            "entries": entries,
+            "options": _fields(self.options),
+            "entries": [_sparse(entry) for entry in self.entries],
             "warnings": list(self.warnings),
             "inputs": self.inputs,
         }
@@ -125,20 +72,19 @@ class Plan:
         Raises:
             PlanMismatch: The data is no plan, or one of a newer schema.
         """
-        _must_be_readable(data.get("schema") if isinstance(data, Mapping) else None, "this plan")
+        if newer := unreadable(data.get("schema") if isinstance(data, Mapping) else None):
+            raise PlanMismatch(f"this plan {newer}")
         try:
-            must_be_options(data["options"])
-            for entry in data["entries"]:
-                must_be_entry(entry)
+            must_hold(data["options"], "the options", Options)
             must_be_inputs(data["inputs"])
-            options = Options(**_tuples(data["options"]))
-            entries = tuple(Entry(**_tuples(e) | {"action": Action(e["action"])}) for e in data["entries"])
+            options = Options(**{key: _swapped(value, list, tuple) for key, value in data["options"].items()})
+            entries = tuple(map(entry_from, data["entries"]))
             return cls(options, entries, tuple(map(str, data["warnings"])), data["inputs"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"{type(error).__name__}: {error}"
             raise PlanMismatch(f"this is not a plan ({what}); convert the model again") from error
 
-    def with_entries(self, entries: Mapping[str, Entry]) -> Self:
+    def with_entries(self, entries: Mapping[str, NormEntry | ConvEntry]) -> Self:
         """Return the plan with some entries replaced, by name."""
         return replace(self, entries=tuple(entries.get(entry.name, entry) for entry in self.entries))
 
@@ -148,29 +94,7 @@ class Plan:
 
     def __str__(self) -> str:
         """Return the plan as a table for people."""
-        from normswap.planning.report import plan_table
-
-        return plan_table(self)
-
-
-def _must_be_readable(schema: Any, what: str) -> None:
-    if type(schema) is not int or not 1 <= schema <= SCHEMA:
-        readable = f"this normswap reads up to {SCHEMA}"
-        raise PlanMismatch(f"{what} has schema {schema!r:.60}, {readable}; upgrade normswap or convert again")
-
-
-def _plain(data: dict[str, Any]) -> dict[str, Any]:
-    return {key: _swapped(value, tuple, list) for key, value in data.items()}
-
-
-def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _swapped(value, list, tuple) for key, value in data.items()}
-
-
-def _swapped(value: Any, kind: type, other: Callable[[Iterable[Any]], Any]) -> Any:
-    """Turn nested tuples into lists for JSON, or back."""
-    items: Any = value
-    return other(_swapped(item, kind, other) for item in items) if isinstance(value, kind) else value
+        return plan_table(self.entries, self.warnings)
 
 
 def as_plan(plan: Plan | str | PathLike[str]) -> Plan:
@@ -198,8 +122,26 @@ def plan_in(block: Mapping[str, Any], where: str) -> Plan:
     Raises:
         PlanMismatch: The block has a newer schema, or holds no plan; the message begins with `where`.
     """
-    _must_be_readable(block.get("schema", SCHEMA), f"{where}:")
+    if newer := unreadable(block.get("schema", SCHEMA)):
+        raise PlanMismatch(f"{where}: {newer}")
     try:
         return Plan.from_dict(block.get("plan"))  # type: ignore[arg-type]
     except PlanMismatch as error:
         raise PlanMismatch(f"{where}: {error}") from error
+
+
+def _fields(data: Options | Entry) -> dict[str, Any]:
+    """Return a dataclass' fields as JSON data."""
+    return {field.name: _swapped(getattr(data, field.name), tuple, list) for field in fields(data)}
+
+
+def _sparse(entry: NormEntry | ConvEntry) -> dict[str, Any]:
+    """Return an entry as JSON data, without the fields that say nothing."""
+    values = {"name": entry.name, "kind": entry.kind, "role": entry.role, **_fields(entry)}
+    return {key: value for key, value in values.items() if value is not None and value is not False and value != []}
+
+
+def _swapped(value: Any, kind: type, other: Callable[[Iterable[Any]], Any]) -> Any:
+    """Turn nested tuples into lists for JSON, or back."""
+    items: Any = value
+    return other(_swapped(item, kind, other) for item in items) if isinstance(value, kind) else value

@@ -3,23 +3,18 @@
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 
-from torch import nn
-
-from normswap.networks.recognition import fold_methods
-from normswap.networks.strays import stray_norms
+from normswap.networks.network import Network
+from normswap.networks.recognition import fold_methods, stray_norms
+from normswap.planning.entry import NormEntry
 from normswap.planning.options import Options
-from normswap.planning.plan import Entry
-from normswap.tracing.forward import Trace
+from normswap.tracing.facts import Trace
 
 
-def cautions(
-    model: nn.Module, modules: Mapping[str, nn.Module], norms: Mapping[str, Entry], trace: Trace, options: Options
-) -> Iterator[str]:
+def plan_warnings(network: Network, norms: Mapping[str, NormEntry], trace: Trace, options: Options) -> Iterator[str]:
     """Yield a line for everything about a network that its conversion does not change and that may surprise.
 
     Args:
-        model: The network, unconverted.
-        modules: Its modules by name.
+        network: The network, unconverted.
         norms: The norms' entries by name.
         trace: What a forward pass showed.
         options: What the user asked for.
@@ -37,16 +32,16 @@ def cautions(
         yield f"{len(never)} norms were never reached ({never[0]}, …); their convolutions stay plain"
     for name in trace.functional_norms:
         yield f"{name or 'the model'} calls batch_norm itself, without a module; it still depends on the batch"
-    fusing = [name for name, m in modules.items() if fold_methods(m)]
+    fusing = [name for name, m in network.modules.items() if fold_methods(m)]
     if fusing and norms:
         yield (
             f"{len(fusing)} modules can fold BatchNorm into convolutions ({fusing[0] or 'the model'}, …); "
             "that no longer works after conversion: fold before it, or not at all"
         )
-    for where in stray_norms(model):
+    for where in stray_norms(network.model):
         yield f"{where} keeps BatchNorm where torch does not register it; it stays as it is: use nn.ModuleList"
     for option, pattern in _patterns(options):
-        if not any(fnmatchcase(name, pattern) for name in modules):
+        if not any(fnmatchcase(name, pattern) for name in network.modules):
             yield f"{option} {pattern!r} matches no layer"
 
 

@@ -1,77 +1,59 @@
-"""Tables and counts for people; no torch here."""
-
-from __future__ import annotations
+"""Tables and counts of plans, for people."""
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
-if TYPE_CHECKING:
-    from normswap.conversion.checks import Checks
-    from normswap.planning.plan import Entry, Plan
+from normswap.planning.choices import Action
+from normswap.planning.entry import ConvEntry, NormEntry
+from normswap.tables import table
 
-
-def table(rows: Sequence[Sequence[str]], *, header: Sequence[str]) -> str:
-    """Return left-aligned columns two spaces apart, under a header and a rule."""
-    every = [header, *rows]
-    widths = [max(len(row[column]) for row in every) for column in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in every]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+Entries = Sequence[NormEntry | ConvEntry]
 
 
-def plan_table(plan: Plan) -> str:
-    """Return one row a layer, the totals and the warnings."""
-    rows = [(e.name or "(root)", e.kind, _action(e), _drift(e), e.reason) for e in plan.entries]
+def plan_table(entries: Entries, warnings: Iterable[str]) -> str:
+    """Return one row per layer, the totals and the warnings."""
+    rows = [(e.name or "(root)", e.kind, _becomes(e), _drift(e), e.reason) for e in entries]
     text = table(rows, header=("layer", "is", "becomes", "drift", "why"))
-    return "\n".join([text, "", *summary(plan)])
+    return "\n".join([text, "", *summary(entries, warnings)])
 
 
-def summary(plan: Plan) -> list[str]:
+def summary(entries: Entries, warnings: Iterable[str]) -> list[str]:
     """Return the totals and the warnings, a line each."""
-    groups = Counter(entry.groups for entry in plan.norms if entry.action == "group_norm")
-    scales = sum(entry.action == "scale" for entry in plan.norms)
+    norms = [entry for entry in entries if isinstance(entry, NormEntry)]
+    convs = [entry for entry in entries if isinstance(entry, ConvEntry)]
+    groups = Counter(entry.groups for entry in norms if entry.action is Action.GROUP_NORM)
+    scales = sum(entry.action is Action.SCALE for entry in norms)
     counts = ", ".join(f"{n} of {g} group{'s' if g != 1 else ''}" for g, n in groups.most_common())
-    forms = Counter(entry.ws for entry in plan.convs if entry.changes)
+    forms = Counter(entry.ws for entry in convs if entry.changes)
     kinds = ", ".join(f"{n} {form}" for form, n in sorted(forms.items(), key=str))
-    norms, convs = sum(groups.values()), sum(forms.values())
+    left = Counter(_general(entry) for entry in entries if not entry.changes)
     return [
-        f"{norms} of {len(plan.norms)} norms become GroupNorm{f': {counts}' if counts else ''}",
-        *([f"{scales} norms that see one value a sample become ChannelScale"] if scales else []),
-        f"{convs} of {len(plan.convs)} convolutions are weight-standardized{f': {kinds}' if kinds else ''}",
-        *(f"left: {n} x {reason}" for reason, n in _left(plan).most_common()),
-        *(f"warning: {warning}" for warning in plan.warnings),
+        f"{groups.total()} of {len(norms)} norms become GroupNorm{f': {counts}' if counts else ''}",
+        *([f"{scales} norms that see one value per sample become ChannelScale"] if scales else []),
+        f"{forms.total()} of {len(convs)} convolutions are weight-standardized{f': {kinds}' if kinds else ''}",
+        *(f"left: {n} x {reason}" for reason, n in left.most_common()),
+        *(f"warning: {warning}" for warning in warnings),
     ]
 
 
-def checks_table(checks: Checks) -> str:
-    """Return one row a check."""
-    marks = {True: "ok", False: "FAILED", None: "n/a"}
-    return table([(marks[row.ok], row.name, row.detail) for row in checks.rows], header=("", "check", "found"))
-
-
-def _left(plan: Plan) -> Counter[str]:
-    """Count layers left alone by reason; names in reasons are left out so that they add up."""
-    return Counter(_general(entry) for entry in plan.entries if not entry.changes)
-
-
-def _general(entry: Entry) -> str:
+def _general(entry: NormEntry | ConvEntry) -> str:
+    """Return role and reason without the names in it, so that layers left for one reason add up."""
     reason = entry.reason
-    for name in sorted((*entry.feeds, *entry.fed_by), key=len, reverse=True):
+    for name in sorted(entry.fed_by if isinstance(entry, NormEntry) else entry.feeds, key=len, reverse=True):
         if not name.startswith("<") and name:
             reason = reason.replace(name, "another layer")
     return f"{entry.role}: {reason}"
 
 
-def _drift(entry: Entry) -> str:
-    return "" if entry.drift is None else f"{entry.drift:.2f}"
+def _drift(entry: NormEntry | ConvEntry) -> str:
+    return f"{entry.drift:.2f}" if isinstance(entry, NormEntry) and entry.drift is not None else ""
 
 
-def _action(entry: Entry) -> str:
+def _becomes(entry: NormEntry | ConvEntry) -> str:
     if not entry.changes:
         return "-"
-    if entry.action == "scale":
+    if isinstance(entry, ConvEntry):
+        return f"WS {entry.ws}"
+    if entry.action is Action.SCALE:
         return "ChannelScale"
-    if entry.role == "norm":
-        act = " + " + ", ".join(entry.then) if entry.then else ""
-        return f"GroupNorm({entry.groups}){act}"
-    return f"WS {entry.ws}"
+    return f"GroupNorm({entry.groups})" + (f" + {', '.join(entry.then)}" if entry.then else "")

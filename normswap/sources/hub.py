@@ -1,14 +1,19 @@
-"""Whether pretrained weights can be had, told within seconds."""
+"""Pretrained weights and checkpoints from the hub: whether they can be had, told within seconds, and fetching them."""
 
 import os
 import socket
 import threading
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
-from normswap.errors import WeightsUnavailable
+from normswap.errors import CheckpointError, WeightsUnavailable, first_line
+
+HUB = "hf-hub:"
+"""What the name of a checkpoint on the hub begins with, as timm writes it."""
 
 WAYS_ON = "pass --weights FILE for a checkpoint you have, or --no-pretrained for random weights"
 
@@ -32,6 +37,21 @@ def must_be_reachable(name: str, url: str, hub_id: str | None) -> None:
     if not _answers(url):
         host = urllib.parse.urlparse(url).hostname
         raise WeightsUnavailable(f"the pretrained weights of {name} cannot be had: {host} does not answer; {WAYS_ON}")
+
+
+def fetch(name: str, files: Sequence[str]) -> Path:
+    """Return the folder, in the hub's cache, with these files of the checkpoint ``hf-hub:user/name[@revision]``.
+
+    Raises:
+        CheckpointError: There is none, or the hub does not answer.
+    """
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.removeprefix(HUB).partition("@")
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(files)))
+    except Exception as error:  # besides its own the hub's client raises those of the HTTP library it happens to use
+        raise CheckpointError(f"{name}: {first_line(error)}; check the name and the network") from error
 
 
 def _answers(url: str, timeout: float = 4.0) -> bool:

@@ -2,21 +2,18 @@
 
 import importlib
 import json
-import math
 import os
 import re
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from normswap.errors import InvalidOption, UnknownModel, UnsupportedModel, WeightsUnavailable
-from normswap.planning.schema import MAX_ELEMENTS
-from normswap.sources.fetching import HUB, first_line
-from normswap.sources.hub import WAYS_ON, must_be_reachable
-from normswap.sources.registry import Source, as_built, find, source_of
+from normswap.errors import UnknownModel, UnsupportedModel, WeightsUnavailable, described, first_line
+from normswap.sources.hub import HUB, WAYS_ON, must_be_reachable
+from normswap.sources.provenance import source_of
+from normswap.sources.registry import Source, as_built, find
 
 FOLDER = "local-dir:"
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -50,29 +47,6 @@ def open_model(name: str, *, pretrained: bool, num_classes: int | None = None) -
     return model, as_built(source, model)
 
 
-def parse_shape(text: str) -> torch.Tensor:
-    """Return a meta tensor of the shape that ``2,3,64,64`` describes.
-
-    Raises:
-        InvalidOption: It is no list of positive whole numbers.
-    """
-    try:
-        sizes = [int(size) for size in text.split(",")]
-    except ValueError:
-        sizes = []
-    if not sizes or min(sizes) < 1:
-        raise InvalidOption(f"--input {text!r} is no shape; write sizes as in 2,3,64,64")
-    if math.prod(sizes) > MAX_ELEMENTS:
-        raise InvalidOption(f"--input {text!r} has more than {MAX_ELEMENTS} elements; write a smaller shape")
-    return torch.empty(sizes, device="meta")
-
-
-def folder_name(model: str) -> str:
-    """Return the name of the folder that a model's checkpoint goes to when the user gives none."""
-    last = Path(model.removeprefix(FOLDER)).name if model.startswith(FOLDER) else model.removeprefix(HUB)
-    return re.sub(r"[^\w.]+", "-", last) + "-normswap"
-
-
 def _timm_checkpoint(name: str, pretrained: bool, arguments: dict[str, int]) -> nn.Module:
     import timm
 
@@ -83,8 +57,7 @@ def _timm_checkpoint(name: str, pretrained: bool, arguments: dict[str, int]) -> 
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
     except (RuntimeError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise WeightsUnavailable(f"timm cannot load {name} ({first}); {WAYS_ON}") from error
+        raise WeightsUnavailable(f"timm cannot load {name} ({first_line(error)}); {WAYS_ON}") from error
     return model
 
 
@@ -100,14 +73,14 @@ def _from_factory(name: str, arguments: dict[str, int]) -> nn.Module:
     except (ImportError, AttributeError) as error:
         raise UnknownModel(f"{name}: {first_line(error)}; name a function as in package.module:factory") from error
     except (Exception, SystemExit) as error:
-        what = f"{type(error).__name__}: {first_line(error)}"
-        raise UnsupportedModel(f"{name}: {module_name} cannot be imported ({what}); mend it first") from error
+        raise UnsupportedModel(
+            f"{name}: {module_name} cannot be imported ({described(error)}); mend it first"
+        ) from error
     try:
         model = factory(**arguments)  # type: ignore[operator]
     except (Exception, SystemExit) as error:
-        what = f"{type(error).__name__}: {first_line(error)}"
         raise UnsupportedModel(
-            f"{name} failed ({what}); it is called without arguments, but for num_classes where you give it"
+            f"{name} failed ({described(error)}); it is called without arguments, but for num_classes where you give it"
         ) from error
     if not isinstance(model, nn.Module):
         raise UnsupportedModel(f"{name} returned a {type(model).__name__}; return the network itself")

@@ -112,24 +112,6 @@ def names(registry: str) -> list[str]:
     return [name for name in torchvision.models.list_models() if not name.startswith("quantized_")]
 
 
-def source_of(model: nn.Module) -> Source | None:
-    """Return what timm remembers of a model it built; other models do not know their names."""
-    config, remembered = getattr(model, "pretrained_cfg", None), getattr(model, "_model_args", {})
-    if not isinstance(config, Mapping) or not config.get("architecture"):
-        return None
-    if config["architecture"] == ENTRYPOINT:
-        source = Source.from_dict(remembered.get("source"))
-        changed = {key: getattr(model, key) for key in ("num_classes",) if isinstance(getattr(model, key, None), int)}
-        return replace(source, arguments=source.arguments | _plain(remembered) | changed)
-    registered = config.get("source") not in ("hf-hub", "local-dir")  # a checkpoint's own tag is in no registry
-    name = config["architecture"] + (f".{config['tag']}" if config.get("tag") and registered else "")
-    arguments = _plain(remembered)
-    num_classes = getattr(model, "num_classes", None)
-    if isinstance(num_classes, int):
-        arguments.setdefault("num_classes", num_classes)
-    return Source("timm", name, arguments)
-
-
 def as_built(source: Source, model: nn.Module) -> Source:
     """Return the source with the arguments that pretrained weights imply: torchvision's change inputs and heads."""
     if source.registry != "torchvision":
@@ -148,10 +130,6 @@ def _is_argument(key: Any, value: Any) -> bool:
     else:
         plain = value is None or (isinstance(value, str) and len(value) <= 200 and value.isprintable())
     return plain and isinstance(key, str) and key.isidentifier()
-
-
-def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in arguments.items() if isinstance(value, (str, int, float, bool))}
 
 
 def meta_build(source: Source, **arguments: Any) -> nn.Module:

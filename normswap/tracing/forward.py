@@ -1,9 +1,9 @@
 """Run a model once on the meta device and report what feeds each norm and what reads each convolution."""
 
-import math
 import warnings
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from normswap.errors import NeedsExampleInput
-from normswap.layers.convs import WeightStandardized
-from normswap.networks.copying import copy_model, meta_copy, module_names
-from normswap.networks.inputs import as_call, batch_size, candidates
-from normswap.networks.recognition import is_batch_norm
-from normswap.networks.tensors import tensors_in
-from normswap.tracing.graph import Kind, Node
-from normswap.tracing.recorder import Recorder, Shapes
+from normswap.errors import NeedsExampleInput, described
+from normswap.networks.copying import copy_model, meta_copy
+from normswap.networks.inputs import as_call, batch_size, tensors_in
+from normswap.networks.network import Network
+from normswap.tracing.candidates import candidates
+from normswap.tracing.dispatch import Dispatch
+from normswap.tracing.facts import Trace, conv_facts, norm_facts
+from normswap.tracing.recorder import Recorder
 
 MORE_TRIES = 4
 """Example inputs that are tried for a pass without an error once one has reached every norm before its error."""
@@ -27,61 +27,13 @@ TRIES_WITH_DATA = 3
 """Example inputs that are tried on real tensors once no pass on the meta device has run; these passes cost time."""
 
 
-@dataclass(frozen=True)
-class NormFacts:
-    """What one BatchNorm-like module sees, over all its calls.
-
-    The shape (N, C, *) is that of its smallest input; `steps` are the operators and modules its forward runs.
-    """
-
-    shape: tuple[int, ...]
-    fed_by: tuple[Node, ...]
-    via: frozenset[Kind]
-    steps: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ConvFacts:
-    """What happens to the output of one convolution weight, over all its calls.
-
-    `plain` tells that the operator read the parameter itself and not something computed from it.
-    """
-
-    plain: bool
-    read_by: tuple[Node, ...]
-    via: frozenset[Kind]
-    leaves: bool
-    weight_reads: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class Trace:
-    """One forward pass (two where the first left norms out): facts by qualified name, as first registered.
-
-    `with_data` tells that it needed real tensors.
-    """
-
-    norms: dict[str, NormFacts]
-    convs: dict[str, ConvFacts]
-    shapes: dict[str, Shapes]
-    batch: int
-    inputs: Any
-    with_data: bool = False
-    functional_norms: tuple[str, ...] = ()
-    stopped_by: str | None = None
-
-    def left_out(self, names: Collection[str]) -> set[str]:
-        """Return those of the named modules that did not run."""
-        return {name for name in names if name not in self.norms and name not in self.shapes}
-
-
 def trace(
-    model: nn.Module, example_input: Any = None, *, until: Collection[str] | None = None, edges: bool = True
+    network: Network, example_input: Any = None, *, until: Collection[str] | None = None, edges: bool = True
 ) -> Trace:
-    """Trace `model` without changing it or copying its data.
+    """Trace a network without changing it or copying its data.
 
     Args:
-        model: Any module; it is copied to the meta device.
+        network: Any network; it is copied to the meta device.
         example_input: A tensor, a tuple of positional or a dict of keyword arguments; only shapes and types are used.
             None makes one up.
         until: Names of the modules that count. A pass that stops with an error after the last of them is good enough,
@@ -92,7 +44,7 @@ def trace(
     Raises:
         NeedsExampleInput: No forward pass ran to its end, or to the last module that counts.
     """
-    wanted = batch_norms(model) if until is None else set(until)
+    wanted, model = set(network.norms if until is None else until), network.model
     values = list(candidates(model)) if example_input is None else [example_input]
     failures: list[str] = []
     stopped: tuple[Any, Trace] | None = None
@@ -110,13 +62,8 @@ def trace(
     tried = failures[0] if failures else "no layer tells the input's size"
     another = "" if example_input is None else "another "
     raise NeedsExampleInput(
-        f"no forward pass of {type(model).__name__} ran ({tried}); pass {another}example_input=, or --input"
+        f"no forward pass of {network.kind} ran ({tried}); pass {another}example_input=, or --input"
     )
-
-
-def batch_norms(model: nn.Module) -> set[str]:
-    """Return the names of the BatchNorm-like modules, as first registered."""
-    return {name for name, module in model.named_modules() if is_batch_norm(module)}
 
 
 def _with_training_pass(
@@ -131,7 +78,7 @@ def _with_training_pass(
         return first
     convs = dict(second.convs)
     for name, facts in first.convs.items():
-        convs[name] = _merged(facts, convs[name]) if name in convs else facts
+        convs[name] = facts.merged(convs[name]) if name in convs else facts
     return replace(
         first,
         norms=second.norms | first.norms,
@@ -142,84 +89,47 @@ def _with_training_pass(
 
 
 def _run(model: nn.Module, example_input: Any, *, training: bool, data: bool, edges: bool) -> Trace:
-    copy = copy_model(model) if data else meta_copy(model)
-    copy.train(training)
-    names = {key: found[0] for key, found in module_names(copy).items()}
-    norms = {id(m): names[id(m)] for m in copy.modules() if is_batch_norm(m)}
-    if not edges:
-        _standardize_nothing(copy)
-    recorder = Recorder(copy, norms, names, edges=edges)
-    device = next((t.device for t in copy.parameters()), torch.device("cpu")) if data else torch.device("meta")
+    copy = Network(copy_model(model) if data else meta_copy(model))
+    copy.model.train(training)
+    device = next((t.device for t in copy.model.parameters()), torch.device("cpu")) if data else torch.device("meta")
     placed = tree_map_only(Tensor, lambda t: _placed(t, device), example_input)
     args, kwargs = as_call(placed)
-    inputs = list(tensors_in((args, kwargs)))
-    recorder.begin(inputs)
-    stopped_by = None
-    with torch.no_grad(), warnings.catch_warnings(), recorder:
+    recorder, stopped_by = Recorder(copy, edges=edges), None
+    recorder.begin(tensors_in((args, kwargs)))
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
+        if not edges:
+            _standardize_nothing(copy, stack)
+        stack.enter_context(Dispatch(recorder))
         try:
-            recorder.finish(tensors_in(copy(*args, **kwargs)))
+            recorder.finish(tensors_in(copy.model(*args, **kwargs)))
         except Exception as error:
-            stopped_by = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-    batch = batch_size(args[0] if args else kwargs)
+            stopped_by = described(error)
     return Trace(
-        dict(_norm_facts(recorder)), dict(_conv_facts(recorder)), recorder.shapes, batch,
-        tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), placed),
-        data,
-        tuple(sorted(recorder.functional_norms)), stopped_by,
-    )  # fmt: skip
+        norms=dict(norm_facts(recorder)),
+        convs=conv_facts(recorder),
+        shapes=recorder.shapes,
+        batch=batch_size(args[0] if args else kwargs),
+        inputs=tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), placed),
+        with_data=data,
+        functional_norms=tuple(sorted(recorder.functional_norms)),
+        stopped_by=stopped_by,
+    )
 
 
-def _standardize_nothing(model: nn.Module) -> None:
+def _standardize_nothing(network: Network, stack: ExitStack) -> None:
     """Have convolutions without data use their weights as they are: of a kernel, only the shape is looked at."""
-    for module in model.modules():
-        weight = module._parameters.get("weight")
-        if isinstance(module, WeightStandardized) and weight is not None and weight.is_meta:
-            vars(module)["_shared"] = partial(Tensor.detach, weight)
+    for _, conv in network.standardized():
+        if conv.raw_weight.is_meta:
+            stack.enter_context(conv.using(partial(Tensor.detach, conv.raw_weight)))
 
 
 def _placed(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "meta" or not tensor.is_meta:
         return torch.empty_like(tensor, device=device) if device.type == "meta" else tensor.to(device)
     return torch.randn(tensor.shape, device=device).to(tensor.dtype)
-
-
-def _norm_facts(recorder: Recorder) -> Iterator[tuple[str, NormFacts]]:
-    graph = recorder.graph
-    for name, indices in recorder.norm_nodes.items():
-        fed_by, via = graph.feeders(parent for index in indices for parent in graph.nodes[index].parents)
-        steps = tuple(recorder.norm_steps.get(name, ()))
-        smallest = min(recorder.norm_inputs[name], key=lambda shape: math.prod(shape[2:]))
-        yield name, NormFacts(smallest, _distinct(fed_by), frozenset(via), steps)
-
-
-def _conv_facts(recorder: Recorder) -> Iterator[tuple[str, ConvFacts]]:
-    graph, children = recorder.graph, recorder.graph.children()
-    found: dict[str, ConvFacts] = {}
-    for index, node in enumerate(graph.nodes):
-        if node.kind is not Kind.CONV:
-            continue
-        read_by, via, leaves = graph.readers(index, children)
-        leaf = recorder.plain_convs.get(index)
-        reads = (
-            frozenset(recorder.parameter_reads.get(leaf, set()) - {"convolution", "deform_conv2d"})
-            if leaf
-            else frozenset()
-        )
-        facts = ConvFacts(leaf is not None, _distinct(read_by), frozenset(via), leaves, reads)
-        found[node.name] = _merged(found[node.name], facts) if node.name in found else facts
-    yield from found.items()
-
-
-def _merged(a: ConvFacts, b: ConvFacts) -> ConvFacts:
-    return ConvFacts(
-        a.plain and b.plain, _distinct([*a.read_by, *b.read_by]), a.via | b.via, a.leaves or b.leaves,
-        a.weight_reads | b.weight_reads,
-    )  # fmt: skip
-
-
-def _distinct(nodes: list[Node]) -> tuple[Node, ...]:
-    return tuple({(node.kind, node.name): node for node in nodes}.values())
 
 
 def _describe(value: Any) -> str:

@@ -1,72 +1,82 @@
-"""Record one forward pass as a graph: a dispatch mode sees every operator, hooks see every module."""
+"""Note one forward pass as a graph: every operator as it is run, every module as its hooks tell."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from normswap.networks.tensors import all_meta, tensors_in
+from normswap.networks.inputs import tensors_in
+from normswap.networks.network import Network
 from normswap.tracing.graph import Graph, Kind, Node
-from normswap.tracing.operators import answer, base_name, kind_of, shape_alone
+from normswap.tracing.operators import kind_of
+from normswap.tracing.parameters import Parameters
 
 Shapes = tuple[tuple[int, ...], ...]
 
 
-class Recorder(TorchDispatchMode):
-    """Build a `Graph` from the operators that run under it.
+class Recorder:
+    """Build a `Graph` from what it is told of.
 
     Every tensor seen is kept alive until the recorder is dropped, so that ``id(tensor)`` stays a name for it.
 
     Args:
-        model: The copy that is about to run; it receives hooks.
-        norms: Qualified names of the BatchNorm-like modules, by ``id(module)``.
-        names: First qualified name of every module, by ``id(module)``.
+        network: The copy that is about to run; its modules receive hooks.
         edges: Follow tensors from operator to operator; without, only shapes and calls of batch_norm are noted.
+
+    Attributes:
+        graph: The operators that ran, and what each reads.
+        parameters: What became of the parameters.
+        shapes: Shapes of every module's outputs.
+        norm_nodes: Nodes of the graph that a norm's calls are.
+        norm_inputs: Shapes that a norm was called with.
+        norm_steps: Operators and modules that a norm's last forward pass ran.
+        plain_convs: Nodes of convolutions that read a parameter as it is, with its name.
+        functional_norms: Modules that call batch_norm themselves, with statistics of no norm.
     """
 
-    def __init__(
-        self, model: nn.Module, norms: Mapping[int, str], names: Mapping[int, str], *, edges: bool = True
-    ) -> None:
-        super().__init__()
-        self._edges = edges
+    def __init__(self, network: Network, *, edges: bool = True) -> None:
         self.graph = Graph()
+        self.parameters = Parameters(network)
+        self.shapes: dict[str, Shapes] = {}
+        self.norm_nodes: dict[str, list[int]] = {}
         self.norm_inputs: dict[str, list[tuple[int, ...]]] = {}
         self.norm_steps: dict[str, list[str]] = {}
-        self.norm_nodes: dict[str, list[int]] = {}
         self.plain_convs: dict[int, str] = {}
-        self.parameter_reads: dict[str, set[str]] = {}
         self.functional_norms: set[str] = set()
-        self.shapes: dict[str, Shapes] = {}
+        self._edges = edges
         self._alive: list[Any] = []
         self._node: dict[int, int] = {}
-        self._source: dict[int, frozenset[str]] = {}
-        self._leaf: dict[int, str] = {}
-        self._statistics: dict[int, str] = {}
         self._writers: dict[int, list[int]] = {}
         self._modules: list[str] = []
         self._inside: list[str] = []
-        self._owners: dict[str, list[str]] = {}
-        self._watch(model, norms, names)
+        for name, module in network.modules.items():
+            if not isinstance(module, torch.jit.ScriptModule):
+                self._hook(name, module, is_norm=name in network.norms)
 
-    def _watch(self, model: nn.Module, norms: Mapping[int, str], names: Mapping[int, str]) -> None:
-        for module in list(model.modules()):
-            name = names[id(module)]
-            for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
-                if tensor is None:
-                    continue
-                leaf = self._leaf.setdefault(id(tensor), f"{name}.{key}".lstrip("."))
-                self._source[id(tensor)] = frozenset({leaf})
-                self._owners.setdefault(leaf, []).append(name)
-                if id(module) in norms and key in ("running_mean", "running_var"):
-                    self._statistics[id(tensor)] = name
-            if isinstance(module, torch.jit.ScriptModule):
-                continue
-            norm = norms.get(id(module))
-            module.register_forward_pre_hook(self._entering(name, norm), with_kwargs=True)
-            # what the user's own hooks compute is no part of the module: they stay on what replaces it
-            module.register_forward_hook(self._leaving(name, norm), with_kwargs=True, prepend=True)
+    def _hook(self, name: str, module: nn.Module, *, is_norm: bool) -> None:
+        def entering(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._inside and self._modules[-1] == self._inside[-1]:
+                self.norm_steps[self._inside[-1]].append(f"module:{name}")
+            self._modules.append(name)
+            if is_norm and not self._inside:
+                self._inside.append(name)
+                self.norm_steps[name] = []
+                self._norm_reached(name, next(iter(tensors_in((args, kwargs)))))
+
+        def leaving(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            self._modules.pop()
+            made = list(tensors_in(output))
+            called = self.shapes.get(name, ())  # a shared module may meet several sizes
+            self.shapes[name] = tuple(dict.fromkeys((*called, *(tuple(tensor.shape) for tensor in made))))
+            if is_norm and self._inside == [name]:
+                self._inside.pop()
+                for tensor in made:
+                    self._name(tensor, self.norm_nodes[name][-1])
+
+        module.register_forward_pre_hook(entering, with_kwargs=True)
+        # what the user's own hooks compute is no part of the module: they stay on what replaces it
+        module.register_forward_hook(leaving, with_kwargs=True, prepend=True)
 
     def begin(self, inputs: Iterable[Tensor]) -> None:
         """Note the network's inputs."""
@@ -78,108 +88,52 @@ class Recorder(TorchDispatchMode):
         for tensor in outputs:
             self.graph.outputs.update(self._reads(tensor))
 
-    def _entering(self, name: str, norm: str | None) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._inside and self._modules[-1] == self._inside[-1]:
-                self.norm_steps[self._inside[-1]].append(f"module:{name}")
-            self._modules.append(name)
-            if norm is not None and not self._inside:
-                self._inside.append(norm)
-                self.norm_steps[norm] = []
-                tensor = next(t for t in tensors_in((args, kwargs)))
-                self._norm_reached(norm, tensor)
+    def note(self, func: Any, name: str, operands: list[Tensor], result: Any) -> None:
+        """Note an operator that has run.
 
-        return hook
-
-    def _leaving(self, name: str, norm: str | None) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            self._modules.pop()
-            leaving = list(tensors_in(output))
-            called = self.shapes.get(name, ())  # a shared module may meet several sizes
-            self.shapes[name] = tuple(dict.fromkeys((*called, *(tuple(tensor.shape) for tensor in leaving))))
-            if norm is not None and self._inside == [norm]:
-                self._inside.pop()
-                for tensor in leaving:
-                    self._name(tensor, self.norm_nodes[norm][-1])
-
-        return hook
-
-    def _norm_reached(self, norm: str, tensor: Tensor) -> int:
-        index = self.graph.add(Node(Kind.NORM, norm, tuple(self._reads(tensor)), tuple(tensor.shape)))
-        self.norm_nodes.setdefault(norm, []).append(index)
-        self.norm_inputs.setdefault(norm, []).append(tuple(tensor.shape))
-        return index
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        """Run one operator, on meta tensors where any operand is one, and note what it read and wrote."""
-        kwargs = kwargs or {}
-        name = base_name(func)
-        operands = list(tensors_in((args, kwargs)))
-        on_meta = any(tensor.is_meta for tensor in operands)
-        if on_meta:
-            args, kwargs = all_meta(args, operands), all_meta(kwargs, operands)
-            if "device" in kwargs and kwargs["device"] is not None:
-                kwargs = {**kwargs, "device": torch.device("meta")}
-        name = "batch_norm" if "batch_norm" in name else name
-        result = NotImplemented
-        if on_meta:
-            result = shape_alone(func, name, args, operands)
-            result = answer(func, name, args, kwargs) if result is NotImplemented else result
-        if result is NotImplemented:
-            result = func(*args, **kwargs)
+        Args:
+            func: The operator's overload.
+            name: Its base name.
+            operands: The tensors it was given.
+            result: What it returned.
+        """
         if self._inside:
-            if self._modules[-1:] == self._inside and any(id(tensor) not in self._source for tensor in operands):
+            if self._modules[-1:] == self._inside and not all(map(self.parameters.holds, operands)):
                 self.norm_steps[self._inside[-1]].append(name)
             self._alive.append(result)
         elif self._edges:
-            self._note(func, name, operands, result)
+            self._note_edges(func, name, operands, result)
         elif name == "batch_norm":
             self._batch_norm(operands)
-        return result
 
-    def _note(self, func: Any, name: str, operands: list[Tensor], result: Any) -> None:
+    def _note_edges(self, func: Any, name: str, operands: list[Tensor], result: Any) -> None:
         made = list(tensors_in(result))
         self._alive.append(made)
         written = _written(func, operands)
         reading = operands[1:] if name == "copy" and written and len(operands) > 1 else operands
         data = sorted({index for tensor in reading for index in self._reads(tensor)})
-        sources = frozenset[str]().union(
-            *(self._source.get(id(t), frozenset()) for t in operands if not self._reads(t))
-        )
+        sources = self.parameters.sources(tensor for tensor in operands if not self._reads(tensor))
         if not data:
-            self._note_constant(name, operands, made, sources)
+            self.parameters.note_constant(name, operands, made, sources)
             return
         if name == "batch_norm":
             index = self._batch_norm(operands)
         else:
             kind = kind_of(name, len(data), len(sources))
             index = self.graph.add(Node(kind, name, tuple(data), tuple(made[0].shape) if made else ()))
+            self.parameters.note_reads(name, sources)
             self._name_node(index, kind, operands, sources)
         for tensor in [*made, *written]:
             self._name(tensor, index)
         for tensor in written:
             self._writers.setdefault(_storage(tensor), []).append(index)
 
-    def _note_constant(self, name: str, operands: list[Tensor], made: list[Tensor], sources: frozenset[str]) -> None:
-        """Note a result made from parameters alone; a cast of a parameter still counts as that parameter."""
-        for tensor in made:
-            self._source[id(tensor)] = sources | self._source.get(id(tensor), frozenset())
-            if name in ("to_copy", "detach", "alias") and id(operands[0]) in self._leaf:
-                self._leaf[id(tensor)] = self._leaf[id(operands[0])]
-                return
-        for tensor in operands:
-            if id(tensor) in self._leaf:
-                self.parameter_reads.setdefault(self._leaf[id(tensor)], set()).add(name)
-
     def _name_node(self, index: int, kind: Kind, operands: list[Tensor], sources: frozenset[str]) -> None:
-        """Name convolutions and linear layers after their module; note which operator reads which parameter."""
-        node = self.graph.nodes[index]
-        here = self._modules[-1] if self._modules else ""
-        for source in sources:
-            self.parameter_reads.setdefault(source, set()).add(node.name)
+        """Name convolutions and linear layers after their module."""
+        node, here = self.graph.nodes[index], self._here
         if kind is Kind.CONV:
-            leaf = self._leaf.get(id(operands[1]))
-            owners = self._owners[leaf] if leaf else [here]
+            leaf = self.parameters.leaf(operands[1])
+            owners = self.parameters.owners(leaf) if leaf else [here]
             node.name = here if here in owners else owners[0]
             if leaf and here in owners:
                 self.plain_convs[index] = leaf
@@ -189,13 +143,24 @@ class Recorder(TorchDispatchMode):
 
     def _batch_norm(self, operands: list[Tensor]) -> int:
         """Note a batch_norm operator called past its module's hooks, or one that is no BatchNorm module's."""
-        for tensor in operands[1:]:
-            if id(tensor) in self._statistics:
-                return self._norm_reached(self._statistics[id(tensor)], operands[0])
+        norm = self.parameters.norm_of(operands[1:])
+        if norm is not None:
+            return self._norm_reached(norm, operands[0])
         shape = tuple(operands[0].shape)
         if shape[0] != 1:  # instance norm folds the batch into the channels
-            self.functional_norms.add(self._modules[-1] if self._modules else "")
+            self.functional_norms.add(self._here)
         return self.graph.add(Node(Kind.OTHER_NORM, "batch_norm", tuple(self._reads(operands[0])), shape))
+
+    def _norm_reached(self, norm: str, tensor: Tensor) -> int:
+        index = self.graph.add(Node(Kind.NORM, norm, tuple(self._reads(tensor)), tuple(tensor.shape)))
+        self.norm_nodes.setdefault(norm, []).append(index)
+        self.norm_inputs.setdefault(norm, []).append(tuple(tensor.shape))
+        return index
+
+    @property
+    def _here(self) -> str:
+        """Name of the module that runs."""
+        return self._modules[-1] if self._modules else ""
 
     def _name(self, tensor: Tensor, index: int) -> None:
         self._alive.append(tensor)

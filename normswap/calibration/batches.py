@@ -1,0 +1,70 @@
+"""Batches to learn from and batches to judge by, prepared for a network."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from normswap.errors import CalibrationFailed
+from normswap.networks.inputs import batch_size
+
+EVERY, MOST_HELD = 5, 4
+"""Every fifth batch is held back to judge by, four at most: memory does not grow with the number of images."""
+
+
+class Prepared:
+    """Batches without labels, on the device and in the floating type of a parameter."""
+
+    def __init__(self, batches: Iterable[Any], like: Tensor) -> None:
+        self.batches, self.like = batches, like
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.batches:
+            labelled = isinstance(batch, list) and len(batch) == 2 and not batch[1].is_floating_point()
+            yield tree_map_only(Tensor, self._moved, batch[0] if labelled else batch)
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.like) if tensor.is_floating_point() else tensor.to(self.like.device)
+
+
+class Split:
+    """Batches to judge by, and the others, which are all that is learned from."""
+
+    def __init__(self, batches: Iterable[Any], judged: Iterable[Any] | None) -> None:
+        self.batches = batches
+        self._source = iter(batches)
+        self._first = list(islice(self._source, EVERY * MOST_HELD))
+        self._held: set[int] = set()
+        if judged is not None:
+            self.judged = list(judged)
+        elif len(self._first) > 1:
+            last = len(self._first) - 1
+            self._held = set(range(EVERY - 1, len(self._first), EVERY)) or {last}
+            self.judged = [self._first[index] for index in sorted(self._held)]
+        else:
+            self._halve()
+        if not self.judged or not self._first:
+            raise CalibrationFailed("calibration needs images to learn from and images to judge by; pass more batches")
+
+    def _halve(self) -> None:
+        half = batch_size(self._first[0]) // 2 if self._first else 0
+        if not half:
+            raise CalibrationFailed("calibration needs at least two images, one of them to judge by; pass more")
+        self.judged = [_rows(self._first[0], slice(half, None))]
+        self.batches = self._first = [_rows(self._first[0], slice(half))]
+
+    def once(self) -> Iterator[Any]:
+        """Yield the others in one pass; the iterable is not started anew."""
+        yield from (batch for index, batch in enumerate(self._first) if index not in self._held)
+        yield from self._source
+
+    def forever(self) -> Iterator[Any]:
+        """Yield the others again and again."""
+        while True:
+            yield from (batch for index, batch in enumerate(self.batches) if index not in self._held)
+
+
+def _rows(batch: Any, rows: slice) -> Any:
+    return tree_map_only(Tensor, lambda tensor: tensor[rows], batch)

@@ -1,0 +1,98 @@
+"""Make a checkpoint of a network in one go: convert, calibrate, check, save."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Unpack
+
+from torch import nn
+
+from normswap.calibration.calibration import Calibration, calibration
+from normswap.calibration.images import image_batches
+from normswap.checkpoint.saving import save
+from normswap.conversion.carried_plan import plan_of
+from normswap.conversion.check import check
+from normswap.conversion.checks import Checks
+from normswap.conversion.pipeline import convert, inspect
+from normswap.planning.options import Wishes
+from normswap.planning.plan import Plan
+from normswap.planning.report import summary
+from normswap.sources.registry import Source
+
+MEASURED = 4
+"""Batches of images on which group counts are measured."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of a network.
+
+    Attributes:
+        plan: What was converted.
+        calibration: What calibration on images did, where there were some.
+        checks: What was checked.
+        directory: Where the checkpoint is; None where a check does not hold, and nothing was written.
+    """
+
+    plan: Plan
+    calibration: Calibration | None
+    checks: Checks
+    directory: Path | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON data."""
+        return {
+            "output": None if self.directory is None else str(self.directory),
+            "plan": self.plan.to_dict(),
+            **({} if self.calibration is None else {"calibration": self.calibration.to_dict()}),
+            "checks": self.checks.to_dict(),
+        }
+
+    def __str__(self) -> str:
+        """Return what was done and found, for people."""
+        calibrated = [] if self.calibration is None else [str(self.calibration)]
+        wrote = "wrote nothing" if self.directory is None else f"wrote {self.directory}"
+        totals = summary(self.plan.entries, self.plan.warnings)
+        return "\n".join([*totals, *calibrated, "", str(self.checks), "", wrote])
+
+
+def make(
+    network: nn.Module,
+    directory: Path,
+    *,
+    source: Source | None,
+    images: Path | None = None,
+    steps: int = 0,
+    example_input: Any = None,
+    note: Callable[[str], None] = lambda _: None,
+    **options: Unpack[Wishes],
+) -> Made:
+    """Convert a network, bring it closer to the original on images, check it, and save it if all checks hold.
+
+    Args:
+        network: The unconverted network; it is only read.
+        directory: Folder to write to.
+        source: What rebuilds the unconverted architecture.
+        images: Folder of images to calibrate on.
+        steps: Steps of distillation on them.
+        example_input: As for `normswap.convert`.
+        note: Called with a line of text as each part begins.
+        **options: As for `normswap.convert`.
+    """
+    few = None
+    if images is not None and options.get("groups") == "auto":
+        size = inspect(network, example_input=example_input, **options).input_size
+        few = list(islice(image_batches(images, network, size, augment=False)[0], MEASURED))
+    converted = convert(network, example_input=example_input, batches=few, **options)
+    plan, result = plan_of(converted), None
+    if images is not None:
+        note("calibrating …")
+        learned, judged = image_batches(images, network, plan.input_size, augment=bool(steps))
+        result = calibration(converted, network, learned, steps=steps, held_back=judged)
+    note("checking …")
+    checks = check(converted, network)
+    if not checks:
+        return Made(plan, result, checks, None)
+    note("writing …")
+    return Made(plan, result, checks, save(converted, directory, source=source, checks=checks))

@@ -1,0 +1,66 @@
+"""The plan that a converted network carries, and whether a plan fits a network."""
+
+from torch import nn
+
+from normswap.errors import PlanMismatch
+from normswap.networks.network import Network
+from normswap.networks.recognition import has_kernel, is_batch_norm, norm_parts, out_channels
+from normswap.networks.validation import unwrap
+from normswap.planning.choices import Role
+from normswap.planning.plan import Plan
+from normswap.sources.provenance import remember
+
+PLAN = "_normswap_plan"
+"""Attribute of a converted model that holds its plan."""
+
+
+def carry_plan(model: nn.Module, plan: Plan) -> None:
+    """Keep the plan on a converted model, where `plan_of` finds it and where timm's own exporter does."""
+    vars(model)[PLAN] = plan
+    remember(model, plan.to_dict())
+
+
+def carried_plan(model: nn.Module) -> Plan | None:
+    """Return the plan that a network carries, or None."""
+    plan = vars(model).get(PLAN)
+    return plan if isinstance(plan, Plan) else None
+
+
+def plan_of(model: nn.Module) -> Plan:
+    """Return the plan that a converted model was made with.
+
+    >>> plan_of(convert(model)).norms[0].groups
+    32
+
+    Raises:
+        PlanMismatch: The model was not converted by normswap, or only a part of a converted model was passed.
+    """
+    plan = carried_plan(unwrap(model))
+    if plan is None:
+        raise PlanMismatch(f"{type(model).__name__} carries no plan; pass the model that normswap.convert returned")
+    return plan
+
+
+def must_fit(network: Network, plan: Plan) -> None:
+    """Raise unless a network is the unconverted one that a plan was made for, and the plan can be carried out.
+
+    Raises:
+        PlanMismatch: With the layer.
+    """
+    for entry in plan.changes:
+        if entry.flaw:
+            raise PlanMismatch(f"{entry.name}: the plan has {entry.flaw}; make a plan with normswap.inspect")
+        module = network.slots.get(entry.name)
+        if module is None:
+            raise PlanMismatch(
+                f"{entry.name}: the plan names it, {network.kind} has no such layer; apply the plan to the network it "
+                "was made for"
+            )
+        fits = is_batch_norm(module) if entry.role is Role.NORM else has_kernel(module)
+        found = norm_parts(module).num_channels if is_batch_norm(module) else out_channels(module)
+        same_names = sorted(network.names[id(module)]) == sorted((entry.name, *entry.aliases))
+        if not fits or found != entry.channels or not same_names:
+            raise PlanMismatch(
+                f"{entry.name}: the plan was made for a {entry.kind} of {entry.channels} channels, found "
+                f"{type(module).__name__} of {found}; apply the plan to the unconverted network it was made for"
+            )

@@ -1,0 +1,46 @@
+"""Check that a converted network behaves as promised: what a trace shows, then what numbers show."""
+
+from typing import Any
+
+from torch import nn
+
+from normswap.conversion.behaviour import behaviour_checks
+from normswap.conversion.carried_plan import plan_of
+from normswap.conversion.checks import Checks
+from normswap.conversion.structure import structural_checks
+from normswap.networks.inputs import rebuild
+from normswap.networks.network import Network
+from normswap.networks.validation import unwrap
+from normswap.tracing.forward import trace
+
+
+def check(converted: nn.Module, original: nn.Module | None = None, *, example_input: Any = None) -> Checks:
+    """Check a converted network; neither model is changed.
+
+    >>> checks = check(convert(model), model)
+    >>> assert checks, checks
+
+    Runs the network a few times on random inputs of the example's shapes (float32 on the model's device).
+
+    Args:
+        converted: What `normswap.convert` or `normswap.load` returned.
+        original: The network before conversion; its module outputs and gradients are compared where it is given.
+        example_input: As for `normswap.convert`; by default the shapes recorded in the plan.
+
+    Returns:
+        Checks of output shapes, BatchNorm left, finiteness, batch size 1, batch independence, train() against eval()
+        and gradients.
+
+    Raises:
+        PlanMismatch: The network was not converted by normswap.
+        NeedsExampleInput: No forward pass ran.
+        UnsupportedModel: A network cannot be copied.
+    """
+    network, plan = Network(unwrap(converted)), plan_of(converted)
+    if example_input is None and plan.inputs is not None:
+        example_input = rebuild(plan.inputs)
+    reached = [entry.name for entry in plan.norms if entry.shape is not None]
+    after = trace(network, example_input, until=reached, edges=False)
+    before = None if original is None else trace(Network(unwrap(original)), after.inputs, edges=False)
+    structural = structural_checks(network, plan, after, before)
+    return Checks((*structural.rows, *behaviour_checks(network.model, plan, original, after.inputs)))

@@ -1,0 +1,168 @@
+"""Build what takes the place of a norm or a convolution; nothing is put in place here."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normswap.errors import BadStatistics, PlanMismatch
+from normswap.layers.convs import WeightStandardized, ws_class
+from normswap.layers.matching import centred, closed_form, scale_and_shift
+from normswap.layers.norms import ChannelScale, GroupNormAct, carry_state
+from normswap.layers.standardization import gain_and_offset
+from normswap.networks.inputs import rebuild, tensors_in
+from normswap.networks.network import Network
+from normswap.networks.recognition import carried_modules, norm_parts
+from normswap.networks.validation import is_finite, not_finite
+from normswap.planning.choices import WS, Affine
+from normswap.planning.entry import ConvEntry, NormEntry
+from normswap.planning.plan import Plan
+from normswap.planning.statistics import statistics_before, usable
+
+Change = tuple[nn.Parameter, Callable[[], Tensor]]
+"""A parameter and what computes its new value; in place there is no room for all new kernels at once."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """A norm's replacement and what its affine values follow from.
+
+    Attributes:
+        entry: The norm's entry.
+        new: Its replacement, with the affine part that the norm had.
+        eps: The norm's own epsilon.
+        mean: (C,) mean that the replacement will meet.
+        var: (C,) variance that the replacement will meet.
+    """
+
+    entry: NormEntry
+    new: nn.GroupNorm | ChannelScale
+    eps: float
+    mean: Tensor
+    var: Tensor
+
+
+def build_all(network: Network, plan: Plan) -> tuple[dict[int, nn.Module], list[Change]]:
+    """Return every replacement by ``id`` of the layer it is for, and the values that parameters get in place.
+
+    Args:
+        network: The unconverted network, which the plan fits.
+        plan: What to build.
+
+    Raises:
+        PlanMismatch: A module that should run after a norm is missing.
+        BadStatistics: Running statistics are negative or not finite, or the variance of filters is not.
+    """
+    convs = {entry.name: entry for entry in plan.convs}
+    like = _like(network, plan)
+    replacements: dict[int, nn.Module] = {}
+    changes: list[Change] = []
+    matches: list[Match] = []
+    for entry in plan.changes:
+        old = network.slots[entry.name]
+        if isinstance(entry, ConvEntry):
+            replacements[id(old)], values = _standardized(entry, old)
+            changes += values
+            continue
+        replacements[id(old)] = new = _norm(entry, old, like)
+        statistics = statistics_before(entry, network, convs) if entry.affine is Affine.MATCH else None
+        if statistics is not None and not new.weight.is_meta:
+            matches.append(Match(entry, new, norm_parts(old).eps, *statistics))
+    return replacements, [*changes, *_matched(matches)]
+
+
+def _like(network: Network, plan: Plan) -> Tensor:
+    """Return a tensor of the network's type and device, for norms that hold none; else one of its input's type."""
+    seen = () if plan.inputs is None else tensors_in(rebuild(plan.inputs))
+    made = (torch.empty(0, dtype=tensor.dtype) for tensor in seen)
+    known = chain(network.model.parameters(), network.model.buffers(), made)
+    return next((tensor for tensor in known if tensor.is_floating_point()), torch.empty(0))
+
+
+def _norm(entry: NormEntry, old: nn.Module, like: Tensor) -> nn.GroupNorm | ChannelScale:
+    """Build a norm's replacement, with the affine part it had; `like` where it has no tensor."""
+    parts, named = norm_parts(old), carried_modules(old)
+    then: dict[str, Any] = {name: getattr(old, name, None) for name in entry.then} if named is None else named
+    if strange := [name for name, module in then.items() if not isinstance(module, nn.Module)]:
+        raise PlanMismatch(
+            f"{entry.name}: {strange[0]} is no module of it; apply the plan to the network it was made for"
+        )
+    new = _empty(entry, then)
+    like = next((t for t in (parts.weight, parts.mean, *old.parameters()) if t is not None), like)
+    for key, value, fresh in zip(("weight", "bias"), (parts.weight, parts.bias), parts.affine(like), strict=True):
+        if not isinstance(value, nn.Parameter):
+            fixed = fresh if value is None else value.detach().clone()
+            value = nn.Parameter(fixed, requires_grad=False)
+        new._parameters[key] = value
+    carry_state(old, new)
+    return new
+
+
+def _empty(entry: NormEntry, then: dict[str, nn.Module]) -> nn.GroupNorm | ChannelScale:
+    """Build the layer an entry asks for, its affine part still missing."""
+    if entry.groups is None:
+        return ChannelScale(entry.channels, then=then, device="meta")
+    options: dict[str, Any] = {"eps": entry.eps, "affine": False}
+    if then:
+        new: nn.GroupNorm = GroupNormAct(entry.groups, entry.channels, then=then, **options)
+    else:
+        new = nn.GroupNorm(entry.groups, entry.channels, **options)
+    new.affine = True
+    return new
+
+
+def _matched(matches: list[Match]) -> Iterator[Change]:
+    """Yield the affine values that norms get once they are in place; norms of one size together, for speed."""
+    alike: dict[Any, list[Match]] = {}
+    for match in matches:
+        if not usable(match.mean, match.var):
+            raise BadStatistics(
+                f"{match.entry.name}: running statistics are negative or not finite; repair the checkpoint or pass "
+                "affine='copy'"
+            )
+        size = match.entry.groups, match.entry.channels, match.new.weight.dtype, match.mean.device
+        alike.setdefault(size, []).append(match)
+    for (groups, *_), found in alike.items():
+        mean, var = (torch.stack([getattr(match, key) for match in found]) for key in ("mean", "var"))
+        weight, bias = (
+            torch.stack([getattr(match.new, key).detach().to(mean.device) for match in found])
+            for key in ("weight", "bias")
+        )
+        eps = mean.new_tensor([match.eps for match in found])
+        norm_eps = mean.new_tensor([match.entry.eps or 0.0 for match in found])
+        if groups is None:
+            values = scale_and_shift(weight, bias, mean, var, eps=eps)
+        else:
+            values = closed_form(weight, bias, mean, var, eps=eps, norm_eps=norm_eps, num_groups=groups)
+        for match, gamma, beta in zip(found, *values, strict=True):
+            for parameter, value in (match.new.weight, gamma), (match.new.bias, beta):
+                yield parameter, partial(Tensor.detach, value)
+
+
+def _standardized(entry: ConvEntry, old: nn.Module) -> tuple[WeightStandardized, list[Change]]:
+    """Build a convolution's replacement; in the standard form its filters are centred and keep one common scale."""
+    eps = float(entry.eps or 0)
+    new = ws_class(type(old)).of(old, adaptive=entry.ws is WS.ADAPTIVE, eps=eps)
+    weight, changes = new.raw_weight, list[Change]()
+    if entry.ws is WS.STANDARD:
+        gain, _ = gain_and_offset(centred(new.ws_filters(weight.detach())), eps)
+        new.ws_gain = nn.Parameter(gain.to(weight.dtype), requires_grad=False)
+        changes = [(weight, partial(_centred_kernel, new))]
+    if weight.is_meta:
+        return new, []
+    if new.ws_gain is not None and not is_finite(new.ws_gain):
+        if not is_finite(weight):
+            raise not_finite(f"{entry.name}.weight")
+        raise BadStatistics(
+            f"{entry.name}: filters hold values whose squares overflow; repair the checkpoint or leave the layer plain "
+            "with exclude="
+        )
+    return new, changes
+
+
+def _centred_kernel(conv: WeightStandardized) -> Tensor:
+    return conv.ws_kernel(centred(conv.ws_filters(conv.raw_weight.detach())))

@@ -1,0 +1,49 @@
+"""Watch the layers of a network while it runs: what goes into them, and what comes out."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Watch = Callable[[str, nn.Module, Tensor], None]
+
+
+@contextmanager
+def watching(modules: Mapping[str, nn.Module], watch: Watch) -> Iterator[None]:
+    """Call ``watch(name, module, input)`` before every forward pass of the named modules."""
+    handles = [
+        module.register_forward_pre_hook(lambda module, args, name=name: watch(name, module, args[0].detach()))
+        for name, module in modules.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def outputs_of(modules: Mapping[str, nn.Module]) -> Iterator[Mapping[str, Any]]:
+    """Yield the named modules' outputs in the last forward pass, by name."""
+    found: dict[str, Any] = {}
+
+    def keeper(name: str) -> Callable[..., None]:
+        def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+            found[name] = output
+
+        return keep
+
+    handles = [module.register_forward_hook(keeper(name)) for name, module in modules.items()]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def channel_moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the (C,) mean and biased variance of (N, C, *) values, in float64."""
+    var, mean = torch.var_mean(values.double(), dim=[0, *range(2, values.ndim)], correction=0)
+    return mean, var

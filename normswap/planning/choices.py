@@ -1,0 +1,43 @@
+"""The choices of a conversion, each spelled once."""
+
+from enum import StrEnum
+
+
+class To(StrEnum):
+    """What a norm becomes: groups of channels, one group, or one channel per group."""
+
+    GROUP = "group"
+    LAYER = "layer"
+    INSTANCE = "instance"
+
+
+class WS(StrEnum):
+    """Which weight standardization is asked for."""
+
+    AUTO = "auto"
+    ADAPTIVE = "adaptive"
+    STANDARD = "standard"
+    NONE = "none"
+
+
+class Affine(StrEnum):
+    """Where the affine values of a new norm come from."""
+
+    MATCH = "match"
+    COPY = "copy"
+
+
+class Role(StrEnum):
+    """What a layer is to a plan."""
+
+    NORM = "norm"
+    CONV = "conv"
+
+
+class Action(StrEnum):
+    """What happens to a layer."""
+
+    GROUP_NORM = "group_norm"
+    SCALE = "scale"  # a norm that sees one value per sample
+    STANDARDIZE = "standardize"
+    KEEP = "keep"
