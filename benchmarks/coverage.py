@@ -30,8 +30,8 @@ from zoos import ZOOS, build_on_meta
 import normswap
 from normswap.layers.convs import WeightStandardized
 from normswap.layers.norms import GroupNormAct
-from normswap.networks.recognition import is_batch_norm
 from normswap.networks.network import Network
+from normswap.networks.recognition import is_batch_norm
 from normswap.tracing.forward import Trace, trace
 
 RESULTS = Path(__file__).parent / "results"

@@ -20,8 +20,8 @@ from torch import nn
 from tqdm import tqdm
 
 import normswap
-from normswap.networks.recognition import is_batch_norm
 from normswap.networks.network import Network
+from normswap.networks.recognition import is_batch_norm
 from normswap.tracing.forward import trace
 
 NETWORKS = """resnet18 resnet50 efficientnet_b0 mobilenetv3_small_100 regnety_002 densenet121 resnetv2_50

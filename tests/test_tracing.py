@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 import normswap
-from normswap.networks.recognition import is_batch_norm
 from normswap.networks.network import Network
+from normswap.networks.recognition import is_batch_norm
 from normswap.tracing.forward import trace
 
 DETECTION = [
