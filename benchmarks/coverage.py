@@ -4,7 +4,7 @@ python benchmarks/coverage.py --zoo timm [--workers 2] [--resume] [--only 'resne
 
 Needs `pip install tqdm`, and for --zoo smp `pip install segmentation-models-pytorch`. Each network is converted on the
 meta device, where shapes are compared; those below 30 M parameters and 2 GFLOPs also with data: their norms get random
-statistics, as if trained, and the numbers are checked and compared after saving and loading. One JSON line a network
+statistics, as if trained, and the numbers are checked and compared after saving and loading. One JSON line per network
 goes to benchmarks/results; nothing is filtered out.
 """
 

@@ -11,7 +11,7 @@ Variant = Callable[[], Any]
 
 
 def interleaved(variants: Mapping[str, Variant], *, rounds: int) -> dict[str, list[float]]:
-    """Return seconds a call for every variant, measured in turns; one more round before them warms up."""
+    """Return seconds per call for every variant, measured in turns; one more round before them warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(rounds + 1):
         for name, run in variants.items():

@@ -1,6 +1,6 @@
 """Federated averaging of a converted checkpoint: clients train on their own images, the server averages state dicts.
 
-python examples/federated.py OUT IMAGES            # OUT: what normswap convert wrote; IMAGES: one folder a class
+python examples/federated.py OUT IMAGES            # OUT: what normswap convert wrote; IMAGES: one folder per class
 
 There are no running statistics to average, which differ between clients and of which a counter is a whole number.
 """

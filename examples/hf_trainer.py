@@ -1,6 +1,6 @@
 """Fine-tune a converted checkpoint with Hugging Face's Trainer, through the wrapper that transformers has for timm.
 
-python examples/hf_trainer.py OUT IMAGES           # OUT: what normswap convert wrote; IMAGES: one folder a class
+python examples/hf_trainer.py OUT IMAGES           # OUT: what normswap convert wrote; IMAGES: one folder per class
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Fine-tune a converted checkpoint with PyTorch Lightning, one image at a time.
 
-python examples/lightning.py OUT IMAGES            # OUT: what normswap convert wrote; IMAGES: one folder a class
+python examples/lightning.py OUT IMAGES            # OUT: what normswap convert wrote; IMAGES: one folder per class
 """
 
 import sys

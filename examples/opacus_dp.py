@@ -1,6 +1,6 @@
 """Fine-tune a converted checkpoint with differential privacy (DP-SGD of Opacus).
 
-python examples/opacus_dp.py OUT IMAGES            # OUT: what normswap convert wrote; IMAGES: one folder a class
+python examples/opacus_dp.py OUT IMAGES            # OUT: what normswap convert wrote; IMAGES: one folder per class
 """
 
 import sys

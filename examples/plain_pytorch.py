@@ -1,6 +1,6 @@
 """Fine-tune a converted checkpoint one image at a time, with gradient accumulation, in plain PyTorch.
 
-python examples/plain_pytorch.py OUT IMAGES        # OUT: what normswap convert wrote; IMAGES: one folder a class
+python examples/plain_pytorch.py OUT IMAGES        # OUT: what normswap convert wrote; IMAGES: one folder per class
 """
 
 import sys

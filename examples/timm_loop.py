@@ -1,6 +1,6 @@
 """Fine-tune a converted checkpoint with timm's own loaders, task, optimizer, schedule and checkpoints.
 
-python examples/timm_loop.py OUT IMAGES            # OUT: what normswap convert wrote; IMAGES: one folder a class
+python examples/timm_loop.py OUT IMAGES            # OUT: what normswap convert wrote; IMAGES: one folder per class
 
 timm's train.py runs unchanged: python -m normswap.run train.py IMAGES --model local-dir:OUT --pretrained
 """

@@ -88,8 +88,11 @@ def export(
 
     Raises:
         InvalidOption: Unknown format or opset, or the extra ``onnx`` is not installed.
+        PlanMismatch: The network was not converted by normswap.
+        UnsupportedModel: It cannot be copied.
         NeedsExampleInput: The plan records none.
-        ExportFailed: The network cannot be traced, or the file computes something else; nothing is written.
+        ExportFailed: The network cannot be traced, the file computes something else, or the place cannot be written;
+            nothing is.
     """
     if to not in ("onnx", "torch"):
         raise InvalidOption(f"to={to!r}: 'onnx' or 'torch'")

@@ -73,8 +73,10 @@ def calibrate(
         held_back: Batches to judge by, a few; by default every fifth of `batches`, up to four, by their place in it.
 
     Raises:
+        InvalidOption: `steps` is negative, or a generator is to be gone through several times.
         PlanMismatch: The networks do not belong together.
         CalibrationFailed: There are too few images, or no outputs to compare.
+        UnsupportedModel: A network cannot be copied.
     """
     result = calibration(converted, original, batches, steps=steps, seed=seed, held_back=held_back)
     if result.kept == "converted":

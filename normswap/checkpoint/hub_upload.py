@@ -37,7 +37,7 @@ class Upload:
         return {"repository": self.repository, "files": self.files, "url": self.url}
 
     def __str__(self) -> str:
-        """Return a line a file, and where they are."""
+        """Return a line per file, and where they are."""
         rows = [f"{name}  {size:,} bytes" for name, size in self.files.items()]
         end = f"pushed to {self.url}" if self.url else f"would push to {self.repository}; nothing was sent"
         return "\n".join([*rows, end])

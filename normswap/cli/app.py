@@ -107,7 +107,11 @@ def convert(
 @conversion_options
 @verb
 def inspect(out: Output, model: str, plot: Path | None, opening: Opening, **options: Any) -> None:
-    """Show what would happen to every norm and convolution of MODEL, or what happened in a converted folder."""
+    """Show what would happen to every norm and convolution of MODEL, or what happened in a converted folder.
+
+    The drift of a norm is how far a sample's own statistics can be expected to move its output, relative to how much
+    the samples differ: 0 moves nothing, 1 as much as they differ.
+    """
     if os.path.exists(os.path.join(model, "config.json")):
         from normswap.planning.plan import as_plan
 

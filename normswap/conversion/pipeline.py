@@ -39,9 +39,9 @@ def convert(
     Args:
         model: Any network; timm, torchvision and your own. ``torch.compile``, DDP and DataParallel are unwrapped.
         groups: Largest group count; each layer gets the largest divisor of its channels that fits (Wu & He 2018).
-            ``"auto"`` gives each layer the count whose statistics move its output least (`normswap.Entry.drift`).
-        group_size: Channels a group instead of `groups`.
-        to: ``"group"``, ``"layer"`` (one group) or ``"instance"`` (one channel a group).
+            ``"auto"`` gives each layer the count whose statistics move its output least (`normswap.NormEntry.drift`).
+        group_size: Channels per group instead of `groups`.
+        to: ``"group"``, ``"layer"`` (one group) or ``"instance"`` (one channel per group).
         ws: Weight standardization of the convolutions in front of replaced norms. ``"adaptive"`` keeps their kernels
             exactly and only training moves them; ``"standard"`` is the paper's (Qiao et al. 2019, equation 2);
             ``"auto"`` is adaptive where the norms are trained and standard where they are fresh; or ``"none"``.
@@ -56,8 +56,8 @@ def convert(
         exclude: Glob patterns of layers to leave alone.
         overrides: Other options for some layers, by glob pattern: ``{"layer4.*": {"groups": 8, "ws": "none"}}``; of
             `groups`, `group_size`, `to` and `ws`.
-        inplace: Change `model` instead of a copy. Parameters stay the same objects either way of counting, so an
-            optimizer made before stays valid.
+        inplace: Change `model` instead of a copy. Parameters stay the same objects, so an optimizer made before stays
+            valid.
         check: Look for weights that are not finite, trace the result and compare every module's output shape; in
             place, on a twin without data before anything is changed.
 
@@ -65,8 +65,10 @@ def convert(
         The converted network; `normswap.plan_of` tells what was done.
 
     Raises:
+        InvalidOption: An option is unknown or has a value no layer could be converted with.
         NothingToConvert: The model holds no BatchNorm, or the options leave all of it alone.
-        UnsupportedModel: It is scripted, quantized, sharded or uninitialized, or runs BatchNorm that is no module.
+        UnsupportedModel: It is scripted, quantized, sharded or uninitialized, cannot be copied, or runs BatchNorm that
+            is no module.
         NeedsExampleInput: No forward pass ran with a made-up input.
         BadStatistics: Weights are not finite, or running statistics are negative or not finite.
         CheckFailed: The result does not behave; the model is as it was.
@@ -102,8 +104,15 @@ def inspect(
 
     >>> print(inspect(model))
 
+    Args:
+        model: As for `convert`.
+        example_input: As for `convert`.
+        batches: As for `convert`.
+        **options: As for `convert`.
+
     Raises:
-        UnsupportedModel: It is scripted, quantized, sharded or uninitialized.
+        InvalidOption: An option is unknown or has a value no layer could be converted with.
+        UnsupportedModel: It is scripted, quantized, sharded or uninitialized, or cannot be copied.
         NeedsExampleInput: No forward pass ran with a made-up input.
     """
     wanted = Options.of(**options)

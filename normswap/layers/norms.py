@@ -47,7 +47,7 @@ class GroupNormAct(nn.GroupNorm):
 
 
 class ChannelScale(nn.Module):
-    """Scale and shift every channel: what is left of a norm that sees one value a sample.
+    """Scale and shift every channel: what is left of a norm that sees one value per sample.
 
     >>> ChannelScale(1)(torch.ones(2, 1, 1, 1)).shape
     torch.Size([2, 1, 1, 1])

@@ -11,7 +11,7 @@ FORMULA = "(w - mean) / sqrt(var_biased + eps)"
 
 
 def filters(weight: Tensor, *, transposed: bool = False, groups: int = 1) -> Tensor:
-    """Return the weight as (out_channels, fan_in), one row a filter, in the order in which it lies in memory.
+    """Return the weight as (out_channels, fan_in), one row per filter, in the order in which it lies in memory.
 
     A convolution's weight is (out, in/groups, *kernel), a transposed one's (in, out/groups, *kernel).
     """
