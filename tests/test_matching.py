@@ -99,7 +99,7 @@ def test_drift_falls_with_larger_groups_and_stronger_shrinking() -> None:
     ones, zeros = torch.ones(32), torch.zeros(32)
     by_groups = [drift(ones, zeros, ones, eps=0, norm_eps=0, num_groups=groups) for groups in (1, 4, 32)]
     assert by_groups == sorted(by_groups)
-    assert by_groups[2] == pytest.approx(1.5**0.5)  # one channel a group: its mean, and half its variance again
+    assert by_groups[2] == pytest.approx(1.5**0.5)  # one channel per group: its mean, and half its variance again
     by_eps = [drift(ones, zeros, ones, eps=0, norm_eps=eps, num_groups=4) for eps in (10, 1, 0)]
     assert by_eps == sorted(by_eps)
 
