@@ -1,4 +1,4 @@
-"""One thread a test process, one seed a test, and how many examples hypothesis draws."""
+"""One thread per test process, one seed per test, no hub and no cache of this machine, and how much hypothesis draws."""
 
 import os
 
@@ -17,3 +17,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start from a hub that is not switched off and an empty cache, whatever the environment says."""
+    empty = tmp_path_factory.getbasetemp() / "hub"
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_ENDPOINT", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(empty))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(empty / "hub"))

@@ -46,6 +46,12 @@ def converted(groups: int) -> nn.Module:
 MODELS = {groups: converted(groups) for groups in (2, 4, 8)}
 
 
+def write_often(folder: Path, groups: int) -> None:
+    """Save one network again and again; run in a process of its own."""
+    for _ in range(12):
+        normswap.save(MODELS[groups], folder)
+
+
 def generation(folder: Path) -> int:
     """Return which of the networks a folder holds, whole: tensors, plan and card."""
     model = normswap.load(folder, model=network())

@@ -1,7 +1,5 @@
 """Save and load."""
 
-import json
-import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,6 @@ import torch
 from equality import assert_same_output, assert_same_state
 from nets import CASES
 from safetensors.torch import load_file, save_file
-from timm.layers import GroupNormAct
 from torch import nn
 from torchvision.models import mnasnet0_5, resnet18
 
@@ -88,47 +85,6 @@ def test_bare_state_dict_after_fine_tuning(folder: Path) -> None:
     assert_same_output(fresh(x), tuned(x))
 
 
-def test_configuration_is_timms_plus_ours(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    assert config["architecture"] == "normswap"
-    assert config["model_args"] == {"source": config["normswap"]["source"], "plan": config["normswap"]["plan"]}
-    assert config["pretrained_cfg"]["classifier"] == "fc"
-    assert config["num_classes"] == 10
-    norm = next(e for e in config["normswap"]["plan"]["entries"] if e["name"] == "bn1")
-    assert (norm["groups"], norm["eps"]) == (32, 1e-5)
-    assert config["normswap"]["source"] == {
-        "registry": "timm",
-        "name": "resnet18.a1_in1k",
-        "arguments": {"num_classes": 10},
-    }
-    assert "20 layers" in (folder / "README.md").read_text()
-
-
-def test_files_have_the_umasks_permissions_and_no_leftovers(tmp_path: Path) -> None:
-    old = os.umask(0o027)
-    try:
-        normswap.save(normswap.convert(timm.create_model("test_resnet")), tmp_path / "OUT")
-    finally:
-        os.umask(old)
-    files = sorted((tmp_path / "OUT").iterdir())
-    assert [file.name for file in files] == ["README.md", "config.json", "model.safetensors"]
-    assert {file.stat().st_mode & 0o777 for file in files} == {0o640}
-
-
-def test_failed_write_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = normswap.convert(timm.create_model("test_resnet")).eval()
-    normswap.save(model, tmp_path)
-    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(normswap.CheckpointError, match="cannot be written \\(No space left on device\\)"):
-        normswap.save(model, tmp_path)
-    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
-
-
 def test_tensors_of_another_checkpoint_are_refused(folder: Path, tmp_path: Path) -> None:
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -152,25 +108,3 @@ def test_bad_configurations(content: str | None, message: str, tmp_path: Path) -
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(normswap.NormswapError, match=message):
         normswap.load(tmp_path)
-
-
-def test_source_cannot_name_code() -> None:
-    with pytest.raises(normswap.CheckpointError, match="is not a model of timm or torchvision"):
-        normswap.Source("os", "system")
-
-
-def test_meta_models_are_not_saved(tmp_path: Path) -> None:
-    with torch.device("meta"):
-        model = normswap.convert(timm.create_model("test_resnet"))
-    with pytest.raises(normswap.CheckpointError, match="has no data \\(meta device\\)"):
-        normswap.save(model, tmp_path)
-
-
-def test_fold_is_exact_and_keeps_the_keys(folder: Path) -> None:
-    loaded = normswap.load(folder)
-    folded = normswap.fold(loaded)
-    x = torch.randn(2, 3, 64, 64)
-    assert_same_output(folded(x), loaded(x))
-    assert {type(m) for m in folded.modules() if "Conv" in type(m).__name__} == {nn.Conv2d}
-    assert not any(entry.ws for entry in normswap.plan_of(folded).convs)
-    assert not any(isinstance(m, GroupNormAct) for m in folded.modules())

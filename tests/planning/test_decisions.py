@@ -223,21 +223,6 @@ def test_convolutions_that_something_else_reads() -> None:
     assert entry(again, "0.conv").reason == "weight-standardized already"
 
 
-def test_warnings() -> None:
-    assert plan_for("direct").warnings == ()
-    assert plan_for("flattened batch").warnings == (
-        "1 norms see a flattened batch (bn and others): "
-        "GroupNorm takes its statistics from one row of it, not from one sample",
-    )
-    assert plan_for("dead code").warnings == (
-        "1 norms were never reached (old_bn, …); their convolutions stay plain",
-    )  # fmt: skip
-    assert plan_for("fusable").warnings == (
-        "1 modules can fold BatchNorm into convolutions (the model, …); "
-        "that no longer works after conversion: fold before it, or not at all",
-    )
-
-
 def test_entries_follow_registration_and_carry_what_they_saw() -> None:
     plan = plan_for("reversed order")
     assert [e.name for e in plan.entries] == ["bn1", "conv2", "bn2", "conv1"]

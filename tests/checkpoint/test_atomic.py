@@ -18,7 +18,7 @@ import normswap
 
 @pytest.fixture(params=["calls", "sizes"])
 def rows(request: pytest.FixtureRequest) -> list[dict[str, int | str]]:
-    script = [sys.executable, str(Path(__file__).with_name("killing.py")), request.param]
+    script = [sys.executable, killing.__file__, request.param]
     result = subprocess.run(script, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     found: list[dict[str, int | str]] = json.loads(result.stdout)
@@ -34,15 +34,10 @@ def test_killed_anywhere_the_old_checkpoint_or_the_new_one_is_there(rows: list[d
             assert row["new"] > 5, row
 
 
-def write_often(folder: Path, groups: int) -> None:
-    for _ in range(12):
-        normswap.save(killing.MODELS[groups], folder)
-
-
 def test_two_writers_and_a_reader_never_meet_half_a_checkpoint(tmp_path: Path) -> None:
     normswap.save(killing.MODELS[8], tmp_path)
     context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=write_often, args=(tmp_path, groups)) for groups in (2, 4)]
+    writers = [context.Process(target=killing.write_often, args=(tmp_path, groups)) for groups in (2, 4)]
     for writer in writers:
         writer.start()
     seen = set()

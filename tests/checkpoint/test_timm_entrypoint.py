@@ -1,7 +1,6 @@
 """timm finds converted checkpoints by their folder or hub name, and describes converted networks rightly."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -250,37 +249,3 @@ def test_other_input_channels_are_saved_as_they_are(folder: Path, tmp_path: Path
         assert_same_state(again, gray)
         assert_same_output(again(x), gray(x))
         assert again.pretrained_cfg["input_size"][0] == 1
-
-
-SCRIPT = """
-import sys
-import timm, torch
-assert sys.argv[1:] == [sys.argv[1], "--epochs", "1"], sys.argv
-assert __name__ == "__main__"
-import neighbour
-model = timm.create_model("local-dir:" + sys.argv[1], pretrained=True, num_classes=2)
-print(type(model.conv_stem).__name__, model(torch.ones(1, 3, 64, 64)).shape[1])
-"""
-
-
-@pytest.mark.parametrize("launcher", ["python", "python module", "torchrun"])
-def test_scripts_that_know_nothing_of_normswap(launcher: str, folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "train.py").write_text(SCRIPT)
-    (tmp_path / "neighbour.py").write_text("")
-    start = {"python": [sys.executable, "-m", "normswap.run", "train.py"],
-             "python module": [sys.executable, "-m", "normswap.run", "-m", "train"],
-             "torchrun": [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1", "--standalone",
-                          "-m", "normswap.run", "train.py"]}[launcher]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [*start, str(folder), "--epochs", "1"], capture_output=True, text=True, cwd=tmp_path, env=environment
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == "WSConv2d 2\n"
-
-
-def test_run_says_what_it_needs(tmp_path: Path) -> None:
-    for arguments, message in ([], "usage: python -m normswap.run"), (["none.py"], "normswap: none.py: no such script"):
-        result = subprocess.run([sys.executable, "-m", "normswap.run", *arguments], capture_output=True, text=True)
-        assert result.returncode == 2
-        assert result.stderr.startswith(message)

@@ -15,7 +15,6 @@ from torch import nn
 
 import normswap
 from normswap.cli.app import cli
-from normswap.cli.models import folder_name
 from normswap.sources.opening import open_model
 
 OWN = """
@@ -138,13 +137,6 @@ def test_names_that_lead_nowhere(name: str, code: int, message: str) -> None:
     assert stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("shape", ["2,3,x", "2,,3", "0,3,4", ""])
-def test_bad_shapes(shape: str) -> None:
-    code, _, stderr = run("inspect", "test_resnet", "--no-pretrained", "--input", shape)
-    assert code == 2
-    assert "is no shape; write sizes as in 2,3,64,64" in stderr
-
-
 @pytest.mark.parametrize(("name", "implied"), [("googlenet", {"transform_input": True, "aux_logits": False}),
                                                ("deeplabv3_mobilenet_v3_large", {"aux_loss": True})])  # fmt: skip
 def test_what_pretrained_weights_imply_is_kept(
@@ -168,13 +160,6 @@ def test_what_pretrained_weights_imply_is_kept(
     for key in ours if isinstance(ours, dict) else ():
         assert torch.equal(ours[key], theirs[key])
     assert isinstance(ours, dict) or torch.equal(ours, theirs)
-
-
-def test_folder_names() -> None:
-    assert folder_name("timm/resnet50.a1_in1k") == "timm-resnet50.a1_in1k-normswap"
-    assert folder_name("local-dir:/data/nets/BN") == "BN-normswap"
-    assert folder_name("hf-hub:user/name@main") == "user-name-main-normswap"
-    assert folder_name("package.module:factory") == "package.module-factory-normswap"
 
 
 def test_a_converted_folder_is_not_converted_again(tmp_path: Path) -> None:

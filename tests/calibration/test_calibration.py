@@ -1,9 +1,6 @@
 """Calibration on the shipped digits: it helps, it never harms, and it says which."""
 
 import copy
-import warnings
-import weakref
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,7 +9,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import normswap
 from normswap.calibration.calibration import calibration
-from normswap.calibration.distillation import mixed
 from normswap.demo.comparison import accuracy
 from normswap.demo.digits import digits_resnet, load_digits
 
@@ -60,19 +56,6 @@ def test_distillation_goes_further_and_is_seeded(
     assert normswap.check(converted, original, example_input=images[:2])
 
 
-def test_mixing_takes_less_than_half_of_another_sample_and_leaves_whole_numbers() -> None:
-    torch.manual_seed(0)
-    images, sizes = torch.eye(64).view(64, 8, 8), torch.arange(64)
-    batch = mixed({"images": images, "sizes": sizes, "scale": torch.tensor(2.0)})
-    own = (batch["images"] * images).sum((1, 2))
-    other = (batch["images"] * images.flip(0)).sum((1, 2))
-    torch.testing.assert_close(own + other, torch.ones(64))
-    assert 0.5 <= own.min() < 0.6
-    assert own.max() > 0.9
-    assert torch.equal(batch["sizes"], sizes)
-    assert batch["scale"] == 2
-
-
 def test_never_worse_and_says_so(original: nn.Module, digits: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     converted = normswap.convert(original, example_input=torch.zeros(2, 1, 8, 8))
     before = {key: value.clone() for key, value in converted.state_dict().items()}
@@ -98,23 +81,6 @@ def test_only_the_converted_network_changes(
     assert [parameter.requires_grad for parameter in converted.parameters()] == flags
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in converted.modules())
     original.eval()
-
-
-def test_a_generator_is_read_once_and_in_pieces(
-    converted: nn.Module, original: nn.Module, digits: tuple[Tensor, Tensor, Tensor, Tensor]
-) -> None:
-    seen: list[weakref.ref[Tensor]] = []
-
-    def stream() -> Iterator[Tensor]:
-        for index in range(60):
-            batch = digits[0][index * 8 : index * 8 + 8].clone()
-            seen.append(weakref.ref(batch))
-            yield batch
-            assert sum(reference() is not None for reference in seen) < 25, "batches pile up"
-
-    assert calibration(converted, original, stream()).kept == "matched"
-    with pytest.raises(normswap.InvalidOption, match="no generator"):
-        normswap.calibrate(converted, original, stream(), steps=5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -149,14 +115,6 @@ def test_bad_input_is_named(converted: nn.Module, original: nn.Module) -> None:
         normswap.calibrate(converted, nn.Sequential(nn.BatchNorm2d(1)), [one, one])
     with pytest.raises(normswap.InvalidOption, match="must not be negative"):
         normswap.calibrate(converted, original, [one, one], steps=-1)
-
-
-def test_one_batch_is_split(
-    converted: nn.Module, original: nn.Module, digits: tuple[Tensor, Tensor, Tensor, Tensor]
-) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        normswap.calibrate(converted, original, [digits[0][:128]], steps=3)
 
 
 def test_several_inputs_and_outputs() -> None:

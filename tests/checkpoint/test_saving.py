@@ -1,0 +1,42 @@
+"""What save writes, and what it leaves where it cannot."""
+
+import os
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import normswap
+
+
+def test_files_have_the_umasks_permissions_and_no_leftovers(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        normswap.save(normswap.convert(timm.create_model("test_resnet")), tmp_path / "OUT")
+    finally:
+        os.umask(old)
+    files = sorted((tmp_path / "OUT").iterdir())
+    assert [file.name for file in files] == ["README.md", "config.json", "model.safetensors"]
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o640}
+
+
+def test_failed_write_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = normswap.convert(timm.create_model("test_resnet")).eval()
+    normswap.save(model, tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(normswap.CheckpointError, match="cannot be written \\(No space left on device\\)"):
+        normswap.save(model, tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_meta_models_are_not_saved(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        model = normswap.convert(timm.create_model("test_resnet"))
+    with pytest.raises(normswap.CheckpointError, match="has no data \\(meta device\\)"):
+        normswap.save(model, tmp_path)

@@ -1,0 +1,69 @@
+"""What surgery puts in place, and that a failure leaves the model as it was."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.utils.prune
+from nets import CASES, conv
+from torch import nn
+
+import normswap
+from normswap.conversion import replacements
+
+
+def small() -> nn.Sequential:
+    return nn.Sequential(conv(3, 16), nn.BatchNorm2d(16, eps=1e-3), nn.ReLU(), conv(16, 16), nn.BatchNorm2d(16))
+
+
+def test_failure_while_building_leaves_the_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small()
+    plan = normswap.inspect(model)
+    before, state, built = repr(model), copy.deepcopy(model.state_dict()), []
+    real = replacements._norm
+
+    def fails_the_second_time(*arguments: object) -> object:
+        built.append(arguments)
+        if len(built) == 2:
+            raise RuntimeError("out of memory")
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(replacements, "_norm", fails_the_second_time)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        normswap.apply(model, plan, inplace=True)
+    assert repr(model) == before
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_flags_and_hooks_are_carried() -> None:
+    model = small()
+    model[1].eval()
+    model[1].weight.requires_grad_(False)
+    calls: list[str] = []
+    handle = model[1].register_forward_hook(lambda *_: calls.append("norm"))
+    model[3].register_forward_hook(lambda *_: calls.append("conv"))
+    result = normswap.convert(model, inplace=True)
+    calls.clear()
+    assert not result[1].training  # type: ignore[index]
+    assert result[4].training  # type: ignore[index]
+    assert not result[1].weight.requires_grad  # type: ignore[index, union-attr]
+    assert result[1].eps == 1e-3  # type: ignore[index]
+    result(torch.randn(1, 3, 8, 8))
+    assert calls == ["norm", "conv"]
+    handle.remove()
+    result(torch.randn(1, 3, 8, 8))
+    assert calls == ["norm", "conv", "conv"]
+
+
+def test_every_name_of_a_shared_norm_gets_the_same_object() -> None:
+    case = CASES["shared norm"]
+    result = normswap.convert(case.build(), example_input=torch.zeros(case.shape))
+    assert result.bn is result.alias
+    assert isinstance(result.bn, nn.GroupNorm)
+    assert normswap.plan_of(result).norms[0].aliases == ("alias",)
+
+
+def test_root_that_is_a_norm() -> None:
+    result = normswap.convert(nn.BatchNorm2d(8))
+    assert isinstance(result, nn.GroupNorm)
+    assert normswap.plan_of(result).norms[0].name == ""
