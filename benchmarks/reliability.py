@@ -21,7 +21,7 @@ SUMMED = ("model.safetensors", "config.json", "state.pth")
 SUITES = {
     "bad inputs, through the CLI and the API": "test_bad_*.py",
     "hostile files": "test_attacks.py",
-    "writes: races, links, permissions": "test_writes.py",
+    "writes: races, links, permissions": "checkpoint/test_atomic.py",
     "numerics, against float64": "test_numerics.py",
 }
 BATCH = 1000

@@ -1,4 +1,4 @@
-"""One thread per test process, one seed per test, no hub and no cache of this machine, and how much hypothesis draws."""
+"""One thread per test process, one seed per test, an empty hub, and how many examples hypothesis draws."""
 
 import os
 

@@ -55,3 +55,22 @@ def test_links(link: str) -> None:
 def test_every_example_is_listed() -> None:
     for path in (DOCS.parent / "examples").glob("*.py"):
         assert f"../examples/{path.name}" in TEXT
+
+
+ROOT = DOCS.parent
+STATED = re.findall(
+    r"`((?:tests|normswap|docs|benchmarks|examples)/[\w./]+?)(?:::(\w+))?`",
+    "".join((ROOT / name).read_text(encoding="utf-8") for name in ("SECURITY.md", "CONTRIBUTING.md")),
+)
+PROMISED = re.findall(r"`(test_\w+)`", (ROOT / "SECURITY.md").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("path", "test"), dict.fromkeys(STATED))
+def test_files_and_tests_that_are_named_exist(path: str, test: str) -> None:
+    assert (ROOT / path).exists()
+    assert not test or f"def {test}(" in (ROOT / path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("test", dict.fromkeys(PROMISED))
+def test_promises_have_the_tests_that_they_name(test: str) -> None:
+    assert any(f"def {test}(" in path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))

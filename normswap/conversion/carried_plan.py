@@ -49,7 +49,9 @@ def must_fit(network: Network, plan: Plan) -> None:
     """
     for entry in plan.changes:
         if entry.flaw:
-            raise PlanMismatch(f"{entry.name}: the plan has {entry.flaw}; make a plan with normswap.inspect")
+            raise PlanMismatch(
+                f"{entry.name}: the plan cannot be carried out ({entry.flaw}); make one with normswap.inspect"
+            )
         module = network.slots.get(entry.name)
         if module is None:
             raise PlanMismatch(

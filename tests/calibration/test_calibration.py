@@ -137,3 +137,26 @@ def test_several_inputs_and_outputs() -> None:
     converted = normswap.convert(model, affine="copy", ws="adaptive", example_input=pairs[0])
     result = calibration(converted, model, pairs, steps=5)
     assert result.scores[result.kept] < result.scores["converted"]
+
+
+def test_calibrate_brings_the_answers_back(
+    converted: nn.Module, original: nn.Module, digits: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> None:
+    images, _, test_images, test_labels = digits
+    before = accuracy(converted, test_images, test_labels)
+    assert normswap.calibrate(converted, original, images.split(64)) is converted
+    assert accuracy(converted, test_images, test_labels) > before + 20
+
+
+def test_a_norm_that_keeps_no_running_statistics_is_matched_to_what_it_does() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), nn.Conv2d(8, 4, 3)).eval()
+    nn.init.uniform_(model[1].weight, 0.5, 1.5)
+    converted = normswap.convert(model, groups=2, example_input=torch.zeros(2, 3, 12, 12))
+    batches = [torch.randn(16, 3, 12, 12) * torch.tensor([1.0, 3.0, 9.0]).view(1, 3, 1, 1) for _ in range(6)]
+    result = calibration(converted, model, batches)
+    assert result.kept == "matched"
+    seen = model[1](model[0](torch.cat(batches)))
+    ours = converted[1](converted[0](torch.cat(batches)))  # type: ignore[index]
+    torch.testing.assert_close(ours.mean((0, 2, 3)), seen.mean((0, 2, 3)), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(ours.std((0, 2, 3)), seen.std((0, 2, 3)), rtol=0.05, atol=0.05)

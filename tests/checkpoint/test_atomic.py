@@ -108,3 +108,29 @@ def test_configuration_changed_alone_is_refused(key: str, tmp_path: Path) -> Non
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(normswap.CheckpointError, match="was saved with another config.json than the one beside it"):
         normswap.load(tmp_path)
+
+
+def test_everything_is_on_the_disk_before_it_takes_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        done.append(("fsync", os.path.realpath(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def replaced(source: str, target: str) -> None:
+        done.append(("replace", str(source)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    folder = tmp_path.resolve() / "OUT"
+    normswap.save(killing.MODELS[2], folder)
+    first = next(index for index, (call, _) in enumerate(done) if call == "replace")
+    sources = [path for call, path in done if call == "replace"]
+    assert [os.path.basename(path) for path in sources] == ["config.json", "README.md", "model.safetensors"]
+    for path in sources:
+        assert ("fsync", path) in done[:first]
+        assert ("fsync", os.path.dirname(path)) in done[:first]
+        assert ("fsync", str(folder)) in done[done.index(("replace", path)) + 1 :][:1]
+    assert ("fsync", str(folder)) in done[:first]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import before
 import pytest
 import timm
 import torch
@@ -108,3 +109,14 @@ def test_bad_configurations(content: str | None, message: str, tmp_path: Path) -
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(normswap.NormswapError, match=message):
         normswap.load(tmp_path)
+
+
+def test_a_folder_that_an_earlier_commit_wrote_loads_bit_for_bit() -> None:
+    folder = Path(__file__).with_name("written_before")
+    expected = load_file(folder / "expected.safetensors")
+    loaded = normswap.load(folder, model=before.network())
+    state = loaded.state_dict()
+    assert {f"state.{name}" for name in state} == set(expected) - {"x", "y"}
+    assert all(torch.equal(value, expected[f"state.{name}"]) for name, value in state.items())
+    assert_same_output(loaded(expected["x"]), expected["y"])
+    assert [entry.groups for entry in normswap.plan_of(loaded).norms] == [4, 4, 4]

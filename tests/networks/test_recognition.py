@@ -1,6 +1,6 @@
-"""Classes that users teach, options by layer, and methods that fold norms."""
+"""Classes that users teach, what norms hold, and methods that fold them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import timm
@@ -137,3 +137,65 @@ def test_a_method_that_merges_features_is_left_alone() -> None:
     result = normswap.convert(Pyramid(conv=conv(), bn=nn.BatchNorm2d(8)))
     assert normswap.plan_of(result).warnings == ()
     assert result(torch.randn(1, 3, 8, 8)).shape == (1, 8, 8, 8)
+
+
+class Activated(nn.Module):
+    """A norm of its own kind with an activation inside."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.gamma, self.beta, self.act = nn.Parameter(torch.ones(size)), nn.Parameter(torch.zeros(size)), nn.ReLU()
+        self.register_buffer("mean", torch.randn(size))
+        self.register_buffer("var", torch.rand(size) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(nn.functional.batch_norm(x, self.mean, self.var, self.gamma, self.beta))
+
+
+def parts_with(then: Callable[[Activated], dict[str, nn.Module] | None]) -> Callable[[Activated], normswap.NormParts]:
+    return lambda m: normswap.NormParts(len(m.gamma), 1e-5, m.gamma, m.beta, m.mean, m.var, then(m))
+
+
+@pytest.mark.usefixtures("registry")
+def test_an_activation_that_the_parts_do_not_name_is_not_lost() -> None:
+    normswap.register_norm(Activated, parts_with(lambda _: {}))
+    with pytest.raises(
+        normswap.NothingToConvert, match="bn: its forward runs act, which its NormParts do not name; add it to then="
+    ):
+        normswap.convert(Direct(conv=conv(), bn=Activated(8)))
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize("key", ["act", "activation", None])
+def test_an_activation_is_carried_whatever_the_parts_call_it(key: str | None) -> None:
+    normswap.register_norm(Activated, parts_with(lambda m: None if key is None else {key: m.act}))
+    model = Direct(conv=conv(), bn=Activated(8)).eval()
+    result = normswap.convert(model)
+    assert normswap.plan_of(result).norms[0].then == ("act",)
+    assert normswap.check(result, model)
+    x = torch.randn(2, 3, 8, 8)
+    assert (result(x) >= 0).all()
+    assert result.bn.act is not model.bn.act  # type: ignore[union-attr]
+
+
+def test_affine_is_one_and_zero_where_there_is_none() -> None:
+    weight, bias = normswap.NormParts(3, bias=torch.tensor([1.0, 2.0, 3.0])).affine(torch.zeros(1, dtype=torch.float64))
+    assert (weight.tolist(), bias.tolist(), bias.dtype) == ([1, 1, 1], [1, 2, 3], torch.float64)
+
+
+FRESH = torch.tensor([0.0, 0.0])
+TRAINED = {
+    "nothing": (normswap.NormParts(2), False),
+    "fresh": (normswap.NormParts(2, 1e-5, FRESH + 1, FRESH, FRESH, FRESH + 1), False),
+    "zero weight throughout": (normswap.NormParts(2, weight=FRESH, bias=FRESH), False),
+    "mean": (normswap.NormParts(2, mean=FRESH + 1), True),
+    "var": (normswap.NormParts(2, var=FRESH), True),
+    "bias": (normswap.NormParts(2, bias=FRESH + 1), True),
+    "weight": (normswap.NormParts(2, weight=torch.tensor([1.0, 2.0])), True),
+    "meta": (normswap.NormParts(2, mean=FRESH.to("meta")), False),
+}
+
+
+@pytest.mark.parametrize(("parts", "trained"), TRAINED.values(), ids=TRAINED)
+def test_is_trained(parts: normswap.NormParts, trained: bool) -> None:
+    assert parts.is_trained is trained
