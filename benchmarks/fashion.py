@@ -61,8 +61,10 @@ def load() -> tuple[Tensor, Tensor, Tensor, Tensor]:
         raise SystemExit(f"{folder} is missing; {__doc__}")
     parts = []
     for half in ("train", "t10k"):
-        images, labels = (gzip.decompress((folder / f"{half}-{kind}-ubyte.gz").read_bytes())
-                          for kind in ("images-idx3", "labels-idx1"))  # fmt: skip
+        images, labels = (
+            gzip.decompress((folder / f"{half}-{kind}-ubyte.gz").read_bytes())
+            for kind in ("images-idx3", "labels-idx1")
+        )
         pixels = torch.frombuffer(bytearray(images[16:]), dtype=torch.uint8).view(-1, 1, 28, 28)
         parts += [(pixels.float() / 255 - 0.286) / 0.353, torch.frombuffer(bytearray(labels[8:]), dtype=torch.uint8)]
     return parts[0], parts[1].long(), parts[2], parts[3].long()

@@ -197,9 +197,15 @@ def step(rounds: int, *, compiled: bool = False) -> Rows:
                 variants[form] = partial(_train, runner, images, half)
             for form, row in summary(interleaved(variants, rounds=rounds), "BN").items():
                 yield {
-                    "model": name, "batch": batch, "channels_last": layout, "bf16": half, "compiled": compiled,
-                    "form": form, **saved.get(form, {}), **row,
-                }  # fmt: skip
+                    "model": name,
+                    "batch": batch,
+                    "channels_last": layout,
+                    "bf16": half,
+                    "compiled": compiled,
+                    "form": form,
+                    **saved.get(form, {}),
+                    **row,
+                }
 
 
 def _networks(name: str, layout: bool) -> dict[str, nn.Module]:
@@ -259,9 +265,14 @@ def onnx(rounds: int) -> Rows:
 
 
 SECTIONS: dict[str, Callable[[int], Rows]] = {
-    "ws": ws, "accumulation": accumulating, "convert": convert, "fold": fold, "step": step,
-    "compiled": partial(step, compiled=True), "onnx": onnx,
-}  # fmt: skip
+    "ws": ws,
+    "accumulation": accumulating,
+    "convert": convert,
+    "fold": fold,
+    "step": step,
+    "compiled": partial(step, compiled=True),
+    "onnx": onnx,
+}
 
 
 def main() -> None:

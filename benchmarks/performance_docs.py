@@ -126,12 +126,14 @@ def _steps(rows: list[Job]) -> str:
         forms = list(next(iter(cells.values())))
         lines = [
             [
-                str(batch), "channels last" if last else "contiguous", "bf16" if half else "fp32",
+                str(batch),
+                "channels last" if last else "contiguous",
+                "bf16" if half else "fp32",
                 f"{by_form['BN']['ms']:.0f} ms" + ("" if compiled else f", {by_form['BN']['saved_MB']:.0f} MB"),
                 *(spread(by_form[form]) + ("" if compiled else _saved(by_form, form)) for form in forms[1:]),
             ]
             for (batch, last, half), by_form in cells.items()
-        ]  # fmt: skip
+        ]
         said = "time" if compiled else "time, saved"
         header = ["batch", "layout", "type", "BN", *(f"{form}: {said}" for form in forms[1:])]
         text += f"\n### {model}, {'torch.compile' if compiled else 'eager'}\n\n{markdown(header, lines)}\n"
@@ -153,10 +155,14 @@ keep the network itself channels last there, `model.to(memory_format=torch.chann
 def onnx_section(rows: list[Job]) -> str:
     """Return what exported files differ by."""
     lines = [
-        [row["model"], ", ".join(row["dynamic"]), ", ".join("×".join(map(str, s)) for s in row["compared"]),
-         f"{row['difference']:.1e}"]
+        [
+            row["model"],
+            ", ".join(row["dynamic"]),
+            ", ".join("×".join(map(str, s)) for s in row["compared"]),
+            f"{row['difference']:.1e}",
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     return f"""
 ## ONNX
 

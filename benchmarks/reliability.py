@@ -60,8 +60,11 @@ def pytest_cases(pattern: str, *options: str, environment: dict[str, str] | None
         command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", f"--junitxml={report}"]
         result = subprocess.run(
             [*command, "--timeout=3600", *options, *files],
-            capture_output=True, text=True, cwd=ROOT, env={**os.environ, **(environment or {})},
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **(environment or {})},
+        )
         if not report.exists():
             raise SystemExit(result.stdout + result.stderr)
         cases = ElementTree.parse(report).getroot().iter("testcase")

@@ -29,9 +29,17 @@ def main(checkpoint: str, images: str) -> None:
         checkpoint, num_labels=len(data.classes), ignore_mismatched_sizes=True
     )
     arguments = TrainingArguments(
-        output_dir="run", num_train_epochs=3, per_device_train_batch_size=1, gradient_accumulation_steps=2,
-        learning_rate=5e-4, logging_strategy="epoch", save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True,
-    )  # fmt: skip
+        output_dir="run",
+        num_train_epochs=3,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=2,
+        learning_rate=5e-4,
+        logging_strategy="epoch",
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
     trainer = Trainer(model, arguments, train_dataset=data, data_collator=collate)
     trainer.train()
     for row in trainer.state.log_history:

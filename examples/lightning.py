@@ -47,9 +47,14 @@ def main(checkpoint: str, images: str) -> None:
     data = ImageFolder(images, transforms.Compose([transforms.Resize((64, 64)), transforms.ToTensor()]))
     classifier = Classifier(checkpoint, len(data.classes))
     trainer = pl.Trainer(
-        max_epochs=3, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=False, accumulate_grad_batches=2,
-    )  # fmt: skip
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        accumulate_grad_batches=2,
+    )
     trainer.fit(classifier, DataLoader(data, batch_size=1, shuffle=True))
     trainer.save_checkpoint("last.ckpt")
     sample = data[0][0][None]

@@ -31,9 +31,12 @@ def main(checkpoint: str, images: str) -> None:
     optimizer = torch.optim.Adam(trainable, lr=1e-3)
     engine = PrivacyEngine()
     private, optimizer, loader = engine.make_private(
-        module=model, optimizer=optimizer, data_loader=DataLoader(data, batch_size=BATCH),
-        noise_multiplier=0.5, max_grad_norm=1.0,
-    )  # fmt: skip
+        module=model,
+        optimizer=optimizer,
+        data_loader=DataLoader(data, batch_size=BATCH),
+        noise_multiplier=0.5,
+        max_grad_norm=1.0,
+    )
     for epoch in range(EPOCHS):
         total, seen = 0.0, 0
         for image, label in loader:

@@ -28,9 +28,14 @@ def main(checkpoint: str, images: str) -> None:
     model = timm.create_model(f"local-dir:{checkpoint}", pretrained=True, num_classes=classes)
     config = resolve_model_data_config(model) | {"input_size": (3, 64, 64)}
     loader = create_loader(
-        data, **{key: config[key] for key in ("input_size", "mean", "std")},
-        batch_size=2, is_training=True, color_jitter=0.0, num_workers=0, use_prefetcher=False,
-    )  # fmt: skip
+        data,
+        **{key: config[key] for key in ("input_size", "mean", "std")},
+        batch_size=2,
+        is_training=True,
+        color_jitter=0.0,
+        num_workers=0,
+        use_prefetcher=False,
+    )
     optimizer = create_optimizer_v2(model, opt="sgd", lr=0.003, momentum=0.9)
     scheduler, epochs = create_scheduler_v2(optimizer, sched="cosine", num_epochs=EPOCHS)
     task = ClassificationTask(model, criterion_kwargs={"smoothing": 0.0}, device=torch.device("cpu"), verbose=False)
