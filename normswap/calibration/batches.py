@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_map_only
 
 from normswap.errors import CalibrationFailed
 from normswap.networks.inputs import batch_size
+from normswap.planning.measuring import prepared
 
 EVERY, MOST_HELD = 5, 4
 """Every fifth batch is held back to judge by, four at most: memory does not grow with the number of images."""
@@ -22,11 +23,7 @@ class Prepared:
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self.batches:
-            labelled = isinstance(batch, list) and len(batch) == 2 and not batch[1].is_floating_point()
-            yield tree_map_only(Tensor, self._moved, batch[0] if labelled else batch)
-
-    def _moved(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.like) if tensor.is_floating_point() else tensor.to(self.like.device)
+            yield prepared(batch, self.like)
 
 
 class Split:

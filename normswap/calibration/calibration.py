@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from normswap.calibration.batches import Prepared, Split
 from normswap.calibration.distillation import disagreement, distill
-from normswap.calibration.moments import match_moments
 from normswap.conversion.carried_plan import must_fit, plan_of
+from normswap.conversion.moments import match_moments
 from normswap.errors import CalibrationFailed, InvalidOption
 from normswap.networks.copying import copy_model
 from normswap.networks.hooks import outputs_of

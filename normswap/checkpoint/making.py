@@ -15,13 +15,14 @@ from normswap.conversion.carried_plan import plan_of
 from normswap.conversion.check import check
 from normswap.conversion.checks import Checks
 from normswap.conversion.pipeline import convert, inspect
+from normswap.errors import NeedsExampleInput
 from normswap.planning.options import Wishes
 from normswap.planning.plan import Plan
 from normswap.planning.report import summary
 from normswap.sources.registry import Source
 
-MEASURED = 4
-"""Batches of images on which group counts are measured."""
+MEASURED = 8
+"""Batches of images that scales, signs and group counts are chosen by."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def make(
     source: Source | None,
     images: Path | None = None,
     steps: int = 0,
+    made_up: bool = False,
     example_input: Any = None,
     note: Callable[[str], None] = lambda _: None,
     **options: Unpack[Wishes],
@@ -76,15 +78,23 @@ def make(
         source: What rebuilds the unconverted architecture.
         images: Folder of images to calibrate on.
         steps: Steps of distillation on them.
+        made_up: Equalize on made-up images where there are no others; networks that take no images go without.
         example_input: As for `normswap.convert`.
         note: Called with a line of text as each part begins.
         **options: As for `normswap.convert`.
     """
-    few = None
-    if images is not None and options.get("groups") == "auto":
+    few: Any = "synthetic" if made_up and images is None else None
+    if images is not None:
         size = inspect(network, example_input=example_input, **options).input_size
         few = list(islice(image_batches(images, network, size, augment=False)[0], MEASURED))
-    converted = convert(network, example_input=example_input, batches=few, **options)
+    if few == "synthetic":
+        note("making up images, to see which scales and signs of filters keep the function (--no-synthetic skips it) …")
+    try:
+        converted = convert(network, example_input=example_input, batches=few, **options)
+    except NeedsExampleInput:
+        if few != "synthetic":
+            raise
+        converted = convert(network, example_input=example_input, **options)
     plan, result = plan_of(converted), None
     if images is not None:
         note("calibrating …")

@@ -45,6 +45,13 @@ def cli() -> None:
     metavar="N",
     help="Then distill the original for N steps of 16 images.",
 )
+@click.option(
+    "--synthetic/--no-synthetic",
+    "made_up",
+    default=True,
+    show_default=True,
+    help="Without --calibrate, equalize a trained network on made-up images: seconds, no data of anybody.",
+)
 @conversion_options
 @verb
 def convert(
@@ -55,6 +62,7 @@ def convert(
     force: bool,
     images: Path | None,
     steps: int,
+    made_up: bool,
     opening: Opening,
     **options: Any,
 ) -> None:
@@ -86,6 +94,7 @@ def convert(
         source=source,
         images=images,
         steps=steps,
+        made_up=made_up,
         example_input=example_input,
         note=out.note,
         **options,

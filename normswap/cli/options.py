@@ -72,7 +72,13 @@ OPTIONS = (
         type=click.FloatRange(min=0),
         metavar="X",
         help="How far a norm draws a sample's variance towards the training one: its epsilon is X times that. "
-        "Default 0.5, with --groups auto 1.5.",
+        "Default 0.5, with --groups auto 10.",
+    ),
+    click.option(
+        "--equalize/--no-equalize",
+        default=True,
+        show_default=True,
+        help="Give filters before norms the scale and sign with which samples' own statistics move the output least.",
     ),
     click.option("--include", multiple=True, metavar="GLOB", help="Touch only layers whose name matches."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="Leave layers whose name matches alone."),

@@ -4,7 +4,7 @@ from torch import nn
 
 from normswap.errors import PlanMismatch
 from normswap.networks.network import Network
-from normswap.networks.recognition import has_kernel, is_batch_norm, norm_parts, out_channels
+from normswap.networks.recognition import has_kernel, is_batch_norm, norm_parts, out_channels, rows_of
 from normswap.networks.validation import unwrap
 from normswap.planning.choices import Role
 from normswap.planning.plan import Plan
@@ -65,4 +65,11 @@ def must_fit(network: Network, plan: Plan) -> None:
             raise PlanMismatch(
                 f"{entry.name}: the plan was made for a {entry.kind} of {entry.channels} channels, found "
                 f"{type(module).__name__} of {found}; apply the plan to the unconverted network it was made for"
+            )
+    for name, scale in plan.scales.items():
+        layer = network.slots.get(name)
+        if layer is None or layer._parameters.get("weight") is None or rows_of(layer) != len(scale):
+            raise PlanMismatch(
+                f"{name}: the plan scales {len(scale)} filters of it, {network.kind} has no such layer; apply the plan "
+                "to the network it was made for"
             )

@@ -1,24 +1,29 @@
 """Convert a model: look at it, plan, replace, look at the result."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from os import PathLike
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from normswap.conversion.carried_plan import carried_plan, carry_plan, must_fit
+from normswap.conversion.moments import match_moments
 from normswap.conversion.structure import structural_checks
 from normswap.conversion.surgery import operate
-from normswap.errors import AlreadyConverted, CheckFailed, NothingToConvert
+from normswap.errors import AlreadyConverted, CheckFailed, InvalidOption, NeedsExampleInput, NothingToConvert
 from normswap.networks.copying import copy_model, meta_copy
+from normswap.networks.inputs import batch_size
 from normswap.networks.network import Network
 from normswap.networks.recognition import refuse_strays
 from normswap.networks.validation import must_be_finite, refuse_unsupported, unwrap
+from normswap.planning.choices import Action, Affine
 from normswap.planning.decisions import make_plan
-from normswap.planning.measuring import measured_drift
+from normswap.planning.measuring import SAMPLES, prepared, watch
 from normswap.planning.options import Options, Wishes
 from normswap.planning.plan import Plan, as_plan
+from normswap.planning.synthetic import synthetic
 from normswap.tracing.facts import Trace
 from normswap.tracing.forward import trace
 
@@ -27,7 +32,7 @@ def convert(
     model: nn.Module,
     *,
     example_input: Any = None,
-    batches: Iterable[Any] | None = None,
+    batches: Iterable[Any] | Literal["synthetic"] | None = None,
     inplace: bool = False,
     check: bool = True,
     **options: Unpack[Wishes],
@@ -48,10 +53,16 @@ def convert(
         affine: ``"match"`` finds the affine values with which GroupNorm does what BatchNorm did; ``"copy"`` keeps γ, β.
         shrink: How far a matched norm draws a sample's variance towards the running one: its epsilon is BatchNorm's
             plus `shrink` times the running variance of its groups. 0 keeps BatchNorm's epsilon; by default 0.5, and
-            1.5 with ``groups="auto"``.
+            10 with ``groups="auto"``.
+        equalize: Give the filters before matched norms scales and signs that BatchNorm does not see and with which
+            GroupNorm keeps more of the function.
         example_input: A tensor, a tuple of positional arguments or a dict of keyword arguments, of which only shapes
             are used; by default it is made up from what the model says about itself.
-        batches: Images, without labels, on which ``groups="auto"`` measures instead of estimating; a few do.
+        batches: Images, without labels: batches as the network takes them, or ``[images, labels]`` of a DataLoader, of
+            which the first 256 samples are looked at. They tell scales, signs and group counts with which samples' own
+            statistics move the outputs least (`normswap.layers.equalization`), and every norm's affine values are set
+            to give the moments that the original's have on them. ``"synthetic"`` makes up 64 inputs, which tell scales
+            and signs alone. Without, signs are chosen by the filters.
         include: Glob patterns of qualified names; only these layers are touched.
         exclude: Glob patterns of layers to leave alone.
         overrides: Other options for some layers, by glob pattern: ``{"layer4.*": {"groups": 8, "ws": "none"}}``; of
@@ -76,7 +87,8 @@ def convert(
     wanted = Options.of(**options)
     refuse_unsupported(model)
     network = Network(unwrap(model))
-    plan, before = _inspected(network, example_input, wanted, batches)
+    images = _few(network, batches)
+    plan, before = _inspected(network, example_input, wanted, images)
     if before.functional_norms:
         refuse_strays(network.model)
     if not plan.changes:
@@ -84,20 +96,23 @@ def convert(
         return network.model if inplace else copy_model(network.model)
     if check:
         must_be_finite(network.model, but={f"{entry.name}.weight" for entry in plan.convs if entry.changes})
-    if not inplace:
-        converted = _applied(Network(copy_model(network.model)), plan)
-        return _checked(converted, plan, before) if check else converted
-    if check:  # on a twin, so that a model that does not pass stays as it is
+    original = copy_model(network.model).eval() if isinstance(images, list) else None
+    if inplace and check:  # on a twin, so that a model that does not pass stays as it is
         twin = copy_model(network.model) if before.with_data else meta_copy(network.model)
         _checked(_applied(Network(twin), plan), plan, before)
-    return _applied(network, plan)
+    converted = _applied(network if inplace else Network(copy_model(network.model)), plan)
+    if check and not inplace:
+        _checked(converted, plan, before)
+    if original is not None:
+        _matched(converted, original, plan, images)
+    return converted
 
 
 def inspect(
     model: nn.Module,
     *,
     example_input: Any = None,
-    batches: Iterable[Any] | None = None,
+    batches: Iterable[Any] | Literal["synthetic"] | None = None,
     **options: Unpack[Wishes],
 ) -> Plan:
     """Return what `convert` would do, with the same arguments; the model is only read.
@@ -117,7 +132,8 @@ def inspect(
     """
     wanted = Options.of(**options)
     refuse_unsupported(model)
-    return _inspected(Network(unwrap(model)), example_input, wanted, batches)[0]
+    network = Network(unwrap(model))
+    return _inspected(network, example_input, wanted, _few(network, batches))[0]
 
 
 def apply(model: nn.Module, plan: Plan | str | PathLike[str], *, inplace: bool = False) -> nn.Module:
@@ -156,14 +172,64 @@ def _applied(network: Network, plan: Plan) -> nn.Module:
     return model
 
 
-def _inspected(
-    network: Network, example_input: Any, options: Options, batches: Iterable[Any] | None
-) -> tuple[Plan, Trace]:
+def _few(network: Network, batches: Any) -> Any:
+    """Return the first batches as a list, prepared for the network; what is no iterable of batches as it is."""
+    if batches is None or batches == "synthetic":
+        return batches
+    like, found, count = next(network.model.parameters()), list[Any](), 0
+    for batch in batches:
+        found.append(prepared(batch, like))
+        count += batch_size(found[-1])
+        if count >= SAMPLES:
+            break
+    if not found:
+        raise InvalidOption("batches= holds no images; pass at least one batch, or leave it out")
+    return found
+
+
+def _inspected(network: Network, example_input: Any, options: Options, images: Any) -> tuple[Plan, Trace]:
     found = trace(network, example_input)
     plan = make_plan(network, found, options)
-    if batches is None:
+    if images is None or (images == "synthetic" and not any(e.affine is Affine.MATCH for e in plan.norms)):
         return plan, found
-    return make_plan(network, found, options, measured_drift(network, plan, batches)), found
+    if images == "synthetic":
+        images = _made_up(network, plan)
+    return make_plan(network, found, options, watch(network, plan.norms, images)), found
+
+
+def _made_up(network: Network, plan: Plan) -> Iterator[Tensor]:
+    """Return made-up inputs of the size and range that the network states.
+
+    Raises:
+        NeedsExampleInput: The network takes something else than one tensor of numbers per sample.
+    """
+    spec = plan.inputs
+    while isinstance(spec, dict) and len(spec) == 1 and len(next(iter(spec.values()))) == 1:
+        items = next(iter(spec.values()))
+        spec = next(iter(items.values())) if isinstance(items, dict) else items[0]
+    if not isinstance(spec, dict) or "float" not in str(spec.get("dtype")) or not 3 <= len(spec["tensor"]) <= 5:
+        raise NeedsExampleInput(
+            f"no inputs can be made up for {network.kind}: it takes something else than one image, volume or signal "
+            "per sample; pass batches= of your own, or leave them out (--no-synthetic)"
+        )
+    shape = tuple(spec["tensor"][1:])
+    config = getattr(network.model, "pretrained_cfg", None) or {}
+    stated = {key: tuple(config[key]) for key in ("mean", "std") if len(config.get(key) or ()) == shape[0]}
+    if shape[0] == 3:
+        stated = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)} | stated
+    return synthetic(shape, **stated)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def _matched(converted: nn.Module, original: nn.Module, plan: Plan, images: list[Any]) -> None:
+    """Set the norms' affine values to what images ask for; modes, hooks and everything else stay."""
+    student = Network(copy_model(converted).eval())
+    names = [entry.name for entry in plan.norms if entry.action is Action.GROUP_NORM and entry.shape is not None]
+    match_moments(student, Network(original), names, images)
+    modules = Network(converted).slots
+    for name in names:
+        for key, value in modules[name].named_parameters(recurse=False):
+            value.copy_(getattr(student.slots[name], key))
 
 
 def _nothing_to_do(network: Network, plan: Plan, before: Trace) -> None:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from normswap.errors import BadStatistics, PlanMismatch
 from normswap.layers.convs import WeightStandardized, ws_class
+from normswap.layers.equalization import rescaled
 from normswap.layers.matching import centred, closed_form, scale_and_shift
 from normswap.layers.norms import ChannelScale, GroupNormAct, carry_state
-from normswap.layers.standardization import gain_and_offset
+from normswap.layers.standardization import filters, gain_and_offset, kernel
 from normswap.networks.inputs import rebuild, tensors_in
 from normswap.networks.network import Network
 from normswap.networks.recognition import carried_modules, norm_parts
@@ -35,6 +36,8 @@ class Match:
         entry: The norm's entry.
         new: Its replacement, with the affine part that the norm had.
         eps: The norm's own epsilon.
+        weight: γ as it acts on what the replacement will meet, (C,).
+        bias: β, (C,).
         mean: (C,) mean that the replacement will meet.
         var: (C,) variance that the replacement will meet.
     """
@@ -42,6 +45,8 @@ class Match:
     entry: NormEntry
     new: nn.GroupNorm | ChannelScale
     eps: float
+    weight: Tensor
+    bias: Tensor
     mean: Tensor
     var: Tensor
 
@@ -65,14 +70,52 @@ def build_all(network: Network, plan: Plan) -> tuple[dict[int, nn.Module], list[
     for entry in plan.changes:
         old = network.slots[entry.name]
         if isinstance(entry, ConvEntry):
-            replacements[id(old)], values = _standardized(entry, old)
+            replacements[id(old)], values = _standardized(entry, old, plan.scales.get(entry.name))
             changes += values
             continue
         replacements[id(old)] = new = _norm(entry, old, like)
         statistics = statistics_before(entry, network, convs) if entry.affine is Affine.MATCH else None
         if statistics is not None and not new.weight.is_meta:
-            matches.append(Match(entry, new, norm_parts(old).eps, *statistics))
-    return replacements, [*changes, *_matched(matches)]
+            matches.append(_match(entry, new, norm_parts(old).eps, *statistics, _scale(plan, entry)))
+    scaled = (_scaled(network.slots[name], scale) for name, scale in plan.scales.items())
+    return replacements, [*chain.from_iterable(scaled), *changes, *_matched(matches)]
+
+
+def _scale(plan: Plan, norm: NormEntry) -> tuple[float, ...] | None:
+    """Return the scales of the layer before a norm."""
+    return plan.scales.get(norm.fed_by[0]) if len(norm.fed_by) == 1 else None
+
+
+def _match(
+    entry: NormEntry,
+    new: nn.GroupNorm | ChannelScale,
+    eps: float,
+    mean: Tensor,
+    var: Tensor,
+    scale: tuple[float, ...] | None,
+) -> Match:
+    weight, bias = (value.detach().to(mean.device) for value in (new.weight, new.bias))
+    if scale is not None:
+        wide, mean, var = rescaled(weight.double(), mean, var, mean.new_tensor(scale), eps=eps)
+        weight = wide.to(weight.dtype)
+    return Match(entry, new, eps, weight, bias, mean, var)
+
+
+def _scaled(layer: nn.Module, scale: tuple[float, ...]) -> Iterator[Change]:
+    """Yield the filters and the bias of a layer, multiplied channel by channel."""
+    for key in ("weight", "bias"):
+        parameter = layer._parameters.get(key)
+        if parameter is not None and not parameter.is_meta:
+            yield parameter, partial(_times, layer, parameter, scale)
+
+
+def _times(layer: nn.Module, parameter: nn.Parameter, scale: tuple[float, ...]) -> Tensor:
+    """Return rows of a weight, or values of a bias, times their factors."""
+    factors = parameter.new_tensor(scale)
+    if parameter.ndim == 1:
+        return parameter.detach() * factors
+    layout: dict[str, Any] = {"transposed": getattr(layer, "transposed", False), "groups": getattr(layer, "groups", 1)}
+    return kernel(filters(parameter.detach(), **layout) * factors.unsqueeze(-1), parameter, **layout)
 
 
 def _like(network: Network, plan: Plan) -> Tensor:
@@ -128,10 +171,7 @@ def _matched(matches: list[Match]) -> Iterator[Change]:
         alike.setdefault(size, []).append(match)
     for (groups, *_), found in alike.items():
         mean, var = (torch.stack([getattr(match, key) for match in found]) for key in ("mean", "var"))
-        weight, bias = (
-            torch.stack([getattr(match.new, key).detach().to(mean.device) for match in found])
-            for key in ("weight", "bias")
-        )
+        weight, bias = (torch.stack([getattr(match, key) for match in found]) for key in ("weight", "bias"))
         eps = mean.new_tensor([match.eps for match in found])
         norm_eps = mean.new_tensor([match.entry.eps or 0.0 for match in found])
         if groups is None:
@@ -143,8 +183,13 @@ def _matched(matches: list[Match]) -> Iterator[Change]:
                 yield parameter, partial(Tensor.detach, value)
 
 
-def _standardized(entry: ConvEntry, old: nn.Module) -> tuple[WeightStandardized, list[Change]]:
-    """Build a convolution's replacement; in the standard form its filters are centred and keep one common scale."""
+def _standardized(
+    entry: ConvEntry, old: nn.Module, scale: tuple[float, ...] | None
+) -> tuple[WeightStandardized, list[Change]]:
+    """Build a convolution's replacement; in the standard form its filters are centred and keep one common scale.
+
+    Of filters that are to be scaled the adaptive form takes gain and offset as they will be.
+    """
     eps = float(entry.eps or 0)
     new = ws_class(type(old)).of(old, adaptive=entry.ws is WS.ADAPTIVE, eps=eps)
     weight, changes = new.raw_weight, list[Change]()
@@ -152,6 +197,18 @@ def _standardized(entry: ConvEntry, old: nn.Module) -> tuple[WeightStandardized,
         gain, _ = gain_and_offset(centred(new.ws_filters(weight.detach())), eps)
         new.ws_gain = nn.Parameter(gain.to(weight.dtype), requires_grad=False)
         changes = [(weight, partial(_centred_kernel, new))]
+    if scale is not None and new.ws_offset is not None and not weight.is_meta:
+        factors = weight.new_tensor(scale)
+        with torch.no_grad():
+            if bool((factors.abs() == 1).all()):
+                new.ws_offset.mul_(factors)
+            else:
+                for own, value in zip(
+                    (new.ws_gain, new.ws_offset),
+                    gain_and_offset(new.ws_filters(_times(old, weight, scale)), eps),
+                    strict=True,
+                ):
+                    own.copy_(value)  # type: ignore[union-attr]
     if weight.is_meta:
         return new, []
     if new.ws_gain is not None and not is_finite(new.ws_gain):

@@ -1,5 +1,6 @@
 """One read-only look at a model: its modules and their names, its norms and convolutions."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 
@@ -51,6 +52,11 @@ class Network:
     def convs(self) -> Mapping[str, nn.Module]:
         """Convolutions of torch's family by their first name, weight-standardized ones included."""
         return {name: m for name, m in self.modules.items() if is_conv(m) or isinstance(m, WeightStandardized)}
+
+    @cached_property
+    def owners(self) -> Mapping[int, int]:
+        """How many modules hold each parameter, by ``id(parameter)``."""
+        return Counter(id(p) for module in self.modules.values() for p in module._parameters.values() if p is not None)
 
     def name(self, module: nn.Module) -> str:
         """Return a module's first name."""

@@ -174,6 +174,11 @@ def out_channels(conv: nn.Module) -> int:
     return int(getattr(conv, "out_channels", 0 if weight is None else weight.shape[0]))
 
 
+def rows_of(layer: nn.Module) -> int:
+    """Return how many filters a convolution or a linear layer has."""
+    return layer.out_features if isinstance(layer, nn.Linear) else out_channels(layer)
+
+
 def fold_methods(module: nn.Module) -> list[str]:
     """Return the methods that fold norms into convolutions: named so, and callable without arguments.
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Literal
 
@@ -24,12 +23,14 @@ from normswap.networks.recognition import (
 )
 from normswap.planning.choices import WS, Action, To
 from normswap.planning.entry import ConvEntry, NormEntry
-from normswap.planning.fitting import Measured, fit_norms
+from normswap.planning.equalizing import equalize_norms
+from normswap.planning.fitting import fit_norms
 from normswap.planning.groups import num_groups_for
+from normswap.planning.measuring import Images
 from normswap.planning.options import Options
 from normswap.planning.plan import Plan
 from normswap.planning.plan_warnings import plan_warnings
-from normswap.tracing.facts import ConvFacts, NormFacts, Trace
+from normswap.tracing.facts import LayerFacts, NormFacts, Trace
 from normswap.tracing.graph import Kind
 from normswap.tracing.operators import VIEWS
 
@@ -42,14 +43,14 @@ NAMED = (Kind.CONV, Kind.LINEAR, Kind.NORM)
 """Kinds of nodes that carry a layer's name; others carry an operator's."""
 
 
-def make_plan(network: Network, trace: Trace, options: Options, measured: Measured = MappingProxyType({})) -> Plan:
+def make_plan(network: Network, trace: Trace, options: Options, images: Images = MappingProxyType({})) -> Plan:
     """Return the plan for a network: one entry for every BatchNorm-like module and every convolution.
 
     Args:
         network: The network, unconverted.
         trace: What a forward pass of it showed.
         options: What the user asked for.
-        measured: Drift by norm and group count, where images told; else it is estimated from the running statistics.
+        images: What images showed of the norms' inputs; without, running statistics alone decide.
     """
     norms = {name: _plan_norm(name, network, trace.norms.get(name), options) for name in network.norms}
     trained = {name for name, norm in network.norms.items() if norm_parts(norm).is_trained}
@@ -59,11 +60,12 @@ def make_plan(network: Network, trace: Trace, options: Options, measured: Measur
         if name in network.convs or name in trace.convs
     }
     convs = _share_fate_of_tied_weights(convs, network)
-    norms = fit_norms(norms, options, network, convs, trained, measured)
+    norms = fit_norms(norms, options, network, convs, trained)
+    norms, scales = equalize_norms(network, trace, norms, convs, options, images)
     planned: dict[str, NormEntry | ConvEntry] = {**norms, **convs}
     entries = tuple(planned[name] for name in network.modules if name in planned)
     warnings = tuple(plan_warnings(network, norms, trace, options))
-    return Plan(options, entries, warnings, describe(trace.inputs))
+    return Plan(options, entries, warnings, describe(trace.inputs), scales)
 
 
 def _plan_norm(name: str, network: Network, facts: NormFacts | None, options: Options) -> NormEntry:
@@ -83,7 +85,7 @@ def _plan_norm(name: str, network: Network, facts: NormFacts | None, options: Op
         shape=facts.shape if facts else None,
         then=then,
     )
-    if refusal := _left_by_user(name, options):
+    if refusal := options.leaves(name):
         return replace(base, reason=refusal, by_user=True)
     if obstacle:
         return replace(base, reason=obstacle)
@@ -145,7 +147,7 @@ def _what_follows(name: str, norm: nn.Module, facts: NormFacts | None) -> tuple[
 def _plan_conv(
     name: str,
     network: Network,
-    facts: ConvFacts | None,
+    facts: LayerFacts | None,
     options: Options,
     norms: Mapping[str, NormEntry],
     trained: set[str],
@@ -155,7 +157,7 @@ def _plan_conv(
     aliases, channels = network.aliases(name), out_channels(conv)
     base = ConvEntry(name, type(conv).__name__, Action.KEEP, "", aliases, channels, feeds=feeds)
     wanted = options.for_layer(name).ws
-    refusal = _left_by_user(name, options) or ("weight standardization is off" if wanted is WS.NONE else "")
+    refusal = options.leaves(name) or ("weight standardization is off" if wanted is WS.NONE else "")
     if refusal:
         return replace(base, reason=refusal, by_user=True)
     if facts is None or (obstacle := _conv_obstacle(conv, facts, norms)):
@@ -174,7 +176,7 @@ def _plan_conv(
     return replace(base, action=Action.STANDARDIZE, reason=reason, ws=form, eps=EPS)
 
 
-def _conv_obstacle(conv: nn.Module, facts: ConvFacts, norms: Mapping[str, NormEntry]) -> str:
+def _conv_obstacle(conv: nn.Module, facts: LayerFacts, norms: Mapping[str, NormEntry]) -> str:
     """Return why a convolution must stay as it is, or nothing."""
     if isinstance(conv, WeightStandardized):
         return "weight-standardized already"
@@ -211,13 +213,6 @@ def _share_fate_of_tied_weights(convs: Mapping[str, ConvEntry], network: Network
                 reason = f"shares its weight with {kept[0]}, which is left as it is"
                 tied[name] = replace(convs[name], action=Action.KEEP, reason=reason, ws=None, eps=None)
     return tied
-
-
-def _left_by_user(name: str, options: Options) -> str:
-    if options.include and not any(fnmatchcase(name, pattern) for pattern in options.include):
-        return "no include pattern matches"
-    excluded = next((pattern for pattern in options.exclude if fnmatchcase(name, pattern)), None)
-    return f"excluded by {excluded!r}" if excluded else ""
 
 
 def _label(kind: Kind, name: str) -> str:

@@ -76,6 +76,9 @@ class NormEntry(Entry):
         drift: How far a sample's own statistics can be expected to move the output of the matched norm, relative to
             the output's variation (`normswap.layers.matching.drift`): 0 moves nothing, 1 as much as samples differ.
             None where there are no statistics to tell.
+        drift_before: The same without equalization; None where nothing was equalized or seen on images.
+        not_equalized: Why the filters before a matched norm keep scale and sign; empty where they are equalized
+            (`normswap.layers.equalization`).
         affine: Where the affine values of the new norm come from; None where it stays.
         then: Modules inside a norm subclass that keep running after the normalization, in order.
     """
@@ -87,6 +90,8 @@ class NormEntry(Entry):
     groups_asked: int | Literal["auto"] | None = field(default=None, metadata=ruled(optional(group_wish)))
     groups: int | None = field(default=None, metadata=ruled(optional(count)))
     drift: float | None = field(default=None, metadata=ruled(optional(number)))
+    drift_before: float | None = field(default=None, metadata=ruled(optional(number)))
+    not_equalized: str = field(default="", metadata=ruled(text))
     affine: Affine | None = field(default=None, metadata=ruled(optional(chosen(Affine))))
     then: tuple[str, ...] = field(default=(), metadata=ruled(texts))
 

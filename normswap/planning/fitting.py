@@ -18,8 +18,6 @@ from normswap.planning.options import Options
 from normswap.planning.statistics import statistics_before, usable
 
 Statistics = tuple[Tensor, Tensor]
-Measured = Mapping[str, Mapping[int, float]]
-"""Drift of each norm by group count, as seen on images."""
 
 
 def fit_norms(
@@ -28,7 +26,6 @@ def fit_norms(
     network: Network,
     convs: Mapping[str, ConvEntry],
     trained: Collection[str],
-    measured: Measured,
 ) -> dict[str, NormEntry]:
     """Match trained norms' running statistics; fresh ones' say nothing, so their affine part is copied.
 
@@ -38,7 +35,6 @@ def fit_norms(
         network: The unconverted network.
         convs: The convolutions' entries by name.
         trained: Names of the norms whose statistics or affine part have left their initial values.
-        measured: Drift seen on images, which goes before the one estimated from the statistics.
     """
     fitted, alike = dict(norms), dict[Any, dict[str, Statistics]]()
     for name, entry in norms.items():
@@ -50,12 +46,12 @@ def fit_norms(
             continue
         fitted[name] = replace(entry, affine=Affine.MATCH)
         if entry.groups is not None and usable(*statistics):
-            key = entry.channels, entry.groups_asked, _candidates(entry), statistics[0].device
+            key = entry.channels, entry.groups_asked, group_candidates(entry), statistics[0].device
             alike.setdefault(key, {})[name] = statistics
     for (_, asked, candidates, _), statistics_by_name in alike.items():
         shrink = options.shrink_for(asked)
         for name, by_groups in _expected(statistics_by_name, network, candidates, shrink).items():
-            drifts = {groups: measured.get(name, {}).get(groups, drift) for groups, (_, drift) in by_groups.items()}
+            drifts = {groups: drift for groups, (_, drift) in by_groups.items()}
             best = min(drifts, key=drifts.__getitem__)
             fitted[name] = replace(
                 fitted[name], groups=best, drift=float(f"{drifts[best]:.4g}"), eps=by_groups[best][0]
@@ -63,7 +59,8 @@ def fit_norms(
     return fitted
 
 
-def _candidates(entry: NormEntry) -> tuple[int, ...]:
+def group_candidates(entry: NormEntry) -> tuple[int, ...]:
+    """Return the group counts that a norm may get: the one asked for, or all that leave its groups large enough."""
     if entry.groups_asked != "auto":
         return (entry.groups or 1,)
     return tuple(group_counts(entry.channels, positions=math.prod(entry.shape[2:]) if entry.shape else None))

@@ -1,86 +1,109 @@
-"""Measure on images what other group counts would do to a network's norms."""
+"""Watch a network's norms while images pass through: each sample's moments, channel by channel."""
 
-import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+from tqdm import tqdm
 
 from normswap.errors import InvalidOption
-from normswap.layers.matching import closed_form, damping
+from normswap.layers.equalization import Moments, deviation
+from normswap.layers.matching import CONSTANT
 from normswap.networks.copying import copy_model
-from normswap.networks.hooks import channel_moments, watching
-from normswap.networks.inputs import call
+from normswap.networks.hooks import watching
+from normswap.networks.inputs import batch_size, call
 from normswap.networks.network import Network
 from normswap.networks.recognition import norm_parts
 from normswap.planning.choices import Affine
-from normswap.planning.groups import group_counts
-from normswap.planning.plan import Plan
+from normswap.planning.entry import NormEntry
+
+SAMPLES = 256
+"""Samples of which moments are kept, so that memory does not grow with the number of images."""
 
 
-def measured_drift(network: Network, plan: Plan, batches: Iterable[Any]) -> dict[str, dict[int, float]]:
-    """Return the drift that images show, by norm and group count, for the norms whose group count is to be chosen.
+@dataclass
+class Seen:
+    """First and second moments, (N, C) each, of one norm's input over the positions of each sample."""
 
-    Args:
-        network: The unconverted network; a copy in eval mode sees the images.
-        plan: A plan of it, made without images.
-        batches: Example inputs; each is seen once.
+    first: list[Tensor] = field(default_factory=list)
+    second: list[Tensor] = field(default_factory=list)
 
-    Raises:
-        InvalidOption: There is no such norm.
-    """
-    chosen = {
-        entry.name: group_counts(entry.channels, positions=math.prod(entry.shape[2:]))
-        for entry in plan.norms
-        if entry.groups_asked == "auto" and entry.affine is Affine.MATCH and entry.shape is not None
-    }
-    if not chosen:
-        raise InvalidOption("batches= are for groups='auto' and trained norms; there are none here, leave it out")
-    shrink = plan.options.shrink_for("auto")
-    return measure_drift(Network(copy_model(network.model).eval()), chosen, batches, shrink=shrink)
+    def add(self, values: Tensor) -> None:
+        """Count samples (N, C, *) in units of BatchNorm's running deviation."""
+        flat = values.flatten(2) if values.ndim > 2 else values.unsqueeze(-1)
+        self.first.append(flat.mean(-1))
+        self.second.append(flat.square().mean(-1))
+
+
+Images = Mapping[str, Seen]
+"""What images showed, by norm."""
 
 
 @torch.no_grad()
-def measure_drift(
-    original: Network, counts: Mapping[str, Iterable[int]], batches: Iterable[Any], *, shrink: float
-) -> dict[str, dict[int, float]]:
-    """Return how far GroupNorm's output would be from BatchNorm's, by norm and group count.
-
-    Each norm is looked at by itself, on what the original feeds it: the root mean square difference over the output's
-    standard deviation, as `normswap.layers.matching.drift` estimates it without images.
+def watch(network: Network, norms: Iterable[NormEntry], batches: Iterable[Any]) -> dict[str, Seen]:
+    """Return what the inputs of trained norms look like on images.
 
     Args:
-        original: The unconverted network, in eval mode.
-        counts: Group counts to try, by norm.
-        batches: Example inputs; each is seen once.
-        shrink: As for `normswap.convert`.
-    """
-    moved: dict[str, dict[int, float]] = {name: dict.fromkeys(tried, 0.0) for name, tried in counts.items()}
-    varied = dict.fromkeys(counts, 0.0)
+        network: The unconverted network; a copy in eval mode sees the images.
+        norms: Entries of its norms; those with matched affine values are watched.
+        batches: Example inputs, as many as it takes to have seen enough samples.
 
-    def compare(name: str, norm: nn.Module, x: Tensor) -> None:
-        parts, x = norm_parts(norm), x.float()
+    Raises:
+        InvalidOption: No norm is trained, so that images have nothing to tell.
+    """
+    names = [entry.name for entry in norms if entry.affine is Affine.MATCH and entry.shape is not None]
+    names = [name for name in names if norm_parts(network.slots[name]).mean is not None]
+    if not names:
+        raise InvalidOption("batches= are for trained norms; there are none here, leave it out")
+    copy = Network(copy_model(network.model).eval())
+    seen = {name: Seen() for name in names}
+
+    def look(name: str, norm: nn.Module, x: Tensor) -> None:
+        parts = norm_parts(norm)
         if parts.mean is None or parts.var is None:
             return
-        mean, var = parts.mean.float(), parts.var.float()
-        weight, _ = parts.affine(mean)
         axes = (1, -1, *(1 for _ in x.shape[2:]))
-        scale = weight / (var + parts.eps).sqrt()
-        exact = (x - mean.view(axes)) * scale.view(axes)
-        varied[name] += float((scale.square() * channel_moments(x)[1]).sum())
-        for groups in moved[name]:
-            eps = parts.eps + float(damping(mean, var, shrink=shrink, num_groups=groups))
-            affine = closed_form(weight, 0 * weight, mean, var, eps=parts.eps, norm_eps=eps, num_groups=groups)
-            off = F.group_norm(x, groups, *affine, eps) - exact
-            moved[name][groups] += float(off.square().sum()) / (off.numel() / len(mean))
+        mean, unit = (
+            parts.mean.float(),
+            deviation(parts.mean.float(), parts.var.float(), eps=parts.eps, constant=CONSTANT),
+        )
+        seen[name].add((x.float() - mean.view(axes)) / unit.view(axes))
 
-    with watching({name: original.slots[name] for name in counts}, compare):
-        for batch in batches:
-            call(original.model, batch)
-    return {
-        name: {groups: (value / varied[name]) ** 0.5 for groups, value in tried.items()}
-        for name, tried in moved.items()
-        if varied[name]
-    }
+    like, count = next(copy.model.parameters()), 0
+    with watching({name: copy.slots[name] for name in names}, look):
+        for batch in tqdm(batches, "looking at images", unit="batch", disable=None, leave=False):
+            batch = prepared(batch, like)
+            call(copy.model, batch)
+            count += batch_size(batch)
+            if count >= SAMPLES:
+                break
+    return {name: found for name, found in seen.items() if found.first}
+
+
+def prepared(batch: Any, like: Tensor) -> Any:
+    """Return a batch without labels, on the device and in the floating type of a parameter.
+
+    A list of inputs and whole-number labels, as a DataLoader gives it, is taken for its inputs.
+    """
+    labelled = isinstance(batch, list) and len(batch) == 2 and isinstance(batch[1], Tensor)
+    if labelled and not batch[1].is_floating_point():
+        batch = batch[0]
+    return tree_map_only(Tensor, lambda t: t.to(like) if t.is_floating_point() else t.to(like.device), batch)
+
+
+def moments_of(seen: Iterable[Seen], network: Network, names: Iterable[str]) -> Moments:
+    """Return the moments of norms of one size, of as many samples as all of them have seen."""
+    firsts, seconds = zip(*((torch.cat(s.first), torch.cat(s.second)) for s in seen), strict=True)
+    count = min(map(len, firsts))
+    parts = [norm_parts(network.slots[name]) for name in names]
+    first = torch.stack([values[:count] for values in firsts])
+    mean, var = (torch.stack([getattr(own, key).to(first) for own in parts]) for key in ("mean", "var"))
+    eps = first.new_tensor([own.eps for own in parts]).unsqueeze(-1)
+    unit = deviation(mean, var, eps=eps, constant=CONSTANT)
+    weight = torch.stack([own.affine(first)[0] for own in parts])
+    # γ as it acts on x/unit, whatever a constant channel's unit is
+    weight = weight * unit / (var + eps).sqrt()
+    return Moments(first, torch.stack([s[:count] for s in seconds]), mean / unit, var / unit.square(), weight)

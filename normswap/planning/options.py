@@ -14,6 +14,7 @@ from normswap.planning.groups import num_groups_for
 from normswap.planning.schema import (
     chosen,
     count,
+    flag,
     group_wish,
     number,
     optional,
@@ -22,7 +23,7 @@ from normswap.planning.schema import (
     texts,
 )
 
-SHRINK, AUTO_SHRINK = 0.5, 1.5
+SHRINK, AUTO_SHRINK = 0.5, 10.0
 """What measured best where the group count is given, and where it is chosen per layer."""
 
 OVERRIDABLE = ("groups", "group_size", "to", "ws")
@@ -37,6 +38,7 @@ class Wishes(TypedDict, total=False):
     ws: str
     affine: str
     shrink: float | None
+    equalize: bool
     include: Iterable[str]
     exclude: Iterable[str]
     overrides: Mapping[str, Mapping[str, int | str]]
@@ -61,6 +63,7 @@ class Options:
         ws: Which weight standardization the convolutions get.
         affine: Where the affine values come from.
         shrink: How far a matched norm draws a sample's variance towards the running one; None for what measured best.
+        equalize: Whether filters before matched norms get the scales and signs with which GroupNorm moves least.
         include: Patterns of layer names; only these are touched. Empty for all.
         exclude: Patterns of layers to leave alone.
         overrides: (pattern, option, value) rows: other options for some layers.
@@ -72,6 +75,7 @@ class Options:
     ws: WS = field(default=WS.AUTO, metadata=ruled(text))
     affine: Affine = field(default=Affine.MATCH, metadata=ruled(text))
     shrink: float | None = field(default=None, metadata=ruled(optional(number)))
+    equalize: bool = field(default=True, metadata=ruled(flag))
     include: tuple[str, ...] = field(default=(), metadata=ruled(texts))
     exclude: tuple[str, ...] = field(default=(), metadata=ruled(texts))
     overrides: tuple[tuple[str, str, int | str], ...] = field(default=(), metadata=ruled(_overrides))
@@ -106,6 +110,8 @@ class Options:
                 allowed = ", ".join(map(repr, OVERRIDABLE))
                 raise InvalidOption(f"the option in overrides[{pattern!r}]={option!r} is not one of {allowed}")
             replace(self, overrides=(), **{option: value})  # type: ignore[arg-type]
+        if not isinstance(self.equalize, bool):
+            raise InvalidOption(f"equalize={self.equalize!r} must be True or False")
         for option, choices in (("to", To), ("ws", WS), ("affine", Affine)):
             object.__setattr__(self, option, _choice(option, getattr(self, option), choices))
         for option in ("include", "exclude"):
@@ -116,6 +122,13 @@ class Options:
         if self.shrink is not None:
             return self.shrink
         return AUTO_SHRINK if groups_asked == "auto" else SHRINK
+
+    def leaves(self, name: str) -> str:
+        """Return why the patterns leave a layer alone; empty where they do not."""
+        if self.include and not any(fnmatchcase(name, pattern) for pattern in self.include):
+            return "no include pattern matches"
+        excluded = next((pattern for pattern in self.exclude if fnmatchcase(name, pattern)), None)
+        return f"excluded by {excluded!r}" if excluded else ""
 
     def for_layer(self, name: str) -> Self:
         """Return the options of one layer: overrides whose pattern matches its name, later ones last."""

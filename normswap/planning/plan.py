@@ -1,7 +1,7 @@
 """The plan: an immutable record of what happens to every norm and every convolution, and why."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -10,7 +10,7 @@ from normswap.errors import PlanMismatch
 from normswap.planning.entry import ConvEntry, Entry, NormEntry, entry_from
 from normswap.planning.options import Options
 from normswap.planning.report import plan_table
-from normswap.planning.schema import SCHEMA, must_be_inputs, must_hold, unreadable
+from normswap.planning.schema import SCHEMA, must_be_inputs, must_hold, packed, unpacked, unreadable
 from normswap.sources.untrusted_json import read_json
 
 
@@ -24,12 +24,14 @@ class Plan:
         warnings: What the conversion does not change and may surprise, a line each.
         inputs: Shapes and types of the example input that the network was traced with, as JSON data; None where a
             part of it was neither tensor nor container.
+        scales: Factors by which the filters of a layer are multiplied, one per output channel, by layer.
     """
 
     options: Options
     entries: tuple[NormEntry | ConvEntry, ...]
     warnings: tuple[str, ...] = ()
     inputs: Any = None
+    scales: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def norms(self) -> tuple[NormEntry, ...]:
@@ -63,6 +65,7 @@ class Plan:
             "entries": [_sparse(entry) for entry in self.entries],
             "warnings": list(self.warnings),
             "inputs": self.inputs,
+            **({"scales": {name: packed(values) for name, values in self.scales.items()}} if self.scales else {}),
         }
 
     @classmethod
@@ -79,7 +82,8 @@ class Plan:
             must_be_inputs(data["inputs"])
             options = Options(**{key: _swapped(value, list, tuple) for key, value in data["options"].items()})
             entries = tuple(map(entry_from, data["entries"]))
-            return cls(options, entries, tuple(map(str, data["warnings"])), data["inputs"])
+            scales = {str(name): unpacked(values) for name, values in data.get("scales", {}).items()}
+            return cls(options, entries, tuple(map(str, data["warnings"])), data["inputs"], scales)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"{type(error).__name__}: {error}"
             raise PlanMismatch(f"this is not a plan ({what}); convert the model again") from error

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from normswap.planning.choices import Action
+from normswap.planning.choices import Action, Affine
 from normswap.planning.entry import ConvEntry, NormEntry
 from normswap.tables import table
 
@@ -26,10 +26,13 @@ def summary(entries: Entries, warnings: Iterable[str]) -> list[str]:
     counts = ", ".join(f"{n} of {g} group{'s' if g != 1 else ''}" for g, n in groups.most_common())
     forms = Counter(entry.ws for entry in convs if entry.changes)
     kinds = ", ".join(f"{n} {form}" for form, n in sorted(forms.items(), key=str))
+    matched = [entry for entry in norms if entry.changes and entry.affine is Affine.MATCH]
+    equalized = sum(entry.drift_before is not None and not entry.not_equalized for entry in matched)
     left = Counter(_general(entry) for entry in entries if not entry.changes)
     return [
         f"{groups.total()} of {len(norms)} norms become GroupNorm{f': {counts}' if counts else ''}",
         *([f"{scales} norms that see one value per sample become ChannelScale"] if scales else []),
+        *([f"{equalized} of {len(matched)} trained norms are equalized"] if equalized else []),
         f"{forms.total()} of {len(convs)} convolutions are weight-standardized{f': {kinds}' if kinds else ''}",
         *(f"left: {n} x {reason}" for reason, n in left.most_common()),
         *(f"warning: {warning}" for warning in warnings),
@@ -46,7 +49,10 @@ def _general(entry: NormEntry | ConvEntry) -> str:
 
 
 def _drift(entry: NormEntry | ConvEntry) -> str:
-    return f"{entry.drift:.2f}" if isinstance(entry, NormEntry) and entry.drift is not None else ""
+    if not isinstance(entry, NormEntry) or entry.drift is None:
+        return ""
+    before = "" if entry.drift_before is None else f"{entry.drift_before:.2f} → "
+    return f"{before}{entry.drift:.2f}"
 
 
 def _becomes(entry: NormEntry | ConvEntry) -> str:

@@ -3,8 +3,10 @@
 A field says so where it is declared, ``field(metadata=ruled(count))``; `must_hold` reads it from there.
 """
 
+import base64
 import math
-from collections.abc import Callable, Mapping
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from enum import StrEnum
 from typing import Any
@@ -107,6 +109,28 @@ def unreadable(schema: Any) -> str:
     if type(schema) is int and 1 <= schema <= SCHEMA:
         return ""
     return f"has schema {schema!r:.60}, this normswap reads up to {SCHEMA}; upgrade normswap or convert again"
+
+
+def packed(values: Sequence[float]) -> str:
+    """Return numbers as text: base64 of little-endian 16-bit floats."""
+    return base64.b64encode(struct.pack(f"<{len(values)}e", *values)).decode("ascii")
+
+
+def unpacked(data: Any) -> tuple[float, ...]:
+    """Return the numbers that `packed` wrote.
+
+    Raises:
+        ValueError: The data is no such text, or a number is 0 or not finite.
+    """
+    if not isinstance(data, str):
+        raise ValueError(f"scales cannot be {data!r:.60}")
+    content = base64.b64decode(data, validate=True)
+    if len(content) % 2:
+        raise ValueError("scales are cut off")
+    values = struct.unpack(f"<{len(content) // 2}e", content)
+    if not all(math.isfinite(value) and value for value in values):
+        raise ValueError("scales must be finite numbers other than 0")
+    return values
 
 
 def must_be_inputs(spec: Any) -> None:

@@ -8,6 +8,9 @@ from typing import Any
 from normswap.tracing.graph import Kind, Node
 from normswap.tracing.recorder import Recorder, Shapes
 
+OWN_READS = frozenset("convolution deform_conv2d t addmm mm linear".split())
+"""Operators by which a convolution or a linear layer reads its own weight."""
+
 
 @dataclass(frozen=True)
 class NormFacts:
@@ -18,17 +21,19 @@ class NormFacts:
         fed_by: The first nodes upstream that change values.
         via: Kinds of nodes between those and the norm.
         steps: The operators and modules that its forward runs.
+        direct: Whether its input is, in every call, the very tensor that the one node feeding it made.
     """
 
     shape: tuple[int, ...]
     fed_by: tuple[Node, ...]
     via: frozenset[Kind]
     steps: tuple[str, ...]
+    direct: bool = False
 
 
 @dataclass(frozen=True)
-class ConvFacts:
-    """What happens to the output of one convolution weight, over all its calls.
+class LayerFacts:
+    """What happens to the output of one weight of a convolution or a linear layer, over all its calls.
 
     Attributes:
         plain: Whether the operator read the parameter itself and not something computed from it.
@@ -44,9 +49,9 @@ class ConvFacts:
     leaves: bool
     weight_reads: frozenset[str] = frozenset()
 
-    def merged(self, other: "ConvFacts") -> "ConvFacts":
+    def merged(self, other: "LayerFacts") -> "LayerFacts":
         """Return what both show together."""
-        return ConvFacts(
+        return LayerFacts(
             self.plain and other.plain,
             _distinct([*self.read_by, *other.read_by]),
             self.via | other.via,
@@ -62,6 +67,7 @@ class Trace:
     Attributes:
         norms: Facts of the BatchNorm-like modules that ran.
         convs: Facts of the convolutions that ran.
+        linears: Facts of the linear layers that ran.
         shapes: Shapes of the outputs of every module that ran.
         batch: Samples in the example input.
         inputs: The example input on the meta device.
@@ -71,7 +77,8 @@ class Trace:
     """
 
     norms: dict[str, NormFacts]
-    convs: dict[str, ConvFacts]
+    convs: dict[str, LayerFacts]
+    linears: dict[str, LayerFacts]
     shapes: dict[str, Shapes]
     batch: int
     inputs: Any
@@ -88,23 +95,25 @@ def norm_facts(recorder: Recorder) -> Iterator[tuple[str, NormFacts]]:
     """Yield the facts of every norm that ran, by name."""
     graph = recorder.graph
     for name, indices in recorder.norm_nodes.items():
-        fed_by, via = graph.feeders(parent for index in indices for parent in graph.nodes[index].parents)
+        parents = [parent for index in indices for parent in graph.nodes[index].parents]
+        fed_by, via = graph.feeders(parents)
         steps = tuple(recorder.norm_steps.get(name, ()))
         smallest = min(recorder.norm_inputs[name], key=lambda shape: math.prod(shape[2:]))
-        yield name, NormFacts(smallest, _distinct(fed_by), frozenset(via), steps)
+        direct = len(parents) == len(indices) and len(_distinct(fed_by)) == 1 and not via
+        yield name, NormFacts(smallest, _distinct(fed_by), frozenset(via), steps, direct)
 
 
-def conv_facts(recorder: Recorder) -> dict[str, ConvFacts]:
-    """Return the facts of every convolution that ran, by name."""
+def layer_facts(recorder: Recorder, kind: Kind) -> dict[str, LayerFacts]:
+    """Return the facts of every convolution, or every linear layer, that ran, by name."""
     graph, children = recorder.graph, recorder.graph.children()
-    found: dict[str, ConvFacts] = {}
+    found: dict[str, LayerFacts] = {}
     for index, node in enumerate(graph.nodes):
-        if node.kind is not Kind.CONV:
+        if node.kind is not kind:
             continue
         read_by, via, leaves = graph.readers(index, children)
-        leaf = recorder.plain_convs.get(index)
-        reads = recorder.parameters.reads.get(leaf, set()) - {"convolution", "deform_conv2d"} if leaf else ()
-        facts = ConvFacts(leaf is not None, _distinct(read_by), frozenset(via), leaves, frozenset(reads))
+        leaf = recorder.plain.get(index)
+        reads = recorder.parameters.reads.get(leaf, set()) - OWN_READS if leaf else ()
+        facts = LayerFacts(leaf is not None, _distinct(read_by), frozenset(via), leaves, frozenset(reads))
         found[node.name] = found[node.name].merged(facts) if node.name in found else facts
     return found
 

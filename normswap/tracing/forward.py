@@ -17,7 +17,8 @@ from normswap.networks.inputs import as_call, batch_size, tensors_in
 from normswap.networks.network import Network
 from normswap.tracing.candidates import candidates
 from normswap.tracing.dispatch import Dispatch
-from normswap.tracing.facts import Trace, conv_facts, norm_facts
+from normswap.tracing.facts import LayerFacts, Trace, layer_facts, norm_facts
+from normswap.tracing.graph import Kind
 from normswap.tracing.recorder import Recorder
 
 MORE_TRIES = 4
@@ -76,16 +77,19 @@ def _with_training_pass(
     second = _run(model, example_input, training=True, data=first.with_data, edges=edges)
     if second.left_out(missing) == missing:
         return first
-    convs = dict(second.convs)
-    for name, facts in first.convs.items():
-        convs[name] = facts.merged(convs[name]) if name in convs else facts
     return replace(
         first,
         norms=second.norms | first.norms,
-        convs=convs,
+        convs=_merged(first.convs, second.convs),
+        linears=_merged(first.linears, second.linears),
         shapes=second.shapes | first.shapes,
         functional_norms=tuple({*first.functional_norms, *second.functional_norms}),
     )
+
+
+def _merged(first: dict[str, LayerFacts], second: dict[str, LayerFacts]) -> dict[str, LayerFacts]:
+    shared = {name: facts.merged(second[name]) for name, facts in first.items() if name in second}
+    return second | first | shared
 
 
 def _run(model: nn.Module, example_input: Any, *, training: bool, data: bool, edges: bool) -> Trace:
@@ -109,7 +113,8 @@ def _run(model: nn.Module, example_input: Any, *, training: bool, data: bool, ed
             stopped_by = described(error)
     return Trace(
         norms=dict(norm_facts(recorder)),
-        convs=conv_facts(recorder),
+        convs=layer_facts(recorder, Kind.CONV),
+        linears=layer_facts(recorder, Kind.LINEAR),
         shapes=recorder.shapes,
         batch=batch_size(args[0] if args else kwargs),
         inputs=tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), placed),

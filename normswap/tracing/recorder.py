@@ -31,7 +31,7 @@ class Recorder:
         norm_nodes: Nodes of the graph that a norm's calls are.
         norm_inputs: Shapes that a norm was called with.
         norm_steps: Operators and modules that a norm's last forward pass ran.
-        plain_convs: Nodes of convolutions that read a parameter as it is, with its name.
+        plain: Nodes of convolutions and linear layers that read a parameter as it is, with its name.
         functional_norms: Modules that call batch_norm themselves, with statistics of no norm.
     """
 
@@ -42,7 +42,7 @@ class Recorder:
         self.norm_nodes: dict[str, list[int]] = {}
         self.norm_inputs: dict[str, list[tuple[int, ...]]] = {}
         self.norm_steps: dict[str, list[str]] = {}
-        self.plain_convs: dict[int, str] = {}
+        self.plain: dict[int, str] = {}
         self.functional_norms: set[str] = set()
         self._edges = edges
         self._alive: list[Any] = []
@@ -136,10 +136,12 @@ class Recorder:
             owners = self.parameters.owners(leaf) if leaf else [here]
             node.name = here if here in owners else owners[0]
             if leaf and here in owners:
-                self.plain_convs[index] = leaf
+                self.plain[index] = leaf
         elif kind is Kind.LINEAR:
             owners = sorted(source.rpartition(".")[0] for source in sources)
             node.name = here if here in owners else owners[0]
+            if set(owners) == {here} and (weight := f"{here}.weight".lstrip(".")) in sources:
+                self.plain[index] = weight
 
     def _batch_norm(self, operands: list[Tensor]) -> int:
         """Note a batch_norm operator called past its module's hooks, or one that is no BatchNorm module's."""

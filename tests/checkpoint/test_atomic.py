@@ -111,26 +111,29 @@ def test_configuration_changed_alone_is_refused(key: str, tmp_path: Path) -> Non
 
 
 def test_everything_is_on_the_disk_before_it_takes_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[tuple[str, str]] = []
+    done: list[tuple[str, object]] = []
+    staged: dict[str, tuple[object, object]] = {}
     fsync, replace = os.fsync, os.replace
 
+    def identity(file: int | str | Path) -> tuple[int, int]:
+        found = os.stat(file)
+        return found.st_dev, found.st_ino
+
     def synced(descriptor: int) -> None:
-        done.append(("fsync", os.path.realpath(f"/proc/self/fd/{descriptor}")))
+        done.append(("fsync", identity(descriptor)))
         fsync(descriptor)
 
-    def replaced(source: str, target: str) -> None:
-        done.append(("replace", str(source)))
+    def replaced(source: Path, target: Path) -> None:
+        done.append(("replace", target.name))
+        staged[target.name] = identity(source), identity(source.parent)
         replace(source, target)
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", replaced)
-    folder = tmp_path.resolve() / "OUT"
+    folder = tmp_path / "OUT"
     normswap.save(killing.MODELS[2], folder)
-    first = next(index for index, (call, _) in enumerate(done) if call == "replace")
-    sources = [path for call, path in done if call == "replace"]
-    assert [os.path.basename(path) for path in sources] == ["config.json", "README.md", "model.safetensors"]
-    for path in sources:
-        assert ("fsync", path) in done[:first]
-        assert ("fsync", os.path.dirname(path)) in done[:first]
-        assert ("fsync", str(folder)) in done[done.index(("replace", path)) + 1 :][:1]
-    assert ("fsync", str(folder)) in done[:first]
+    assert list(staged) == ["config.json", "README.md", "model.safetensors"]
+    first = done.index(("replace", "config.json"))
+    for name, (file, its_folder) in staged.items():
+        assert {("fsync", file), ("fsync", its_folder), ("fsync", identity(folder))} <= set(done[:first])
+        assert done[done.index(("replace", name)) + 1] == ("fsync", identity(folder))

@@ -1,0 +1,216 @@
+"""Equalization: the scales and signs of filters that BatchNorm does not see and with which GroupNorm moves least.
+
+BatchNorm normalizes each channel by itself: a filter may be multiplied by any number ``s ≠ 0`` and its function stays
+what it was (γ takes the sign, the running statistics the scale). GroupNorm takes mean and variance over all channels of
+a group, so the choice decides how far a sample's own statistics move its output. Cross-layer equalization (Nagel et al.
+2019, arXiv 1906.04721) uses the same freedom of scale for quantization.
+
+Let ``y = (x − μ)/σ`` with the running mean, and the deviation with BatchNorm's epsilon, ``r = μ/σ`` and ``t = s·σ``: a
+channel before GroupNorm is ``z = t·(y + r)``. A sample's group has mean m and variance v, the running statistics give
+it M and V; ``ε = shrink·V``, averaged over the groups, and ``ρ = √((V + ε)/(v + ε))``. The matched GroupNorm less
+BatchNorm is then, in channel c, ``γ/t·[(ρ − 1)·z − (ρ·m − M)]``. Its mean square over positions, summed over the
+channels of a group, is
+
+    (ρ − 1)²·A − 2·(ρ − 1)·o·B + o²·D,    o = ρ·m − M,
+    A = Σ γ²·E[(y + r)²],    B = Σ γ²/t·E[y + r],    D = Σ γ²/t².
+
+So it needs each sample's first and second moment per channel and nothing else, A does not depend on t at all, and all
+the others are matrix-vector products with the moments.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+STEPS, RATE = 60, 0.15
+"""Steps of Adam on log|t|, and its highest rate; it falls along a cosine."""
+
+BOUND = 0.7
+"""Largest log|t|. Wider spreads keep a little more of the function and act as a higher learning rate afterwards."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What samples show of the inputs of B norms of one size, each a BatchNorm in eval mode.
+
+    Attributes:
+        first: (B, N, C) mean over a sample's positions of ``y = (x − mean)/deviation``.
+        second: (B, N, C) mean square of the same.
+        ratio: (B, C) running mean over deviation, r.
+        live: (B, C) running variance over the deviation's square: 1 but for BatchNorm's epsilon.
+        weight: (B, C) γ.
+    """
+
+    first: Tensor
+    second: Tensor
+    ratio: Tensor
+    live: Tensor
+    weight: Tensor
+
+    def of_groups(self, num_groups: int) -> "_Groups":
+        """Return the same, group by group."""
+        return _Groups(self, num_groups)
+
+
+class _Groups:
+    """Moments of B·G groups of k channels, and the error of t on them; (B·G, N, k) and (B·G, k, 1)."""
+
+    def __init__(self, moments: Moments, num_groups: int) -> None:
+        self.norms, channels = moments.first.shape[0], moments.first.shape[-1]
+        self.groups, self.size = num_groups, channels // num_groups
+        ratio = moments.ratio[:, None]
+        self.first = self._samples(moments.first + ratio)
+        self.second = self._samples(moments.second + 2 * ratio * moments.first + ratio.square())
+        self.centred = self._samples(moments.first - moments.first.mean(1, keepdim=True))
+        self.ratio, self.live = self._channels(moments.ratio), self._channels(moments.live)
+        self.power = self._channels(moments.weight.square())
+        self.spread = self.second @ self.power
+        self.total = (moments.weight.square() * moments.second.mean(1)).sum(1).clamp_min(1e-30)
+
+    def _samples(self, values: Tensor) -> Tensor:
+        split: Tensor = values.unflatten(-1, (self.groups, self.size))
+        return split.transpose(1, 2).flatten(0, 1).contiguous()
+
+    def _channels(self, values: Tensor) -> Tensor:
+        return values.reshape(self.norms * self.groups, self.size, 1)
+
+    def together(self, values: Tensor) -> Tensor:
+        """Return (B·G, k, 1) values as (B, C)."""
+        return values.reshape(self.norms, self.groups * self.size)
+
+    def error(self, t: Tensor, shrink: float) -> Tensor:
+        """Return the (B,) mean square error of the norms' outputs, relative to their mean square."""
+        mean = (t * self.ratio).mean(1, keepdim=True)
+        var = (t.square() * (self.live + self.ratio.square())).mean(1, keepdim=True) - mean.square()
+        own_mean = self.first @ t / self.size
+        own_var = (self.second @ t.square() / self.size - own_mean.square()).clamp_min(0)
+        eps = shrink * var.view(self.norms, self.groups).mean(1).repeat_interleave(self.groups).view(-1, 1, 1)
+        eps = eps + 1e-12 * var
+        ratio = ((var + eps) / (own_var + eps).clamp_min(1e-30)).sqrt()
+        off = ratio * own_mean - mean
+        share = self.power / t
+        moved = (ratio - 1).square() * self.spread - 2 * (ratio - 1) * off * (self.first @ share)
+        moved = moved + off.square() * (share / t).sum(1, keepdim=True)
+        return moved.mean((1, 2)).view(self.norms, self.groups).sum(1) / self.total
+
+
+def drift_of(moments: Moments, *, num_groups: int, shrink: float) -> Tensor:
+    """Return the (B,) drift that samples show without equalization: the root of the relative mean square error."""
+    groups = moments.of_groups(num_groups)
+    return groups.error(torch.ones_like(groups.ratio), shrink).clamp_min(0).sqrt()
+
+
+@torch.enable_grad()
+def equalize(
+    moments: Moments, *, num_groups: int, shrink: float, bound: float = BOUND, steps: int = STEPS
+) -> tuple[Tensor, Tensor]:
+    """Return scale and sign of every channel, and the drift that is left with them.
+
+    Signs are flipped, the best one first, until none makes the group means of the samples scatter less; then log|t| is
+    fitted by Adam; two fifths of the way the signs are looked at again, with the scales known. Nothing is random.
+
+    Args:
+        moments: Of B norms of one size.
+        num_groups: Groups of C/num_groups neighbouring channels.
+        shrink: As for `normswap.convert`.
+        bound: Largest log|t|; 0 for signs alone.
+        steps: Steps of Adam.
+
+    Returns:
+        t, (B, C), and the drift, (B,): never larger than with t = 1.
+    """
+    groups = moments.of_groups(num_groups)
+    ones = torch.ones_like(groups.ratio)
+    best, least = ones, groups.error(ones, shrink)
+    if groups.size == 1:  # a channel by itself: no other that it could balance
+        return groups.together(best), least.clamp_min(0).sqrt()
+
+    def keep(t: Tensor, error: Tensor) -> None:
+        nonlocal best, least
+        better = error.detach() < least
+        least = torch.where(better, error.detach(), least)
+        best = torch.where(better.repeat_interleave(groups.groups).view(-1, 1, 1), t.detach(), best)
+
+    sign, logs = balanced(groups.centred, alternating(groups.ratio)), torch.zeros_like(ones)
+    keep(sign, groups.error(sign, shrink))
+    for part in (steps * 2 // 5, steps - steps * 2 // 5) if bound > 0 else ():
+        first, second = torch.zeros_like(logs), torch.zeros_like(logs)
+        for step in range(part):
+            logs.requires_grad_()
+            t = sign * torch.exp(bound * torch.tanh(logs / bound))
+            error = groups.error(t, shrink)
+            keep(t, error)
+            (slope,) = torch.autograd.grad(error.clamp_min(1e-30).log().sum(), logs)
+            first, second = 0.9 * first + 0.1 * slope, 0.99 * second + 0.01 * slope.square()
+            step_size = RATE * (1 + math.cos(math.pi * step / part)) / 2
+            direction = (first / (1 - 0.9 ** (step + 1))) / ((second / (1 - 0.99 ** (step + 1))).sqrt() + 1e-12)
+            logs = logs.detach() - step_size * direction
+        t = (sign * torch.exp(bound * torch.tanh(logs / bound))).detach()
+        keep(t, groups.error(t, shrink))
+        sign = balanced(groups.centred * best.abs().transpose(1, 2), best.sign())
+        keep(sign * best.abs(), groups.error(sign * best.abs(), shrink))
+        logs = (best.abs().log() / bound).clamp(-0.99, 0.99).atanh() * bound
+    return groups.together(best), least.clamp_min(0).sqrt()
+
+
+def alternating(like: Tensor) -> Tensor:
+    """Return (…, k, 1) signs +1, −1, +1, …"""
+    signs = torch.ones_like(like)
+    signs[..., 1::2, :] = -1
+    return signs
+
+
+def balanced(values: Tensor, signs: Tensor, *, flips: int | None = None) -> Tensor:
+    """Flip signs, the best one of each group first, until none makes the square of the signed sum smaller.
+
+    Args:
+        values: (groups, N, k); for each of N samples a value per channel.
+        signs: (groups, k, 1) to start from.
+        flips: The most that are made; by default as many as it takes.
+    """
+    signs = signs.clone()
+    pull, power = values.transpose(1, 2) @ (values @ signs), values.square().sum(1).unsqueeze(-1)
+    least, rows = 1e-9 * power.sum((1, 2)), torch.arange(len(values), device=values.device)
+    for _ in range(4 * signs.shape[1] if flips is None else flips):
+        gain, at = (signs * pull - power).squeeze(-1).max(1)
+        helps = gain > least
+        if not helps.any():
+            break
+        change = torch.where(helps, -2 * signs[rows, at, 0], 0.0)
+        signs[rows, at, 0] += change
+        column = values.transpose(1, 2) @ values[rows, :, at].unsqueeze(-1)
+        pull = pull + change.view(-1, 1, 1) * column
+    return signs
+
+
+def rescaled(
+    weight: Tensor, mean: Tensor, var: Tensor, scale: Tensor, *, eps: float | Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the γ, mean and variance of the BatchNorm that does behind scaled filters what it did before.
+
+    ``γ·(x − μ)/√(σ² + ε)`` is ``γ'·(s·x − s·μ)/√(s²σ² + ε)`` with ``γ' = γ·√(s²σ² + ε)/(s·√(σ² + ε))``.
+
+    Args:
+        weight: γ, (C,).
+        mean: Running mean, (C,).
+        var: Running variance, (C,).
+        scale: s, (C,), not 0.
+        eps: BatchNorm's epsilon.
+    """
+    scaled = var * scale.square()
+    return weight * ((scaled + eps) / (var + eps)).sqrt() / scale, mean * scale, scaled
+
+
+def deviation(mean: Tensor, var: Tensor, *, eps: float | Tensor, constant: float) -> Tensor:
+    """Return the (*, C) unit in which channels are compared: √(var + eps); with the mean in it where nothing varies.
+
+    Args:
+        mean: Running mean.
+        var: Running variance.
+        eps: BatchNorm's epsilon.
+        constant: Share of the mean variance below which a channel counts as constant.
+    """
+    dead = var <= constant * var.mean(-1, keepdim=True)
+    return (var + eps + torch.where(dead, mean.square(), 0)).sqrt()
