@@ -133,7 +133,7 @@ def _features(wrapper: nn.Module, whole: nn.Module, plan: Plan) -> nn.Module:
         if isinstance(entry, NormEntry):  # some extractors keep a norm and its activation apart
             entry = replace(entry, then=tuple(key for key in entry.then if key in network.slots[name]._modules))
         found.append(replace(entry, name=name, aliases=tuple(aliases)))
-    features = apply(wrapper, replace(plan, entries=tuple(found)), inplace=True)
+    features = apply(wrapper, replace(plan, entries=tuple(found), scales={}), inplace=True)
     tensors = {_flat(name): tensor for name, tensor in whole.state_dict().items()}
     state = {name: tensors.get(_flat(name), tensors.get(_flat(_below(name)))) for name in features.state_dict()}
     features.load_state_dict({name: tensor for name, tensor in state.items() if tensor is not None})

@@ -68,7 +68,7 @@ def match_moments(converted: Network, original: Network, names: Iterable[str], b
         after[name].add(*target)
         _set_affine(norm, *normalized, *target)
 
-    with watching(theirs, remember), watching(ours, correct):
+    with watching(theirs, remember), watching(ours, correct), torch.compiler.set_stance("force_eager"):
         for batch in batches:
             wanted.update({name: [] for name in ours})
             call(original.model, batch)

@@ -32,7 +32,7 @@ def convert(
     model: nn.Module,
     *,
     example_input: Any = None,
-    batches: Iterable[Any] | Literal["synthetic"] | None = None,
+    batches: Iterable[Any] | Literal["synthetic", "filters"] | None = None,
     inplace: bool = False,
     check: bool = True,
     **options: Unpack[Wishes],
@@ -62,7 +62,7 @@ def convert(
             which the first 256 samples are looked at. They tell scales, signs and group counts with which samples' own
             statistics move the outputs least (`normswap.layers.equalization`), and every norm's affine values are set
             to give the moments that the original's have on them. ``"synthetic"`` makes up 64 inputs, which tell scales
-            and signs alone. Without, signs are chosen by the filters.
+            and signs alone; ``"filters"`` chooses signs by the filters, without a forward pass. Without, filters stay.
         include: Glob patterns of qualified names; only these layers are touched.
         exclude: Glob patterns of layers to leave alone.
         overrides: Other options for some layers, by glob pattern: ``{"layer4.*": {"groups": 8, "ws": "none"}}``; of
@@ -112,7 +112,7 @@ def inspect(
     model: nn.Module,
     *,
     example_input: Any = None,
-    batches: Iterable[Any] | Literal["synthetic"] | None = None,
+    batches: Iterable[Any] | Literal["synthetic", "filters"] | None = None,
     **options: Unpack[Wishes],
 ) -> Plan:
     """Return what `convert` would do, with the same arguments; the model is only read.
@@ -174,7 +174,9 @@ def _applied(network: Network, plan: Plan) -> nn.Module:
 
 def _few(network: Network, batches: Any) -> Any:
     """Return the first batches as a list, prepared for the network; what is no iterable of batches as it is."""
-    if batches is None or batches == "synthetic":
+    if batches is None or isinstance(batches, str):
+        if batches not in (None, "synthetic", "filters"):
+            raise InvalidOption(f"batches={batches!r} is neither batches of images nor 'synthetic' or 'filters'")
         return batches
     like, found, count = next(network.model.parameters()), list[Any](), 0
     for batch in batches:
@@ -190,8 +192,10 @@ def _few(network: Network, batches: Any) -> Any:
 def _inspected(network: Network, example_input: Any, options: Options, images: Any) -> tuple[Plan, Trace]:
     found = trace(network, example_input)
     plan = make_plan(network, found, options)
-    if images is None or (images == "synthetic" and not any(e.affine is Affine.MATCH for e in plan.norms)):
+    if images is None or (isinstance(images, str) and not any(e.affine is Affine.MATCH for e in plan.norms)):
         return plan, found
+    if images == "filters":
+        return make_plan(network, found, options, {}), found
     if images == "synthetic":
         images = _made_up(network, plan)
     return make_plan(network, found, options, watch(network, plan.norms, images)), found

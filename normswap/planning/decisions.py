@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Literal
 
 from torch import nn
@@ -23,7 +22,7 @@ from normswap.networks.recognition import (
 )
 from normswap.planning.choices import WS, Action, To
 from normswap.planning.entry import ConvEntry, NormEntry
-from normswap.planning.equalizing import equalize_norms
+from normswap.planning.equalizing import Scales, equalize_norms
 from normswap.planning.fitting import fit_norms
 from normswap.planning.groups import num_groups_for
 from normswap.planning.measuring import Images
@@ -43,14 +42,14 @@ NAMED = (Kind.CONV, Kind.LINEAR, Kind.NORM)
 """Kinds of nodes that carry a layer's name; others carry an operator's."""
 
 
-def make_plan(network: Network, trace: Trace, options: Options, images: Images = MappingProxyType({})) -> Plan:
+def make_plan(network: Network, trace: Trace, options: Options, images: Images | None = None) -> Plan:
     """Return the plan for a network: one entry for every BatchNorm-like module and every convolution.
 
     Args:
         network: The network, unconverted.
         trace: What a forward pass of it showed.
         options: What the user asked for.
-        images: What images showed of the norms' inputs; without, running statistics alone decide.
+        images: What images showed of the norms' inputs; empty to choose signs by the filters, None to leave them.
     """
     norms = {name: _plan_norm(name, network, trace.norms.get(name), options) for name in network.norms}
     trained = {name for name, norm in network.norms.items() if norm_parts(norm).is_trained}
@@ -61,7 +60,9 @@ def make_plan(network: Network, trace: Trace, options: Options, images: Images =
     }
     convs = _share_fate_of_tied_weights(convs, network)
     norms = fit_norms(norms, options, network, convs, trained)
-    norms, scales = equalize_norms(network, trace, norms, convs, options, images)
+    scales: Scales = {}
+    if images is not None:
+        norms, scales = equalize_norms(network, trace, norms, convs, options, images)
     planned: dict[str, NormEntry | ConvEntry] = {**norms, **convs}
     entries = tuple(planned[name] for name in network.modules if name in planned)
     warnings = tuple(plan_warnings(network, norms, trace, options))

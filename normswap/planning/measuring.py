@@ -73,7 +73,8 @@ def watch(network: Network, norms: Iterable[NormEntry], batches: Iterable[Any]) 
         seen[name].add((x.float() - mean.view(axes)) / unit.view(axes))
 
     like, count = next(copy.model.parameters()), 0
-    with watching({name: copy.slots[name] for name in names}, look):
+    watched = {name: copy.slots[name] for name in names}
+    with watching(watched, look), torch.compiler.set_stance("force_eager"):  # a pass or two pay for no compilation
         for batch in tqdm(batches, "looking at images", unit="batch", disable=None, leave=False):
             batch = prepared(batch, like)
             call(copy.model, batch)

