@@ -16,6 +16,7 @@ import normswap
 DOCS = Path(__file__).parent.parent / "docs"
 TEXT = (DOCS / "loading.md").read_text(encoding="utf-8")
 LIMITS = (DOCS / "limits.md").read_text(encoding="utf-8")
+EQUALIZATION = (DOCS / "equalization.md").read_text(encoding="utf-8")
 PERCENT = re.compile(r"(\d+) ?%")
 
 
@@ -47,7 +48,17 @@ def test_limits_are_what_the_snippets_print() -> None:
             assert abs(int(now) - int(then)) <= (then != "0")  # a processor that rounds otherwise; nothing is nothing
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)]+)\)", TEXT + LIMITS))
+def test_equalization_is_what_the_snippet_prints() -> None:
+    (block,) = re.findall(r"^```python\n(.*?)^```", EQUALIZATION, flags=re.DOTALL | re.MULTILINE)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(block, "equalization.md", "exec"), {})
+    assert printed.getvalue() == "".join(
+        line.removeprefix("# ") + "\n" for line in block.splitlines() if line.startswith("#")
+    )
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)]+)\)", TEXT + LIMITS + EQUALIZATION))
 def test_links(link: str) -> None:
     assert (DOCS / link).exists()
 
