@@ -20,7 +20,7 @@ from normswap.networks.recognition import refuse_strays
 from normswap.networks.validation import must_be_finite, refuse_unsupported, unwrap
 from normswap.planning.choices import Action, Affine
 from normswap.planning.decisions import make_plan
-from normswap.planning.measuring import SAMPLES, prepared, watch
+from normswap.planning.measuring import SAMPLES, prepared, reference, watch
 from normswap.planning.options import Options, Wishes
 from normswap.planning.plan import Plan, as_plan
 from normswap.planning.synthetic import synthetic
@@ -178,7 +178,7 @@ def _few(network: Network, batches: Any) -> Any:
         if batches not in (None, "synthetic", "filters"):
             raise InvalidOption(f"batches={batches!r} is neither batches of images nor 'synthetic' or 'filters'")
         return batches
-    like, found, count = next(network.model.parameters()), list[Any](), 0
+    like, found, count = reference(network.model), list[Any](), 0
     for batch in batches:
         found.append(prepared(batch, like))
         count += batch_size(found[-1])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 
-from normswap.errors import InvalidOption
+from normswap.errors import InvalidOption, NeedsExampleInput, described
 from normswap.layers.equalization import Moments, deviation
 from normswap.layers.matching import CONSTANT
 from normswap.networks.copying import copy_model
@@ -52,7 +53,8 @@ def watch(network: Network, norms: Iterable[NormEntry], batches: Iterable[Any]) 
         batches: Example inputs, as many as it takes to have seen enough samples.
 
     Raises:
-        InvalidOption: No norm is trained, so that images have nothing to tell.
+        InvalidOption: No norm is trained, so that images have nothing to tell, or what they lead to is not finite.
+        NeedsExampleInput: The network does not run on them.
     """
     names = [entry.name for entry in norms if entry.affine is Affine.MATCH and entry.shape is not None]
     names = [name for name in names if norm_parts(network.slots[name]).mean is not None]
@@ -72,16 +74,31 @@ def watch(network: Network, norms: Iterable[NormEntry], batches: Iterable[Any]) 
         )
         seen[name].add((x.float() - mean.view(axes)) / unit.view(axes))
 
-    like, count = next(copy.model.parameters()), 0
+    like, count = reference(copy.model), 0
     watched = {name: copy.slots[name] for name in names}
     with watching(watched, look), torch.compiler.set_stance("force_eager"):  # a pass or two pay for no compilation
         for batch in tqdm(batches, "looking at images", unit="batch", disable=None, leave=False):
             batch = prepared(batch, like)
-            call(copy.model, batch)
+            try:
+                call(copy.model, batch)
+            except Exception as error:  # whatever the network's own code does with them
+                raise NeedsExampleInput(
+                    f"no forward pass ran on the images ({described(error)}); pass batches= as the network takes them, "
+                    "or leave them out"
+                ) from error
             count += batch_size(batch)
             if count >= SAMPLES:
                 break
+    for name, found in seen.items():
+        if found.second and not bool(torch.cat(found.second).isfinite().all()):
+            raise InvalidOption(f"batches= make {name} see NaN or infinity; pass images of the range it was trained on")
     return {name: found for name, found in seen.items() if found.first}
+
+
+def reference(model: nn.Module) -> Tensor:
+    """Return a tensor of the type and on the device that a network computes with."""
+    tensors = chain(model.parameters(), model.buffers())
+    return next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
 
 
 def prepared(batch: Any, like: Tensor) -> Any:

@@ -225,6 +225,15 @@ def test_bad_batches_are_named(batches: object, said: str) -> None:
         normswap.convert(model, batches=batches, example_input=torch.zeros(2, 3, 9, 9))  # type: ignore[arg-type]
 
 
+def test_images_that_do_not_run_or_are_not_finite_are_named() -> None:
+    model = trained(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))).float()
+    x = torch.zeros(2, 3, 9, 9)
+    with pytest.raises(normswap.NeedsExampleInput, match="no forward pass ran on the images .*; pass batches= as"):
+        normswap.convert(model, batches=[torch.zeros(2, 5, 9, 9)], example_input=x)
+    with pytest.raises(normswap.InvalidOption, match="batches= make 1 see NaN or infinity"):
+        normswap.convert(model, batches=[x / 0], example_input=x)
+
+
 def test_what_cannot_be_made_up_is_named() -> None:
     model = trained(nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8))).float()
     with pytest.raises(normswap.NeedsExampleInput, match="no inputs can be made up for Sequential"):
