@@ -196,6 +196,7 @@ def _inspected(network: Network, example_input: Any, options: Options, images: A
         return plan, found
     if images == "filters":
         return make_plan(network, found, options, {}), found
+    must_be_finite(network.model)
     if images == "synthetic":
         images = _made_up(network, plan)
     return make_plan(network, found, options, watch(network, plan.norms, images)), found

@@ -22,7 +22,7 @@ from normswap.networks.validation import is_finite, not_finite
 from normswap.planning.choices import WS, Affine
 from normswap.planning.entry import ConvEntry, NormEntry
 from normswap.planning.plan import Plan
-from normswap.planning.statistics import statistics_before, usable
+from normswap.planning.statistics import bad_statistics, statistics_before, usable
 
 Change = tuple[nn.Parameter, Callable[[], Tensor]]
 """A parameter and what computes its new value; in place there is no room for all new kernels at once."""
@@ -163,10 +163,7 @@ def _matched(matches: list[Match]) -> Iterator[Change]:
     alike: dict[Any, list[Match]] = {}
     for match in matches:
         if not usable(match.mean, match.var):
-            raise BadStatistics(
-                f"{match.entry.name}: running statistics are negative or not finite; repair the checkpoint or pass "
-                "affine='copy'"
-            )
+            raise bad_statistics(match.entry.name)
         size = match.entry.groups, match.entry.channels, match.new.weight.dtype, match.mean.device
         alike.setdefault(size, []).append(match)
     for (groups, *_), found in alike.items():

@@ -20,6 +20,7 @@ from normswap.networks.network import Network
 from normswap.networks.recognition import norm_parts
 from normswap.planning.choices import Affine
 from normswap.planning.entry import NormEntry
+from normswap.planning.statistics import bad_statistics, usable
 
 SAMPLES = 256
 """Samples of which moments are kept, so that memory does not grow with the number of images."""
@@ -54,12 +55,17 @@ def watch(network: Network, norms: Iterable[NormEntry], batches: Iterable[Any]) 
 
     Raises:
         InvalidOption: No norm is trained, so that images have nothing to tell, or what they lead to is not finite.
+        BadStatistics: A norm's running statistics are negative or not finite.
         NeedsExampleInput: The network does not run on them.
     """
     names = [entry.name for entry in norms if entry.affine is Affine.MATCH and entry.shape is not None]
-    names = [name for name in names if norm_parts(network.slots[name]).mean is not None]
     if not names:
         raise InvalidOption("batches= are for trained norms; there are none here, leave it out")
+    names = [name for name in names if _has_statistics(network.slots[name])]
+    for name in names:
+        parts = norm_parts(network.slots[name])
+        if not usable(parts.mean.double(), parts.var.double()):  # type: ignore[union-attr]
+            raise bad_statistics(name)
     copy = Network(copy_model(network.model).eval())
     seen = {name: Seen() for name in names}
 
@@ -93,6 +99,12 @@ def watch(network: Network, norms: Iterable[NormEntry], batches: Iterable[Any]) 
         if found.second and not bool(torch.cat(found.second).isfinite().all()):
             raise InvalidOption(f"batches= make {name} see NaN or infinity; pass images of the range it was trained on")
     return {name: found for name, found in seen.items() if found.first}
+
+
+def _has_statistics(norm: nn.Module) -> bool:
+    """Tell whether a norm keeps running statistics."""
+    parts = norm_parts(norm)
+    return parts.mean is not None and parts.var is not None
 
 
 def reference(model: nn.Module) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from normswap.errors import BadStatistics
 from normswap.layers.matching import standardized_statistics
 from normswap.layers.standardization import filters
 from normswap.networks.network import Network
@@ -35,6 +36,13 @@ def statistics_before(
         return mean, var
     rows, bias = filters(conv.weight.detach()), conv._parameters.get("bias")  # type: ignore[operator]
     return standardized_statistics(rows, None if bias is None else bias.detach(), mean, var)
+
+
+def bad_statistics(name: str) -> BadStatistics:
+    """Return the error for a norm whose statistics are not `usable`."""
+    return BadStatistics(
+        f"{name}: running statistics are negative or not finite; repair the checkpoint or pass affine='copy'"
+    )
 
 
 def usable(mean: Tensor, var: Tensor) -> bool:
