@@ -16,7 +16,7 @@ from normswap.networks.network import Network
 from normswap.networks.recognition import norm_parts, rows_of
 from normswap.planning.choices import WS, Action, Affine
 from normswap.planning.entry import ConvEntry, NormEntry
-from normswap.planning.fitting import group_candidates
+from normswap.planning.fitting import group_candidates, rounded
 from normswap.planning.measuring import Images, moments_of
 from normswap.planning.options import Options
 from normswap.planning.statistics import usable
@@ -57,9 +57,11 @@ def equalize_norms(
             continue
         obstacle = _obstacle(network, trace, entry, convs, options) if options.equalize else "not asked for"
         found[name] = replace(entry, not_equalized=obstacle)
+        if any(feeder in convs and convs[feeder].ws is WS.STANDARD for feeder in entry.fed_by):
+            continue  # it will meet other statistics than the ones that images show now
         parts = norm_parts(network.slots[name])
         if parts.mean is not None and not parts.mean.is_meta and entry.drift is not None:
-            seen = len(torch.cat(images[name].first)) if name in images else 0
+            seen = sum(map(len, images[name].first)) if name in images else 0
             size = entry.channels, entry.groups, entry.groups_asked, group_candidates(entry), not obstacle
             alike.setdefault((*size, seen, parts.mean.device), []).append(name)
     for (*_, free, seen, _), names in alike.items():
@@ -142,8 +144,8 @@ def _from_images(
     for index, (entry, groups) in enumerate(zip(entries, chosen, strict=True)):
         t, drifts = fits[groups]
         scale = _relative(network, entry, t[index]) if free else None
-        drift_after = _rounded(float(drifts[index]))
-        entry = replace(entry, groups=groups, drift_before=_rounded(before[groups][index]), drift=drift_after)
+        drift_after = rounded(float(drifts[index]))
+        entry = replace(entry, groups=groups, drift_before=rounded(before[groups][index]), drift=drift_after)
         made.append(_refitted(network, entry, scale, shrink))
     return made
 
@@ -185,9 +187,8 @@ def _projected_sums(network: Network, entry: NormEntry) -> Tensor:
 
 def _relative(network: Network, entry: NormEntry, t: Tensor) -> tuple[float, ...]:
     """Return s = t/σ up to a factor per norm, which GroupNorm does not see; filters keep their size on average."""
-    parts = norm_parts(network.slots[entry.name])
-    mean, var = parts.mean.detach().double(), parts.var.detach().double()  # type: ignore[union-attr]
-    unit = deviation(mean, var, eps=parts.eps, constant=CONSTANT)
+    mean, var, eps = _running(network, entry)
+    unit = deviation(mean, var, eps=eps, constant=CONSTANT)
     scale = t.to(unit) / unit * unit.log().mean().exp()
     return tuple(scale.half().clamp(-(2.0**14), 2.0**14).double().tolist())
 
@@ -196,15 +197,16 @@ def _refitted(
     network: Network, entry: NormEntry, scale: tuple[float, ...] | None, shrink: float
 ) -> tuple[NormEntry, tuple[float, ...] | None]:
     """Return the entry with the epsilon that belongs to scaled filters."""
-    parts = norm_parts(network.slots[entry.name])
-    mean, var = parts.mean.detach().double(), parts.var.detach().double()  # type: ignore[union-attr]
+    mean, var, eps = _running(network, entry)
     if scale is not None:
-        _, mean, var = rescaled(torch.ones_like(mean), mean, var, mean.new_tensor(scale), eps=parts.eps)
+        _, mean, var = rescaled(torch.ones_like(mean), mean, var, mean.new_tensor(scale), eps=eps)
         if not usable(mean, var) or not all(map(math.isfinite, scale)) or 0.0 in scale:
             return replace(entry, not_equalized="its statistics leave no scale that could be stored"), None
-    eps = parts.eps + float(damping(mean, var, shrink=shrink, num_groups=entry.groups or 1))
-    return replace(entry, eps=eps), scale
+    damped = eps + float(damping(mean, var, shrink=shrink, num_groups=entry.groups or 1))
+    return replace(entry, eps=damped), scale
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
+def _running(network: Network, entry: NormEntry) -> tuple[Tensor, Tensor, float]:
+    """Return a norm's running mean and variance, (C,) in float64, and its epsilon."""
+    parts = norm_parts(network.slots[entry.name])
+    return parts.mean.detach().double(), parts.var.detach().double(), parts.eps  # type: ignore[union-attr]

@@ -53,10 +53,13 @@ def fit_norms(
         for name, by_groups in _expected(statistics_by_name, network, candidates, shrink).items():
             drifts = {groups: drift for groups, (_, drift) in by_groups.items()}
             best = min(drifts, key=drifts.__getitem__)
-            fitted[name] = replace(
-                fitted[name], groups=best, drift=float(f"{drifts[best]:.4g}"), eps=by_groups[best][0]
-            )
+            fitted[name] = replace(fitted[name], groups=best, drift=rounded(drifts[best]), eps=by_groups[best][0])
     return fitted
+
+
+def rounded(drift: float) -> float:
+    """Return a drift with as many digits as mean anything."""
+    return float(f"{drift:.4g}")
 
 
 def group_candidates(entry: NormEntry) -> tuple[int, ...]:

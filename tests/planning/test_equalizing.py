@@ -172,6 +172,16 @@ def test_it_is_left_out_where_it_is_not_asked_for() -> None:
     assert normswap.inspect(model, example_input=x[:2]).scales == {}
 
 
+def test_a_norm_behind_the_standard_form_keeps_the_epsilon_of_the_statistics_it_will_meet() -> None:
+    build, shape = FREE["conv"]
+    model, x = trained(build()), torch.randn(shape).double()
+    plain, seen = (
+        normswap.inspect(model, groups=1, ws="standard", batches=b, example_input=x[:2]) for b in (None, [x])
+    )
+    assert plain.norms[0].eps == seen.norms[0].eps
+    assert seen.norms[0].not_equalized == "the filters of layer are standardized without their scale"
+
+
 def test_scales_of_another_network_are_refused() -> None:
     build, shape = FREE["conv"]
     model, x = trained(build()), torch.randn(shape).double()
