@@ -1,5 +1,6 @@
-"""Match moments: give every GroupNorm the mean and deviation per channel that its BatchNorm had on the same images."""
+"""Align norms: give every GroupNorm the affine values that bring it closest to its BatchNorm on the same images."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,94 +9,93 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normswap.layers.matching import CONSTANT, scale_and_shift
-from normswap.networks.hooks import channel_moments, watching
+from normswap.networks.hooks import watching
 from normswap.networks.inputs import call
 from normswap.networks.network import Network
+from normswap.networks.processes import summed
 from normswap.networks.recognition import norm_parts
 
+PASSES = 3
+"""Times that several batches are gone through: the first ones were met by norms that had not seen the others yet."""
 
-class Moments:
-    """Running mean and variance per channel of everything passed to `add`; memory does not grow."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.sums: Tensor = torch.zeros(())
-        self.squares: Tensor = torch.zeros(())
-
-    def add(self, mean: Tensor, var: Tensor) -> None:
-        """Count one batch by its (C,) mean and variance."""
-        self.count += 1
-        self.sums = self.sums.to(mean.device) + mean
-        self.squares = self.squares.to(mean.device) + var + mean.square()
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean per channel, (C,)."""
-        return self.sums / self.count
-
-    @property
-    def var(self) -> Tensor:
-        """Variance per channel, (C,)."""
-        return (self.squares / self.count - self.mean.square()).clamp_min(0)
+FLOOR = 0.2
+"""Least share of the scale that would give a channel its deviation; regression on noise would turn the channel off."""
 
 
 @torch.no_grad()
 def match_moments(converted: Network, original: Network, names: Iterable[str], batches: Iterable[Any]) -> None:
-    """Give every GroupNorm the per-channel mean and standard deviation that its BatchNorm has on the same images.
+    """Set weight and bias of every GroupNorm by least squares towards its BatchNorm's output on the same images.
 
-    On each batch a norm is set right before it runs, so that the later ones see what corrected ones before them make;
-    the moments of all batches together give the values that stay. Both networks must be in eval mode.
+    A norm is set right before it runs, so that the later ones see what corrected ones before them make, by all the
+    batches seen so far; in further passes a batch's share is replaced by what it has become. Memory is that of one
+    batch's activations. Where processes work together, each sees batches of its own and all set the same values. Both
+    networks must be in eval mode.
 
     Args:
         converted: The network whose norms' affine values are set.
         original: The network it was converted from.
         names: The norms, by the name they have in both.
-        batches: Example inputs; each is seen once.
+        batches: Example inputs; a list or a loader is gone through three times, an iterator once.
     """
     ours, theirs = ({name: network.slots[name] for name in names} for network in (converted, original))
-    wanted: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    before, after = {name: Moments() for name in ours}, {name: Moments() for name in ours}
+    fed: dict[str, list[Tensor]] = defaultdict(list)
+    shares: dict[str, dict[tuple[int, int], Tensor]] = {name: {} for name in ours}
+    signs = {name: norm.weight.detach().double().sign() for name, norm in ours.items()}  # type: ignore[operator]
+    calls, at = dict.fromkeys(ours, 0), 0
 
-    def remember(name: str, norm: nn.Module, x: Tensor) -> None:
-        wanted[name].append(_batch_norm_moments(norm, *channel_moments(x)))
+    def remember(name: str, _norm: nn.Module, x: Tensor) -> None:
+        fed[name].append(x.clone())  # what runs after it may write into it
 
     def correct(name: str, norm: nn.Module, x: Tensor) -> None:
-        if not wanted[name]:
+        if not fed[name]:
             return
-        normalized = channel_moments(F.group_norm(x, norm.num_groups, eps=norm.eps))  # type: ignore[arg-type]
-        target = wanted[name].pop(0)
-        before[name].add(*normalized)
-        after[name].add(*target)
-        _set_affine(norm, *normalized, *target)
+        normalized = F.group_norm(_exact(x), norm.num_groups, eps=norm.eps)  # type: ignore[arg-type]
+        shares[name][at, calls[name]] = summed(joint_sums(normalized, _exact(fed[name].pop(0))))
+        calls[name] += 1
+        together = torch.stack([*shares[name].values()]).sum(0)
+        _regress(norm, theirs[name], together, signs[name])
 
+    passes = 1 if iter(batches) is batches else PASSES
     with watching(theirs, remember), watching(ours, correct), torch.compiler.set_stance("force_eager"):
-        for batch in batches:
-            wanted.update({name: [] for name in ours})
-            call(original.model, batch)
-            call(converted.model, batch)
-    for name, norm in ours.items():
-        if before[name].count:
-            seen, target = before[name], after[name]
-            _set_affine(norm, seen.mean, seen.var, target.mean, target.var)
+        for _ in range(passes):
+            for at, batch in enumerate(batches):
+                calls.update(dict.fromkeys(ours, 0))
+                fed.clear()
+                call(original.model, batch)
+                call(converted.model, batch)
+            if at == 0:  # one batch: a second look at it would see the same
+                break
 
 
-def _batch_norm_moments(norm: nn.Module, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the moments of a norm's output, before any activation, from those of its input.
+def _exact(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
-    A norm that keeps no running statistics normalizes with the batch's own, in eval mode too.
+
+def joint_sums(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Return the (6, C) count and sums over (N, C, *) values of x, y, x², y² and x·y, in float64 to be added up."""
+    axes = [0, *range(2, ours.ndim)]
+    (var, mean), (their_var, their_mean) = (torch.var_mean(v, dim=axes, correction=0) for v in (ours, theirs))
+    axis = (1, -1, *(1 for _ in axes[1:]))
+    both = ((ours - mean.view(axis)) * (theirs - their_mean.view(axis))).mean(axes)
+    mean, var, their_mean, their_var, both = (v.double() for v in (mean, var, their_mean, their_var, both))
+    count = torch.full_like(mean, ours.numel() / ours.shape[1])
+    squares = var + mean.square(), their_var + their_mean.square(), both + mean * their_mean
+    return count * torch.stack([torch.ones_like(mean), mean, their_mean, *squares])
+
+
+def _regress(norm: nn.Module, batch_norm: nn.Module, sums: Tensor, sign: Tensor) -> None:
+    """Set a GroupNorm's weight and bias so that its output comes closest to BatchNorm's; signs stay.
+
+    A BatchNorm that keeps no running statistics normalizes with the batch's own, in eval mode too.
     """
-    parts = norm_parts(norm)
-    weight, bias = parts.affine(mean)
-    running = (mean, var) if parts.mean is None or parts.var is None else (parts.mean, parts.var)
-    scale, shift = scale_and_shift(weight, bias, *running, eps=parts.eps)
-    return scale * mean + shift, scale.square() * var
-
-
-def _set_affine(norm: nn.Module, mean: Tensor, var: Tensor, wanted_mean: Tensor, wanted_var: Tensor) -> None:
-    """Set weight and bias so that values of the given moments come out with the wanted ones; signs stay."""
-    weight: Any = norm.weight
-    alive = var > CONSTANT
-    scale = torch.where(alive, (wanted_var / var.clamp_min(1e-300)).sqrt(), weight.double().abs())
-    scale = torch.where(weight.double() < 0, -scale, scale)
-    weight.copy_(scale)
-    norm.bias.copy_(wanted_mean - scale * mean)  # type: ignore[operator]
+    mean, their_mean, square, their_square, product = sums[1:] / sums[0]
+    var, their_var = (square - mean.square()).clamp_min(0), (their_square - their_mean.square()).clamp_min(0)
+    parts = norm_parts(batch_norm)
+    running = (their_mean, their_var) if parts.mean is None or parts.var is None else (parts.mean, parts.var)
+    scale, shift = scale_and_shift(*parts.affine(their_mean), *running, eps=parts.eps)
+    alive, old = var > CONSTANT, norm.weight.double()  # type: ignore[operator]
+    most = (scale.square() * their_var / var.clamp_min(1e-300)).sqrt()
+    slope = sign * scale * (product - mean * their_mean) / var.clamp_min(1e-300)
+    weight = torch.where(alive, sign * slope.clamp_min(FLOOR * most).minimum(most), old)
+    norm.weight.copy_(weight)  # type: ignore[operator]
+    norm.bias.copy_(scale * their_mean + shift - weight * mean)  # type: ignore[operator]
