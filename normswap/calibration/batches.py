@@ -5,10 +5,9 @@ from itertools import islice
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from normswap.errors import CalibrationFailed
-from normswap.networks.inputs import batch_size
+from normswap.networks.inputs import batch_size, rows_of
 from normswap.planning.measuring import prepared
 
 EVERY, MOST_HELD = 5, 4
@@ -49,8 +48,8 @@ class Split:
         half = batch_size(self._first[0]) // 2 if self._first else 0
         if not half:
             raise CalibrationFailed("calibration needs at least two images, one of them to judge by; pass more")
-        self.judged = [_rows(self._first[0], slice(half, None))]
-        self.batches = self._first = [_rows(self._first[0], slice(half))]
+        self.judged = [rows_of(self._first[0], slice(half, None))]
+        self.batches = self._first = [rows_of(self._first[0], slice(half))]
 
     def once(self) -> Iterator[Any]:
         """Yield the others in one pass; the iterable is not started anew."""
@@ -61,7 +60,3 @@ class Split:
         """Yield the others again and again."""
         while True:
             yield from (batch for index, batch in enumerate(self.batches) if index not in self._held)
-
-
-def _rows(batch: Any, rows: slice) -> Any:
-    return tree_map_only(Tensor, lambda tensor: tensor[rows], batch)

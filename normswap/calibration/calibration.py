@@ -1,9 +1,9 @@
-"""Bring a converted network closer to its original with unlabeled images: match moments, then distill."""
+"""Bring a converted network closer to its original with unlabeled images: equalize, align the norms, then distill."""
 
 import math
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -12,16 +12,23 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from normswap.calibration.batches import Prepared, Split
-from normswap.calibration.distillation import disagreement, distill
-from normswap.conversion.carried_plan import must_fit, plan_of
+from normswap.calibration.distillation import LEARNING_RATES, disagreement, distill
+from normswap.conversion.carried_plan import carry_plan, must_fit, plan_of
 from normswap.conversion.moments import match_moments
+from normswap.conversion.pipeline import apply, convert
 from normswap.errors import CalibrationFailed, InvalidOption
 from normswap.networks.copying import copy_model
 from normswap.networks.hooks import outputs_of
-from normswap.networks.inputs import call
+from normswap.networks.inputs import batch_size, call, rebuild
 from normswap.networks.network import Network
+from normswap.networks.processes import processes, summed
 from normswap.networks.validation import unwrap
-from normswap.planning.choices import Action
+from normswap.planning.choices import Action, Affine
+from normswap.planning.measuring import SAMPLES
+from normswap.planning.plan import Plan
+
+TRIALS = 20
+"""Each learning rate is tried for one step in so many, and the best one gets the rest."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +37,13 @@ class Calibration:
 
     Attributes:
         scores: Mean square difference of the outputs over the variance of the original's, by stage.
-        kept: The best stage: ``"converted"`` (nothing helped), ``"matched"`` or ``"distilled"``.
+        kept: The best stage: ``"converted"`` (nothing helped), ``"equalized"``, ``"matched"`` or ``"distilled"``.
+        interrupted: Whether Ctrl-C ended it early.
     """
 
     scores: dict[str, float]
     kept: str
+    interrupted: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON data."""
@@ -43,7 +52,8 @@ class Calibration:
     def __str__(self) -> str:
         """Return one line for people."""
         stages = ", ".join(f"{stage} {score:.3g}" for stage, score in self.scores.items())
-        return f"disagreement with the original on images held back: {stages}; kept: {self.kept}"
+        ended = "; interrupted, and what was best so far stays" if self.interrupted else ""
+        return f"disagreement with the original on images held back: {stages}; kept: {self.kept}{ended}"
 
 
 def calibrate(
@@ -54,23 +64,32 @@ def calibrate(
     steps: int = 0,
     seed: int = 0,
     held_back: Iterable[Any] | None = None,
+    mixed_precision: bool | None = None,
 ) -> nn.Module:
     """Bring `converted` closer to `original` on unlabeled batches; it is changed in place and returned.
 
-    >>> calibrate(converted, model, DataLoader(images, batch_size=32), steps=300)
+    >>> calibrate(converted, model, DataLoader(images, batch_size=32, shuffle=True), steps=300)
 
-    One pass gives every norm the moments that the original's activations have on the same images; with `steps`, the
-    original's outputs are then distilled into all parameters. What was best on the batches held back is kept, which
-    may be the network as it was; a warning says so. Both networks keep their modes; `original` is only read.
+    A network as `normswap.convert` returned it is equalized anew on the first 256 samples (scales, signs, and group
+    counts where they are ``"auto"``), and every norm's affine values are set by least squares towards the original's
+    outputs; of a network that was trained since, only the latter. With `steps`, the original's outputs are then
+    distilled into all parameters. What was best on the batches held back is kept, which may be the network as it was; a
+    warning says so. Both networks keep their modes; `original` is only read.
+
+    Under ``torchrun``, with a process group set up and batches of its own, of one size, in every process, all work on
+    one result, the one that a single process would get from all batches.
+
+    Ctrl-C during distillation ends it and keeps the best so far.
 
     Args:
         converted: A network that `normswap.convert` returned.
-        original: The network it was converted from.
+        original: The network it was converted from, on the same device.
         batches: Tensors, tuples of arguments or dicts of keyword arguments; labels of a list ``[images, labels]`` are
             left out. With `steps` they are gone through as often as it takes, so a generator does not do.
         steps: Steps of distillation, one batch each.
         seed: Of the random numbers that `batches` draws (shuffling, augmentation).
         held_back: Batches to judge by, a few; by default every fifth of `batches`, up to four, by their place in it.
+        mixed_precision: Distill in bfloat16 where it is safe (`torch.autocast`); by default on CUDA.
 
     Raises:
         InvalidOption: `steps` is negative, or a generator is to be gone through several times.
@@ -78,9 +97,13 @@ def calibrate(
         CalibrationFailed: There are too few images, or no outputs to compare.
         UnsupportedModel: A network cannot be copied.
     """
-    result = calibration(converted, original, batches, steps=steps, seed=seed, held_back=held_back)
+    result = calibration(
+        converted, original, batches, steps=steps, seed=seed, held_back=held_back, mixed_precision=mixed_precision
+    )
     if result.kept == "converted":
         warnings.warn(f"calibration did not help and nothing was changed; {result}", stacklevel=2)
+    elif result.interrupted:
+        warnings.warn(str(result), stacklevel=2)
     return converted
 
 
@@ -92,6 +115,7 @@ def calibration(
     steps: int = 0,
     seed: int = 0,
     held_back: Iterable[Any] | None = None,
+    mixed_precision: bool | None = None,
 ) -> Calibration:
     """Calibrate like `calibrate` and return what was measured."""
     if steps < 0:
@@ -100,27 +124,112 @@ def calibration(
         raise InvalidOption("steps= goes through the batches many times; pass a list or a DataLoader, no generator")
     plan = plan_of(converted)
     must_fit(Network(unwrap(original)), plan)
-    norms = [entry.name for entry in plan.norms if entry.action is Action.GROUP_NORM and entry.shape is not None]
     student, teacher = _working_copy(unwrap(converted)), _working_copy(unwrap(original))
     like = next(student.model.parameters())
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         images = Split(Prepared(batches, like), None if held_back is None else Prepared(held_back, like))
-        states = {"converted": _state(student.model)}
-        passed = tqdm(images.once(), "matching", unit="batch", disable=None, leave=False)
-        match_moments(student, teacher, norms, passed)
-        states["matched"] = _state(student.model)
-        scores = {stage: _score(student, teacher, norms, images.judged, state) for stage, state in states.items()}
+        judge = _Judge(teacher, images.judged)
+        best = {"converted": student}
+        scores = {"converted": judge(student)}
+        few = _few(images)
+        if few and _as_converted(unwrap(converted), unwrap(original), plan):
+            best["equalized"] = _equalized(teacher, plan, few)
+            scores["equalized"] = judge(best["equalized"])
+        else:
+            best["matched"] = Network(copy_model(student.model))
+            match_moments(best["matched"], teacher, _norms(plan), few)
+            scores["matched"] = judge(best["matched"])
+        interrupted = False
         if steps:
-            student.model.load_state_dict(states[min(scores, key=scores.__getitem__)])
-            again = tqdm(islice(images.forever(), steps), "distilling", steps, unit="step", disable=None, leave=False)
-            distill(student, teacher, norms, again, steps=steps)
-            states["distilled"] = _state(student.model)
-            scores["distilled"] = _score(student, teacher, norms, images.judged, states["distilled"])
+            start = best[min(scores, key=scores.__getitem__)]
+            best["distilled"], scores["distilled"], interrupted = _distilled(
+                start, teacher, images, judge, steps=steps, seed=seed, mixed_precision=mixed_precision
+            )
     kept = min(scores, key=scores.__getitem__)
     if kept != "converted":
-        _load(unwrap(converted), states[kept])
-    return Calibration(scores, kept)
+        _become(unwrap(converted), best[kept].model)
+    return Calibration(scores, kept, interrupted)
+
+
+def _few(images: Split) -> list[Any]:
+    """Return as many of the first batches as scales and affine values are told by."""
+    few, count = list[Any](), 0
+    for batch in images.once():
+        few.append(batch)
+        count += batch_size(batch) * processes()
+        if count >= SAMPLES:
+            break
+    return few
+
+
+def _norms(plan: Plan) -> list[str]:
+    return [entry.name for entry in plan.norms if entry.action is Action.GROUP_NORM and entry.shape is not None]
+
+
+def _as_converted(converted: nn.Module, original: nn.Module, plan: Plan) -> bool:
+    """Tell whether a network's filters are still those that its plan makes of the original's, free to be scaled anew.
+
+    The norms' affine values may differ: images set them.
+    """
+    fitted = any(entry.affine is Affine.MATCH for entry in plan.norms)
+    if not (fitted and plan.options.equalize and plan.options.affine is Affine.MATCH):
+        return False
+    affine = {f"{name}.{key}" for name in _norms(plan) for key in ("weight", "bias")}
+    ours, fresh = converted.state_dict(), apply(original, plan).state_dict()
+    return ours.keys() == fresh.keys() and all(
+        torch.equal(value, fresh[key].to(value.device)) for key, value in ours.items() if key not in affine
+    )
+
+
+def _equalized(teacher: Network, plan: Plan, few: list[Any]) -> Network:
+    """Convert the original anew, with scales, signs and affine values that images tell."""
+    example = few[0] if plan.inputs is None else rebuild(plan.inputs)
+    again = convert(teacher.model, example_input=example, batches=few, check=False, **plan.options.wishes())
+    carry_plan(again, replace(plan_of(again), inputs=plan.inputs))
+    return Network(again.eval())
+
+
+def _distilled(
+    start: Network,
+    teacher: Network,
+    images: Split,
+    judge: "_Judge",
+    *,
+    steps: int,
+    seed: int,
+    mixed_precision: bool | None,
+) -> tuple[Network, float, bool]:
+    """Distill at the rate that a few steps show to be best; return the network, its score, and if it was cut short."""
+    device = next(teacher.model.parameters()).device.type
+    mixed = device == "cuda" if mixed_precision is None else mixed_precision
+    precision = torch.autocast(device, torch.bfloat16, enabled=mixed)
+    batches = iter(tqdm(islice(images.forever(), steps), "distilling", steps, unit="step", disable=None, leave=False))
+    names = _norms(plan_of(start.model))
+
+    interrupted = False
+
+    def trained(steps: int, rate: float) -> Network:
+        nonlocal interrupted
+        student = Network(copy_model(start.model))
+        try:
+            distill(student, teacher, names, batches, steps=steps, rate=rate, seed=seed, precision=precision)
+        except KeyboardInterrupt:
+            interrupted = True
+        return student
+
+    trial, found = steps // TRIALS, dict[float, tuple[float, Network]]()
+    for rate in LEARNING_RATES if trial else ():
+        student = trained(trial, rate)
+        found[rate] = judge(student), student
+        if interrupted:
+            break
+    best = min(found, key=lambda rate: found[rate][0]) if found else LEARNING_RATES[1]
+    if not interrupted:
+        student = trained(steps - trial * len(found), best)
+        found[0.0] = judge(student), student
+    score, student = min(found.values(), key=lambda pair: pair[0])
+    return student, score, interrupted
 
 
 def _working_copy(model: nn.Module) -> Network:
@@ -130,28 +239,36 @@ def _working_copy(model: nn.Module) -> Network:
     return Network(copy.float() if half else copy)
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    return {key: value.detach().clone() for key, value in model.state_dict().items()}
-
-
 @torch.no_grad()
-def _load(model: nn.Module, state: dict[str, Tensor]) -> None:
+def _become(model: nn.Module, better: nn.Module) -> None:
+    """Give a network the values, the group counts and the plan of another that was made from the same original."""
+    state, modules = better.state_dict(), Network(better).slots
     for key, value in model.state_dict().items():
         value.copy_(state[key])
+    for name, module in Network(model).slots.items():
+        if isinstance(module, nn.GroupNorm):
+            other: Any = modules[name]
+            module.num_groups, module.eps = other.num_groups, other.eps
+    carry_plan(model, plan_of(better))
 
 
-@torch.no_grad()
-def _score(student: Network, teacher: Network, norms: list[str], judged: list[Any], state: dict[str, Tensor]) -> float:
-    """Return the mean disagreement of the outputs; of the norms' outputs where those cannot be compared."""
-    student.model.load_state_dict(state)
-    watched = ({name: network.slots[name] for name in norms} for network in (student, teacher))
-    scores = []
-    with outputs_of(next(watched)) as ours, outputs_of(next(watched)) as theirs:
-        for batch in judged:
-            score = disagreement(call(student.model, batch), call(teacher.model, batch))
-            scores.append(disagreement(ours, theirs) if score is None else score)
-    found = [float(score) for score in scores if score is not None]
-    if not found:
-        raise CalibrationFailed("the networks' outputs cannot be compared: no tensors of floats alike in shape")
-    mean = sum(found) / len(found)
-    return mean if math.isfinite(mean) else math.inf
+class _Judge:
+    """Mean disagreement of outputs with the original's on batches that nothing is learned from."""
+
+    def __init__(self, teacher: Network, batches: list[Any]) -> None:
+        self.teacher, self.batches = teacher, batches
+
+    @torch.no_grad()
+    def __call__(self, student: Network) -> float:
+        """Return the score of a network; of its norms' outputs where the network's cannot be compared."""
+        names, scores = _norms(plan_of(student.model)), list[Tensor | None]()
+        watched = ({name: network.slots[name] for name in names} for network in (student, self.teacher))
+        with outputs_of(next(watched)) as ours, outputs_of(next(watched)) as theirs:
+            for batch in self.batches:
+                score = disagreement(call(student.model, batch), call(self.teacher.model, batch))
+                scores.append(disagreement(ours, theirs) if score is None else score)
+        found = [score for score in scores if score is not None]
+        if not found:
+            raise CalibrationFailed("the networks' outputs cannot be compared: no tensors of floats alike in shape")
+        mean = float(summed(torch.stack(found).mean().double())) / processes()
+        return mean if math.isfinite(mean) else math.inf

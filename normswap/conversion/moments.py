@@ -58,7 +58,8 @@ def match_moments(converted: Network, original: Network, names: Iterable[str], b
     passes = 1 if iter(batches) is batches else PASSES
     with watching(theirs, remember), watching(ours, correct), torch.compiler.set_stance("force_eager"):
         for _ in range(passes):
-            for at, batch in enumerate(batches):
+            for number, batch in enumerate(batches):
+                at = number
                 calls.update(dict.fromkeys(ours, 0))
                 fed.clear()
                 call(original.model, batch)
@@ -93,7 +94,7 @@ def _regress(norm: nn.Module, batch_norm: nn.Module, sums: Tensor, sign: Tensor)
     parts = norm_parts(batch_norm)
     running = (their_mean, their_var) if parts.mean is None or parts.var is None else (parts.mean, parts.var)
     scale, shift = scale_and_shift(*parts.affine(their_mean), *running, eps=parts.eps)
-    alive, old = var > CONSTANT, norm.weight.double()  # type: ignore[operator]
+    alive, old = var > CONSTANT, norm.weight.detach().double()  # type: ignore[operator]
     most = (scale.square() * their_var / var.clamp_min(1e-300)).sqrt()
     slope = sign * scale * (product - mean * their_mean) / var.clamp_min(1e-300)
     weight = torch.where(alive, sign * slope.clamp_min(FLOOR * most).minimum(most), old)

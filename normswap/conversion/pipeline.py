@@ -16,6 +16,7 @@ from normswap.errors import AlreadyConverted, CheckFailed, InvalidOption, NeedsE
 from normswap.networks.copying import copy_model, meta_copy
 from normswap.networks.inputs import batch_size
 from normswap.networks.network import Network
+from normswap.networks.processes import processes
 from normswap.networks.recognition import refuse_strays
 from normswap.networks.validation import must_be_finite, refuse_unsupported, unwrap
 from normswap.planning.choices import Action, Affine
@@ -182,7 +183,7 @@ def _few(network: Network, batches: Any) -> Any:
     for batch in batches:
         found.append(prepared(batch, like))
         count += batch_size(found[-1])
-        if count >= SAMPLES:
+        if count * processes() >= SAMPLES:
             break
     if not found:
         raise InvalidOption("batches= holds no images; pass at least one batch, or leave it out")

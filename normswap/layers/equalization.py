@@ -40,7 +40,7 @@ class Moments:
         second: (B, N, C) mean square of the same.
         ratio: (B, C) running mean over deviation, r.
         live: (B, C) running variance over the deviation's square: 1 but for BatchNorm's epsilon.
-        weight: (B, C) γ.
+        weight: (B, C) γ, or what the network's outputs make of each channel.
     """
 
     first: Tensor

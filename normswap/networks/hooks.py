@@ -11,12 +11,19 @@ Watch = Callable[[str, nn.Module, Tensor], None]
 
 
 @contextmanager
-def watching(modules: Mapping[str, nn.Module], watch: Watch) -> Iterator[None]:
-    """Call ``watch(name, module, input)`` before every forward pass of the named modules."""
-    handles = [
-        module.register_forward_pre_hook(lambda module, args, name=name: watch(name, module, args[0].detach()))
-        for name, module in modules.items()
-    ]
+def watching(modules: Mapping[str, nn.Module], watch: Watch, *, attached: bool = False) -> Iterator[None]:
+    """Call ``watch(name, module, input)`` before every forward pass of the named modules.
+
+    Args:
+        modules: The modules by name.
+        watch: What is called.
+        attached: Pass inputs on with their history, to take gradients by them.
+    """
+
+    def before(name: str) -> Callable[..., None]:
+        return lambda module, args: watch(name, module, args[0] if attached else args[0].detach())
+
+    handles = [module.register_forward_pre_hook(before(name)) for name, module in modules.items()]
     try:
         yield
     finally:

@@ -53,6 +53,11 @@ def batch_size(value: Any) -> int:
     return batch_size(next(iter(items))) if items else 1
 
 
+def rows_of(value: Any, rows: slice) -> Any:
+    """Return the given samples of every tensor in an example."""
+    return tree_map_only(Tensor, lambda tensor: tensor[rows], value)
+
+
 def materialize(value: Any, device: torch.device, dtype: torch.dtype, *, seed: int) -> Any:
     """Return random tensors of the same shapes: normal floats (of `dtype` where float32), zeros for whole numbers."""
     generator = torch.Generator().manual_seed(seed)

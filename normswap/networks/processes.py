@@ -44,3 +44,8 @@ def averaged(values: Sequence[Tensor]) -> None:
         dist.all_reduce(flat)
         for value, part in zip(values, flat.split([value.numel() for value in values]), strict=True):
             value.copy_(part.view_as(value) / processes())
+
+
+def own_rows(values: Tensor) -> Tensor:
+    """Return this process' rows of what `joined` returned."""
+    return values[rank() :: processes()]

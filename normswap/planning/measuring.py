@@ -1,6 +1,6 @@
 """Watch a network's norms while images pass through: each sample's moments, channel by channel."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -17,7 +17,9 @@ from normswap.networks.copying import copy_model
 from normswap.networks.hooks import watching
 from normswap.networks.inputs import batch_size, call
 from normswap.networks.network import Network
+from normswap.networks.processes import joined, processes
 from normswap.networks.recognition import norm_parts
+from normswap.planning import importance
 from normswap.planning.choices import Affine
 from normswap.planning.entry import NormEntry
 from normswap.planning.statistics import bad_statistics, usable
@@ -28,10 +30,13 @@ SAMPLES = 256
 
 @dataclass
 class Seen:
-    """First and second moments, (N, C) each, of one norm's input over the positions of each sample."""
+    """First and second moments, (N, C) each, of one norm's input over the positions of each sample; and what the
+    outputs make of its channels, (C,), where a gradient tells.
+    """
 
     first: list[Tensor] = field(default_factory=list)
     second: list[Tensor] = field(default_factory=list)
+    importance: Tensor | None = None
 
     def add(self, values: Tensor) -> None:
         """Count samples (N, C, *) in units of BatchNorm's running deviation."""
@@ -80,7 +85,7 @@ def watch(network: Network, norms: Iterable[NormEntry], batches: Iterable[Any]) 
         )
         seen[name].add((x.float() - mean.view(axes)) / unit.view(axes))
 
-    like, count = reference(copy.model), 0
+    like, count, few = reference(copy.model), 0, list[Any]()
     watched = {name: copy.slots[name] for name in names}
     with watching(watched, look), torch.compiler.set_stance("force_eager"):  # a pass or two pay for no compilation
         for batch in tqdm(batches, "looking at images", unit="batch", disable=None, leave=False):
@@ -92,9 +97,15 @@ def watch(network: Network, norms: Iterable[NormEntry], batches: Iterable[Any]) 
                     f"no forward pass ran on the images ({described(error)}); pass batches= as the network takes them, "
                     "or leave them out"
                 ) from error
+            if count * processes() < importance.SAMPLES:
+                few.append(batch)
             count += batch_size(batch)
-            if count >= SAMPLES:
+            if count * processes() >= SAMPLES:
                 break
+    for name, told in importance.importance(copy, names, few).items():
+        seen[name].importance = told
+    for found in seen.values() if processes() > 1 else ():
+        found.first, found.second = [joined(torch.cat(found.first))], [joined(torch.cat(found.second))]
     for name, found in seen.items():
         if found.second and not bool(torch.cat(found.second).isfinite().all()):
             raise InvalidOption(f"batches= make {name} see NaN or infinity; pass images of the range it was trained on")
@@ -124,7 +135,7 @@ def prepared(batch: Any, like: Tensor) -> Any:
     return tree_map_only(Tensor, lambda t: t.to(like) if t.is_floating_point() else t.to(like.device), batch)
 
 
-def moments_of(seen: Iterable[Seen], network: Network, names: Iterable[str]) -> Moments:
+def moments_of(seen: Sequence[Seen], network: Network, names: Iterable[str]) -> Moments:
     """Return the moments of norms of one size, of as many samples as all of them have seen."""
     firsts, seconds = zip(*((torch.cat(s.first), torch.cat(s.second)) for s in seen), strict=True)
     count = min(map(len, firsts))
@@ -133,7 +144,8 @@ def moments_of(seen: Iterable[Seen], network: Network, names: Iterable[str]) -> 
     mean, var = (torch.stack([getattr(own, key).to(first) for own in parts]) for key in ("mean", "var"))
     eps = first.new_tensor([own.eps for own in parts]).unsqueeze(-1)
     unit = deviation(mean, var, eps=eps, constant=CONSTANT)
-    weight = torch.stack([own.affine(first)[0] for own in parts])
     # γ as it acts on x/unit, whatever a constant channel's unit is
-    weight = weight * unit / (var + eps).sqrt()
+    gammas = torch.stack([own.affine(first)[0] for own in parts]) * unit / (var + eps).sqrt()
+    told = [one.importance for one in seen]
+    weight = torch.stack([*map(importance.weighted, told, gammas, unit)])
     return Moments(first, torch.stack([s[:count] for s in seconds]), mean / unit, var / unit.square(), weight)

@@ -117,6 +117,13 @@ class Options:
         for option in ("include", "exclude"):
             object.__setattr__(self, option, _patterns(option, getattr(self, option)))
 
+    def wishes(self) -> Wishes:
+        """Return the keyword arguments of `normswap.convert` that ask for these options."""
+        overrides: dict[str, dict[str, int | str]] = {}
+        for pattern, option, value in self.overrides:
+            overrides.setdefault(pattern, {})[option] = value
+        return {**{field.name: getattr(self, field.name) for field in fields(self)}, "overrides": overrides}  # type: ignore[typeddict-item]
+
     def shrink_for(self, groups_asked: int | str | None) -> float:
         """Return the value asked for, else what measured best."""
         if self.shrink is not None:

@@ -56,6 +56,77 @@ def test_distillation_goes_further_and_is_seeded(
     assert normswap.check(converted, original, example_input=images[:2])
 
 
+def test_a_network_as_it_was_converted_is_equalized_anew(
+    original: nn.Module, digits: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> None:
+    images, _, test_images, test_labels = digits
+    converted = normswap.convert(original, groups="auto", shrink=0.5, example_input=torch.zeros(2, 1, 8, 8))
+    before, parameters = accuracy(converted, test_images, test_labels), list(converted.parameters())
+    result = calibration(converted, original, images.split(64))
+    assert result.kept == "equalized"
+    assert accuracy(converted, test_images, test_labels) > before
+    assert all(a is b for a, b in zip(converted.parameters(), parameters, strict=True))
+    plan = normswap.plan_of(converted)
+    assert "conv1" in plan.scales
+    assert plan.inputs == {"tensor": [2, 1, 8, 8], "dtype": "float32"}
+    counts = {name: module.num_groups for name, module in converted.named_modules() if isinstance(module, nn.GroupNorm)}
+    assert counts == {entry.name: entry.groups for entry in plan.norms}
+    rebuilt = normswap.apply(original, plan)
+    rebuilt.load_state_dict(converted.state_dict())
+    assert torch.equal(rebuilt.eval()(test_images), converted.eval()(test_images))
+
+
+def test_what_was_trained_since_is_not_started_anew(
+    original: nn.Module, digits: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> None:
+    converted = normswap.convert(original, example_input=torch.zeros(2, 1, 8, 8))
+    with torch.no_grad():
+        converted.fc.weight.mul_(1.01)  # type: ignore[union-attr, operator]
+    trained = converted.fc.weight.clone()  # type: ignore[union-attr, operator]
+    result = calibration(converted, original, digits[0].split(64))
+    assert set(result.scores) == {"converted", "matched"}
+    assert torch.equal(converted.fc.weight, trained)  # type: ignore[union-attr, arg-type]
+
+
+def test_an_interrupt_keeps_the_best_so_far(
+    converted: nn.Module,
+    original: nn.Module,
+    digits: tuple[Tensor, Tensor, Tensor, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps, step = [], torch.optim.Adam.step
+
+    def interrupted(self: torch.optim.Adam, closure: None = None) -> None:
+        steps.append(step(self, closure))
+        if len(steps) == 60:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.optim.Adam, "step", interrupted)
+    images, _, test_images, test_labels = digits
+    before = accuracy(converted, test_images, test_labels)
+    with pytest.warns(UserWarning, match="kept: distilled; interrupted, and what was best so far stays"):
+        normswap.calibrate(converted, original, images.split(32), steps=200)
+    assert len(steps) == 60
+    assert accuracy(converted, test_images, test_labels) > before + 20
+
+
+def test_mixed_precision_calibrates_in_bfloat16(
+    converted: nn.Module, original: nn.Module, digits: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> None:
+    images, _, test_images, test_labels = digits
+    seen: set[torch.dtype] = set()
+    hook = nn.modules.module.register_module_forward_hook(
+        lambda module, _args, output: seen.add(output.dtype) if isinstance(module, nn.Conv2d) else None  # type: ignore[func-returns-value]
+    )
+    try:
+        result = calibration(converted, original, images.split(32), steps=60, mixed_precision=True)
+    finally:
+        hook.remove()
+    assert torch.bfloat16 in seen
+    assert result.kept == "distilled"
+    assert accuracy(converted, test_images, test_labels) > 85
+
+
 def test_never_worse_and_says_so(original: nn.Module, digits: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     converted = normswap.convert(original, example_input=torch.zeros(2, 1, 8, 8))
     before = {key: value.clone() for key, value in converted.state_dict().items()}

@@ -11,7 +11,7 @@ from normswap.networks.network import Network
 
 
 def test_sums_of_batches_add_up_to_those_of_all_values() -> None:
-    x, y = (torch.randn(2, 6, 3, 4, 5, dtype=torch.float64) + 2)
+    x, y = torch.randn(2, 6, 3, 4, 5, dtype=torch.float64) + 2
     count, *sums = joint_sums(x[:1], y[:1]) + joint_sums(x[1:], y[1:])
     assert count.tolist() == [6 * 4 * 5] * 3
     for found, wanted in zip(sums, (x, y, x * x, y * y, x * y), strict=True):
