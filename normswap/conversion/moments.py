@@ -75,10 +75,10 @@ def _exact(x: Tensor) -> Tensor:
 def joint_sums(ours: Tensor, theirs: Tensor) -> Tensor:
     """Return the (6, C) count and sums over (N, C, *) values of x, y, x², y² and x·y, in float64 to be added up."""
     axes = [0, *range(2, ours.ndim)]
-    (var, mean), (their_var, their_mean) = (torch.var_mean(v, dim=axes, correction=0) for v in (ours, theirs))
-    axis = (1, -1, *(1 for _ in axes[1:]))
-    both = ((ours - mean.view(axis)) * (theirs - their_mean.view(axis))).mean(axes)
-    mean, var, their_mean, their_var, both = (v.double() for v in (mean, var, their_mean, their_var, both))
+    mean, their_mean = (values.mean(axes, keepdim=True) for values in (ours, theirs))
+    ours, theirs = ours - mean, theirs - their_mean
+    var, their_var, both = ((x * y).mean(axes).double() for x, y in ((ours, ours), (theirs, theirs), (ours, theirs)))
+    mean, their_mean = mean.double().flatten(), their_mean.double().flatten()
     count = torch.full_like(mean, ours.numel() / ours.shape[1])
     squares = var + mean.square(), their_var + their_mean.square(), both + mean * their_mean
     return count * torch.stack([torch.ones_like(mean), mean, their_mean, *squares])
