@@ -53,8 +53,8 @@ def convert(
             ``"auto"`` is adaptive where the norms are trained and standard where they are fresh; or ``"none"``.
         affine: ``"match"`` finds the affine values with which GroupNorm does what BatchNorm did; ``"copy"`` keeps γ, β.
         shrink: How far a matched norm draws a sample's variance towards the running one: its epsilon is BatchNorm's
-            plus `shrink` times the running variance of its groups. 0 keeps BatchNorm's epsilon; by default 0.5, and
-            10 with ``groups="auto"``.
+            plus `shrink` times the running variance of its groups. 0 keeps BatchNorm's epsilon; by default 10, and
+            60 with ``groups="auto"``.
         equalize: Give the filters before matched norms scales and signs that BatchNorm does not see and with which
             GroupNorm keeps more of the function.
         example_input: A tensor, a tuple of positional arguments or a dict of keyword arguments, of which only shapes

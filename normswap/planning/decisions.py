@@ -61,11 +61,12 @@ def make_plan(network: Network, trace: Trace, options: Options, images: Images |
     convs = _share_fate_of_tied_weights(convs, network)
     norms = fit_norms(norms, options, network, convs, trained)
     scales: Scales = {}
+    advice: list[str] = []
     if images is not None:
-        norms, scales = equalize_norms(network, trace, norms, convs, options, images)
+        norms, scales, advice = equalize_norms(network, trace, norms, convs, options, images)
     planned: dict[str, NormEntry | ConvEntry] = {**norms, **convs}
     entries = tuple(planned[name] for name in network.modules if name in planned)
-    warnings = tuple(plan_warnings(network, norms, trace, options))
+    warnings = (*plan_warnings(network, norms, trace, options), *advice)
     return Plan(options, entries, warnings, describe(trace.inputs), scales)
 
 

@@ -1,7 +1,7 @@
 """Which norms can be equalized, and with which scales: from what images show, or from running statistics alone."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,10 @@ Scales = dict[str, tuple[float, ...]]
 PROJECTIONS, FLIPS = 8, 48
 """Mixtures of filter sums that stand for their covariance, and the most signs that are flipped for them."""
 
+LOSS, LESS = 0.1, 4
+"""Sum of the squared drifts from which most answers are lost, and how many times less one group must leave to be named.
+On ImageNet networks a sum of 0.004 kept 73 % of the answers, 0.2 kept 28 % and 0.7 kept 13 %."""
+
 COARSE, FEW = 12, 8
 """Steps that compare group counts, of which the one that is chosen gets all, and the most groups that are compared."""
 
@@ -40,8 +44,8 @@ def equalize_norms(
     convs: Mapping[str, ConvEntry],
     options: Options,
     images: Images,
-) -> tuple[dict[str, NormEntry], Scales]:
-    """Return the norms' entries with what equalization makes of them, and the scales of the layers before them.
+) -> tuple[dict[str, NormEntry], Scales, list[str]]:
+    """Return the norms' entries with what equalization makes of them, the scales of the layers before them, and advice.
 
     Args:
         network: The unconverted network.
@@ -73,7 +77,29 @@ def equalize_norms(
             found[entry.name] = entry
             if scale is not None:
                 scales[entry.fed_by[0]] = scale
-    return found, scales
+    return found, scales, list(_advice(network, found, options, images))
+
+
+def _advice(network: Network, norms: Mapping[str, NormEntry], options: Options, images: Images) -> Iterator[str]:
+    """Say so where the group count that was asked for loses most of the function and one group would keep it."""
+    asked = [norms[name] for name in images if norms[name].groups_asked not in ("auto", 1) and norms[name].drift]
+    lost = sum(entry.drift**2 for entry in asked if entry.drift)
+    if lost < LOSS:
+        return
+    fitted = 0.0
+    for entry in asked:
+        moments = moments_of([images[entry.name]], network, [entry.name])
+        shrink = options.shrink_for(entry.groups_asked)
+        if entry.not_equalized:
+            drift = drift_of(moments, num_groups=1, shrink=shrink)
+        else:
+            drift = equalize(moments, num_groups=1, shrink=shrink, steps=COARSE)[1]
+        fitted += float(drift.square())
+    if fitted * LESS < lost:
+        yield (
+            "the groups asked for lose much of what the network knows: samples' own statistics move the norms' outputs "
+            f"by {lost:.2g} in all (sum of squared drifts), with one group (--groups 1) by {fitted:.2g}"
+        )
 
 
 def _obstacle(

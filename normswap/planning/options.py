@@ -23,7 +23,7 @@ from normswap.planning.schema import (
     texts,
 )
 
-SHRINK, AUTO_SHRINK = 0.5, 10.0
+SHRINK, AUTO_SHRINK = 10.0, 60.0
 """What measured best where the group count is given, and where it is chosen per layer."""
 
 OVERRIDABLE = ("groups", "group_size", "to", "ws")

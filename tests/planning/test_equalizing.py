@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import normswap
+from normswap.demo.digits import digits_resnet, load_digits
 
 
 class Wired(nn.Module):
@@ -248,3 +249,18 @@ def test_what_cannot_be_made_up_is_named() -> None:
     model = trained(nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8))).float()
     with pytest.raises(normswap.NeedsExampleInput, match="no inputs can be made up for Sequential"):
         normswap.convert(model, batches="synthetic", example_input=torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize(("groups", "warns"), [(32, True), (1, False), ("auto", False)])
+def test_a_group_count_that_loses_most_is_named_with_the_one_that_keeps_it(groups: int | str, warns: bool) -> None:
+    images = load_digits()[0][:64]
+    plan = normswap.inspect(digits_resnet(), groups=groups, batches=[images], example_input=images[:2])
+    lost = sum(entry.drift**2 for entry in plan.norms if entry.drift)
+    told = [line for line in plan.warnings if "the groups asked for lose much" in line]
+    assert bool(told) == warns == (lost > 0.1)
+    if warns:
+        one = normswap.inspect(digits_resnet(), groups=1, shrink=10, batches=[images], example_input=images[:2])
+        kept = sum(entry.drift**2 for entry in one.norms if entry.drift)
+        assert f"by {lost:.2g} in all" in told[0]
+        assert float(told[0].rsplit(" by ", 1)[1]) == pytest.approx(kept, rel=0.5)
+        assert told[0] in str(plan)
