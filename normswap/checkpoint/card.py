@@ -13,7 +13,7 @@ tags:
 # {title}, without BatchNorm
 
 {title} with GroupNorm in place of BatchNorm ({norms} layers) and weight-standardized convolutions ({convs} layers),
-made with normswap {version}. It trains at batch size 1 and needs no running statistics.
+made with normswap {version}. {trains}
 
 ## How to load it
 
@@ -58,6 +58,7 @@ def model_card(config: dict[str, Any], repository: str | None = None) -> str:
         norms=len(norms),
         convs=sum(forms.values()),
         version=block["versions"]["normswap"],
+        trains=_how_it_trains(entries),
         load=_how_to_load(config, repository),
         source=f"{source['name']} of {source['registry']}" if source else "a network of its author's own",
         groups=", ".join(
@@ -68,6 +69,15 @@ def model_card(config: dict[str, Any], repository: str | None = None) -> str:
         formula=f"`{block['weight_standardization']}`" if forms else "-",
         checks="\n".join(f"- {row['name']}: {row['detail']}" for row in checks) or "Nothing was checked.",
     )
+
+
+def _how_it_trains(entries: list[dict[str, Any]]) -> str:
+    kept = Counter(e["action"] for e in entries if e.get("role") == "norm" and e.get("by_user"))
+    if live := kept["keep"]:
+        return f"{live} norms were kept as they were: in train mode they look at the batch."
+    if frozen := kept["freeze"]:
+        return f"It trains at batch size 1; {frozen} BatchNorms were kept, with the statistics they have."
+    return "It trains at batch size 1 and needs no running statistics."
 
 
 def _is_timm(config: dict[str, Any]) -> bool:

@@ -63,6 +63,8 @@ def convert(
             statistics move the outputs least (`normswap.layers.equalization`), and every norm's affine values are set
             to give the moments that the original's have on them. ``"synthetic"`` makes up 64 inputs, which tell scales
             and signs alone; ``"filters"`` chooses signs by the filters, without a forward pass. Without, filters stay.
+        keep: How the norms go on that `include` and `exclude` leave alone: ``"frozen"``, with the statistics they have
+            in train mode, too, or ``"live"``.
         include: Glob patterns of qualified names; only these layers are touched.
         exclude: Glob patterns of layers to leave alone.
         overrides: Other options for some layers, by glob pattern: ``{"layer4.*": {"groups": 8, "ws": "none"}}``; of
@@ -91,7 +93,7 @@ def convert(
     plan, before = _inspected(network, example_input, wanted, images)
     if before.functional_norms:
         refuse_strays(network.model)
-    if not plan.changes:
+    if not any(entry.converts for entry in plan.entries):
         _nothing_to_do(network, plan, before)
         return network.model if inplace else copy_model(network.model)
     if check:

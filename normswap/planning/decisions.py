@@ -17,10 +17,11 @@ from normswap.networks.recognition import (
     computed_tensors,
     has_kernel,
     is_registered_conv,
+    is_registered_norm,
     norm_parts,
     out_channels,
 )
-from normswap.planning.choices import WS, Action, To
+from normswap.planning.choices import WS, Action, Keep, To
 from normswap.planning.entry import ConvEntry, NormEntry
 from normswap.planning.equalizing import Scales, equalize_norms
 from normswap.planning.fitting import fit_norms
@@ -87,7 +88,7 @@ def _plan_norm(name: str, network: Network, facts: NormFacts | None, options: Op
         then=then,
     )
     if refusal := options.leaves(name):
-        return replace(base, reason=refusal, by_user=True)
+        return _kept(replace(base, reason=refusal, by_user=True), norm, obstacle, options)
     if obstacle:
         return replace(base, reason=obstacle)
     positions = math.prod(facts.shape[2:]) if facts else None
@@ -98,6 +99,17 @@ def _plan_norm(name: str, network: Network, facts: NormFacts | None, options: Op
     asked = _groups_asked(own, channels)
     reason = _norm_reason(facts, groups, asked)
     return replace(base, action=Action.GROUP_NORM, reason=reason, groups_asked=asked, groups=groups)
+
+
+def _kept(entry: NormEntry, norm: nn.Module, obstacle: str, options: Options) -> NormEntry:
+    """Return the entry of a norm that the user keeps: frozen, where that is asked for and keeps what it computes."""
+    if options.keep is Keep.LIVE or not isinstance(norm, _BatchNorm) or is_registered_norm(norm):
+        return entry
+    if norm_parts(norm).mean is None:
+        obstacle = "it keeps no statistics"
+    if obstacle:
+        return replace(entry, reason=f"{entry.reason}; cannot be frozen: {obstacle}")
+    return replace(entry, action=Action.FREEZE)
 
 
 def _groups_asked(own: Options, channels: int) -> int | Literal["auto"]:
@@ -190,7 +202,7 @@ def _conv_obstacle(conv: nn.Module, facts: LayerFacts, norms: Mapping[str, NormE
     ends = [node for node in facts.read_by if node.kind is Kind.NORM]
     if other := [n for n in facts.read_by if n.kind not in (Kind.NORM, Kind.OTHER_NORM)]:
         return f"its output is read by {_label(other[0].kind, other[0].name)}"
-    if kept := [node for node in ends if not norms[node.name].changes]:
+    if kept := [node for node in ends if not norms[node.name].converts]:
         return f"its output is read by {kept[0].name}, which is left as it is"
     if not ends:
         return "no norm that is replaced reads its output"

@@ -35,7 +35,7 @@ class Entry:
         aliases: Its other names.
         channels: Channels of a norm, output channels of a convolution.
         eps: Epsilon of the new norm, or of the standardization; None where a convolution stays plain.
-        by_user: Whether it is left alone because the user's options say so.
+        by_user: Whether it stays a norm or a plain convolution because the user's options say so.
     """
 
     role: ClassVar[Role]
@@ -53,6 +53,11 @@ class Entry:
     def changes(self) -> bool:
         """Whether the layer is replaced."""
         return self.action is not Action.KEEP
+
+    @property
+    def converts(self) -> bool:
+        """Whether the layer is replaced by one of another kind; a frozen norm stays one."""
+        return self.changes and self.action is not Action.FREEZE
 
     @property
     def flaw(self) -> str:
@@ -124,7 +129,7 @@ class ConvEntry(Entry):
     @property
     def flaw(self) -> str:
         """What keeps the entry from being applied, else empty."""
-        if self.action in (Action.GROUP_NORM, Action.SCALE):
+        if self.action in (Action.GROUP_NORM, Action.SCALE, Action.FREEZE):
             return f"{self.action.value!r} is for norms"
         if (self.ws is None) == (self.action is Action.STANDARDIZE):
             return f"{self.action.value!r} with the form {self.ws!r}"

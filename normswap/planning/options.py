@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, Self, TypedDict
 
 from normswap.errors import InvalidOption
-from normswap.planning.choices import WS, Affine, To
+from normswap.planning.choices import WS, Affine, Keep, To
 from normswap.planning.groups import num_groups_for
 from normswap.planning.schema import (
     chosen,
@@ -39,6 +39,7 @@ class Wishes(TypedDict, total=False):
     affine: str
     shrink: float | None
     equalize: bool
+    keep: str
     include: Iterable[str]
     exclude: Iterable[str]
     overrides: Mapping[str, Mapping[str, int | str]]
@@ -64,6 +65,7 @@ class Options:
         affine: Where the affine values come from.
         shrink: How far a matched norm draws a sample's variance towards the running one; None for what measured best.
         equalize: Whether filters before matched norms get the scales and signs with which GroupNorm moves least.
+        keep: How the norms go on that the patterns leave alone.
         include: Patterns of layer names; only these are touched. Empty for all.
         exclude: Patterns of layers to leave alone.
         overrides: (pattern, option, value) rows: other options for some layers.
@@ -76,6 +78,7 @@ class Options:
     affine: Affine = field(default=Affine.MATCH, metadata=ruled(text))
     shrink: float | None = field(default=None, metadata=ruled(optional(number)))
     equalize: bool = field(default=True, metadata=ruled(flag))
+    keep: Keep = field(default=Keep.FROZEN, metadata=ruled(text))
     include: tuple[str, ...] = field(default=(), metadata=ruled(texts))
     exclude: tuple[str, ...] = field(default=(), metadata=ruled(texts))
     overrides: tuple[tuple[str, str, int | str], ...] = field(default=(), metadata=ruled(_overrides))
@@ -112,7 +115,7 @@ class Options:
             replace(self, overrides=(), **{option: value})  # type: ignore[arg-type]
         if not isinstance(self.equalize, bool):
             raise InvalidOption(f"equalize={self.equalize!r} must be True or False")
-        for option, choices in (("to", To), ("ws", WS), ("affine", Affine)):
+        for option, choices in (("to", To), ("ws", WS), ("affine", Affine), ("keep", Keep)):
             object.__setattr__(self, option, _choice(option, getattr(self, option), choices))
         for option in ("include", "exclude"):
             object.__setattr__(self, option, _patterns(option, getattr(self, option)))

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from normswap.networks.inputs import Samples, samples_in
 from normswap.tracing.graph import Kind, Node
 from normswap.tracing.recorder import Recorder, Shapes
 
@@ -69,7 +70,6 @@ class Trace:
         convs: Facts of the convolutions that ran.
         linears: Facts of the linear layers that ran.
         shapes: Shapes of the outputs of every module that ran.
-        batch: Samples in the example input.
         inputs: The example input on the meta device.
         with_data: Whether the pass needed real tensors.
         functional_norms: Modules that call batch_norm themselves, without a norm.
@@ -80,11 +80,20 @@ class Trace:
     convs: dict[str, LayerFacts]
     linears: dict[str, LayerFacts]
     shapes: dict[str, Shapes]
-    batch: int
     inputs: Any
     with_data: bool = False
     functional_norms: tuple[str, ...] = ()
     stopped_by: str | None = None
+
+    @property
+    def samples(self) -> Samples:
+        """How the example input holds its samples, by what the network made of it."""
+        return samples_in(self.inputs, (shape for shapes in self.shapes.values() for shape in shapes))
+
+    @property
+    def batch(self) -> int:
+        """Samples in the example input."""
+        return self.samples.count
 
     def left_out(self, names: Collection[str]) -> set[str]:
         """Return those of the named modules that did not run."""

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from normswap.errors import NeedsExampleInput, described
 from normswap.networks.copying import copy_model, meta_copy
-from normswap.networks.inputs import as_call, batch_size, tensors_in
+from normswap.networks.inputs import as_call, tensors_in
 from normswap.networks.network import Network
 from normswap.tracing.candidates import candidates
 from normswap.tracing.dispatch import Dispatch
@@ -116,7 +116,6 @@ def _run(model: nn.Module, example_input: Any, *, training: bool, data: bool, ed
         convs=layer_facts(recorder, Kind.CONV),
         linears=layer_facts(recorder, Kind.LINEAR),
         shapes=recorder.shapes,
-        batch=batch_size(args[0] if args else kwargs),
         inputs=tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), placed),
         with_data=data,
         functional_norms=tuple(sorted(recorder.functional_norms)),
