@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from normswap.conversion.carried_plan import carried_plan, carry_plan, must_fit
 from normswap.conversion.moments import match_moments
+from normswap.conversion.present_plan import joined
 from normswap.conversion.structure import structural_checks
 from normswap.conversion.surgery import operate
 from normswap.errors import AlreadyConverted, CheckFailed, InvalidOption, NeedsExampleInput, NothingToConvert
@@ -169,8 +170,9 @@ def apply(model: nn.Module, plan: Plan | str | PathLike[str], *, inplace: bool =
 
 def _applied(network: Network, plan: Plan) -> nn.Module:
     """Replace the layers of a network, in place, and have it carry the plan."""
+    earlier = carried_plan(network.model)
     model = operate(network, plan)
-    carry_plan(model, plan)
+    carry_plan(model, plan if earlier is None else joined(earlier, plan, Network(model)))
     return model
 
 

@@ -151,7 +151,7 @@ def _frozen(entry: NormEntry, old: nn.Module) -> FrozenBatchNorm:
             f"{entry.name}: the plan freezes statistics, {type(old).__name__} keeps none; "
             "apply the plan to the network it was made for"
         )
-    new = FrozenBatchNorm(old, then=_then(entry, old))
+    new = FrozenBatchNorm(old, eps=entry.eps, then=_then(entry, old))
     carry_state(old, new)
     return new
 

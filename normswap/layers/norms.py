@@ -93,6 +93,7 @@ class FrozenBatchNorm(nn.Module):
 
     Args:
         norm: A norm of torch's family with running statistics.
+        eps: Epsilon, where not the norm's own.
         then: Modules by name, in the order they run afterwards.
     """
 
@@ -101,9 +102,10 @@ class FrozenBatchNorm(nn.Module):
     weight: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, norm: nn.Module, *, then: dict[str, nn.Module] | None = None) -> None:
+    def __init__(self, norm: nn.Module, *, eps: float | None = None, then: dict[str, nn.Module] | None = None) -> None:
         super().__init__()
-        self.num_features, self.eps = int(norm.num_features), float(norm.eps)  # type: ignore[arg-type]
+        self.num_features = int(norm.num_features)  # type: ignore[arg-type]
+        self.eps = float(norm.eps if eps is None else eps)  # type: ignore[arg-type]
         self._parameters, self._buffers = dict(norm._parameters), dict(norm._buffers)
         self.then = tuple(then or ())
         for name, module in (then or {}).items():

@@ -279,4 +279,4 @@ class Doubled(nn.BatchNorm2d):
 
 def test_arithmetic_beyond_batch_norm_is_not_lost() -> None:
     plan = normswap.inspect(nn.Sequential(conv(), Doubled(8)), example_input=torch.zeros(2, 3, 8, 8))
-    assert plan.norms[0].reason == "its forward also computes relu, which GroupNorm would lose"
+    assert plan.norms[0].reason == "its forward also computes mul, which GroupNorm would lose"
