@@ -74,7 +74,7 @@ class NormEntry(Entry):
     """A BatchNorm-like layer.
 
     Attributes:
-        fed_by: The first layers upstream that change values; operators in angle brackets.
+        fed_by: The first layers upstream that change values, eight of them at most; operators in angle brackets.
         shape: (N, C, *) shape of its smallest input in the trace; None if no forward pass reached it.
         groups_asked: Group count wanted, or ``"auto"``.
         groups: Group count used; None where it becomes a scale or stays.
@@ -117,7 +117,7 @@ class ConvEntry(Entry):
     """A convolution.
 
     Attributes:
-        feeds: The first layers downstream that change values; operators in angle brackets.
+        feeds: The first layers downstream that change values, eight of them at most; operators in angle brackets.
         ws: Form of its weight standardization, adaptive or standard; None where it stays plain.
     """
 

@@ -84,6 +84,7 @@ def _with_training_pass(
         linears=_merged(first.linears, second.linears),
         shapes=second.shapes | first.shapes,
         functional_norms=tuple({*first.functional_norms, *second.functional_norms}),
+        graphs=(*first.graphs, *second.graphs),
     )
 
 
@@ -119,6 +120,7 @@ def _run(model: nn.Module, example_input: Any, *, training: bool, data: bool, ed
         inputs=tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), placed),
         with_data=data,
         functional_norms=tuple(sorted(recorder.functional_norms)),
+        graphs=(recorder.graph,) if edges else (),
         stopped_by=stopped_by,
     )
 
