@@ -151,15 +151,14 @@ def norm_facts(recorder: Recorder) -> Iterator[tuple[str, NormFacts]]:
         yield name, NormFacts(smallest, fed_by, reach.more, reach.kinds, reach.via, steps, direct)
 
 
-def layer_facts(recorder: Recorder, kind: Kind) -> dict[str, LayerFacts]:
-    """Return the facts of every convolution, or every linear layer, that ran, by name."""
+def layer_facts(recorder: Recorder) -> tuple[dict[str, LayerFacts], dict[str, LayerFacts]]:
+    """Return the facts of every convolution and of every linear layer that ran, by name."""
     graph = recorder.graph
-    if not any(node.kind is kind for node in graph.nodes):
-        return {}
-    found: dict[str, LayerFacts] = {}
-    for node, reach, index in zip(graph.nodes, graph.downstream(), range(len(graph.nodes)), strict=True):
-        if node.kind is not kind:
+    convs, linears = dict[str, LayerFacts](), dict[str, LayerFacts]()
+    for index, (node, reach) in enumerate(zip(graph.nodes, graph.downstream(), strict=True)):
+        if node.kind not in (Kind.CONV, Kind.LINEAR):
             continue
+        found = convs if node.kind is Kind.CONV else linears
         leaf = recorder.plain.get(index)
         reads = recorder.parameters.reads.get(leaf, set()) - OWN_READS if leaf else ()
         read_by = tuple(graph.nodes[end] for end in reach.ends)
@@ -167,7 +166,7 @@ def layer_facts(recorder: Recorder, kind: Kind) -> dict[str, LayerFacts]:
             leaf is not None, read_by, reach.more, reach.kinds, reach.via, reach.leaves, frozenset(reads)
         )
         found[node.name] = found[node.name].merged(facts) if node.name in found else facts
-    return found
+    return convs, linears
 
 
 def _firsts(

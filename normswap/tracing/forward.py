@@ -18,7 +18,6 @@ from normswap.networks.network import Network
 from normswap.tracing.candidates import candidates
 from normswap.tracing.dispatch import Dispatch
 from normswap.tracing.facts import LayerFacts, Trace, layer_facts, norm_facts
-from normswap.tracing.graph import Kind
 from normswap.tracing.recorder import Recorder
 
 MORE_TRIES = 4
@@ -112,10 +111,11 @@ def _run(model: nn.Module, example_input: Any, *, training: bool, data: bool, ed
             recorder.finish(tensors_in(copy.model(*args, **kwargs)))
         except Exception as error:
             stopped_by = described(error)
+    convs, linears = layer_facts(recorder)
     return Trace(
         norms=dict(norm_facts(recorder)),
-        convs=layer_facts(recorder, Kind.CONV),
-        linears=layer_facts(recorder, Kind.LINEAR),
+        convs=convs,
+        linears=linears,
         shapes=recorder.shapes,
         inputs=tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), placed),
         with_data=data,
