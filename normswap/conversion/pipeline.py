@@ -66,10 +66,10 @@ def convert(
             and signs alone; ``"filters"`` chooses signs by the filters, without a forward pass. Without, filters stay.
         keep: How the norms go on that `include` and `exclude` leave alone: ``"frozen"``, with the statistics they have
             in train mode, too, or ``"live"``.
-        include: Glob patterns of qualified names; only these layers are touched.
-        exclude: Glob patterns of layers to leave alone.
-        overrides: Other options for some layers, by glob pattern: ``{"layer4.*": {"groups": 8, "ws": "none"}}``; of
-            `groups`, `group_size`, `to` and `ws`.
+        include: Glob patterns of qualified names; only these layers, and those in modules of such a name, are touched.
+        exclude: Glob patterns of layers, or of modules that hold them, to leave alone.
+        overrides: Other options for some layers, by glob pattern: ``{"layer4": {"groups": 8, "ws": "none"}}``; of
+            `groups`, `group_size` and `to` for norms, and `ws` for convolutions.
         inplace: Change `model` instead of a copy. Parameters stay the same objects, so an optimizer made before stays
             valid.
         check: Look for weights that are not finite, trace the result and compare every module's output shape; in
@@ -79,7 +79,8 @@ def convert(
         The converted network; `normswap.plan_of` tells what was done.
 
     Raises:
-        InvalidOption: An option is unknown or has a value no layer could be converted with.
+        InvalidOption: An option is unknown, has a value no layer could be converted with, or is for no layer that
+            its pattern matches.
         NothingToConvert: The model holds no BatchNorm, or the options leave all of it alone.
         UnsupportedModel: It is scripted, quantized, sharded or uninitialized, cannot be copied, or runs BatchNorm that
             is no module.

@@ -30,6 +30,7 @@ from normswap.planning.measuring import Images
 from normswap.planning.options import Options
 from normswap.planning.plan import Plan
 from normswap.planning.plan_warnings import plan_warnings
+from normswap.texts import plain
 from normswap.tracing.facts import LayerFacts, NormFacts, Trace
 from normswap.tracing.graph import NAMED, Kind, Node
 from normswap.tracing.operators import VIEWS
@@ -64,6 +65,7 @@ def make_plan(network: Network, trace: Trace, options: Options, images: Images |
         for name in network.modules
         if name in network.convs or name in trace.convs
     }
+    options.must_apply(network.modules, norms, convs)
     convs = _share_fate_of_tied_weights(convs, network)
     norms = fit_norms(norms, options, network, convs, trained)
     scales: Scales = {}
@@ -71,7 +73,7 @@ def make_plan(network: Network, trace: Trace, options: Options, images: Images |
         norms, scales = equalize_norms(network, trace, norms, convs, options, images)
     planned: dict[str, NormEntry | ConvEntry] = {**norms, **convs}
     entries = tuple(planned[name] for name in network.modules if name in planned)
-    warnings = tuple(plan_warnings(network, norms, trace, options))
+    warnings = tuple(map(plain, plan_warnings(network, norms, trace, options)))
     return Plan(options, entries, warnings, describe(trace.inputs), scales)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from normswap.planning.choices import Action, Affine
 from normswap.planning.entry import ConvEntry, NormEntry
 from normswap.tables import table
+from normswap.texts import plain
 
 Entries = Sequence[NormEntry | ConvEntry]
 
@@ -30,7 +31,7 @@ def summary(entries: Entries, warnings: Iterable[str]) -> list[str]:
     equalized = sum(entry.drift_before is not None and not entry.not_equalized for entry in matched)
     frozen = sum(entry.action is Action.FREEZE for entry in norms)
     left = Counter(_general(entry) for entry in entries if not entry.changes)
-    return [
+    lines = [
         f"{groups.total()} of {len(norms)} norms become GroupNorm{f': {counts}' if counts else ''}",
         *([f"{scales} norms that see one value per sample become ChannelScale"] if scales else []),
         *([f"{frozen} norms that were kept are frozen: their statistics stay as they are"] if frozen else []),
@@ -39,6 +40,7 @@ def summary(entries: Entries, warnings: Iterable[str]) -> list[str]:
         *(f"left: {n} x {reason}" for reason, n in left.most_common()),
         *(f"warning: {warning}" for warning in warnings),
     ]
+    return list(map(plain, lines))
 
 
 def _general(entry: NormEntry | ConvEntry) -> str:
