@@ -3,7 +3,7 @@
 python benchmarks/grammar.py [--networks 2000] [--seed 0]
 
 Prints the seed, and of the first network that fails what it was drawn from and why, reduced to the smallest one that
-hypothesis finds. Ten minutes for 2,000 networks on one core.
+hypothesis finds. Four minutes for 2,000 networks on one core.
 """
 
 import argparse

@@ -127,6 +127,8 @@ def trained_norms(draw: st.DrawFn, dims: int, channels: int) -> nn.Module:
     """A norm with statistics, its affine part there or not; classes that compute something else among them."""
     made = draw(st.sampled_from(KINDS))(NORMS[dims])
     norm = made(channels, draw(st.sampled_from([1e-5, 1e-3, 0.1])), affine=draw(st.booleans()))
+    if not draw(st.integers(0, 3)):
+        norm.register_parameter("bias", None)
     for tensor, low, high in (
         (norm.weight, -1.5, 1.5), (norm.bias, -1, 1), (norm.running_mean, -1, 1), (norm.running_var, 0.2, 3),
     ):  # fmt: skip
