@@ -1,8 +1,14 @@
 """Every error normswap raises on purpose, named by what the user can do about it."""
 
+from normswap.texts import plain
+
 
 class NormswapError(Exception):
     """Base of all errors of this package; the message is one line and ends with the next step."""
+
+    def __str__(self) -> str:
+        """Return the message; what is not printable in the names it quotes is escaped."""
+        return plain(super().__str__())
 
 
 class InvalidOption(NormswapError, ValueError):
@@ -61,11 +67,19 @@ class WeightsUnavailable(NormswapError):
     """Pass ``--weights FILE`` or ``--no-pretrained``: the pretrained weights cannot be had from here."""
 
 
-class AlreadyConverted(UserWarning):
+class NormswapWarning(UserWarning):
+    """Base of all warnings of this package; the message is one line."""
+
+    def __str__(self) -> str:
+        """Return the message; what is not printable in the names it quotes is escaped."""
+        return plain(super().__str__())
+
+
+class AlreadyConverted(NormswapWarning):
     """The network was converted before; nothing was changed."""
 
 
-class CheckpointAdapted(UserWarning):
+class CheckpointAdapted(NormswapWarning):
     """The checkpoint was read after its tensors had been unpacked or renamed; the message says how."""
 
 

@@ -3,6 +3,8 @@
 from collections import Counter
 from typing import Any
 
+from normswap.texts import plain, yaml_scalar
+
 TEMPLATE = """---
 library_name: {library}
 tags:
@@ -13,7 +15,7 @@ tags:
 # {title}, without BatchNorm
 
 {title} with GroupNorm in place of BatchNorm ({norms} layers) and weight-standardized convolutions ({convs} layers),
-made with normswap {version}. It trains at batch size 1 and needs no running statistics.
+made with normswap {version}. {trains}
 
 ## How to load it
 
@@ -54,20 +56,30 @@ def model_card(config: dict[str, Any], repository: str | None = None) -> str:
     return TEMPLATE.format(
         library="timm" if _is_timm(config) else "pytorch",
         front=_front(config),
-        title=source["name"] if source else "A network",
+        title=plain(source["name"]) if source else "A network",
         norms=len(norms),
         convs=sum(forms.values()),
-        version=block["versions"]["normswap"],
+        version=plain(str(block["versions"]["normswap"])),
+        trains=_how_it_trains(entries),
         load=_how_to_load(config, repository),
-        source=f"{source['name']} of {source['registry']}" if source else "a network of its author's own",
+        source=plain(f"{source['name']} of {source['registry']}") if source else "a network of its author's own",
         groups=", ".join(
             f"{count} norms of {g} groups" if g else f"{count} scales" for g, count in groups.most_common()
         ),
-        forms=", ".join(f"{count} convolutions {form}" for form, count in sorted(forms.items())) or "none",
+        forms=", ".join(f"{count} convolutions {plain(str(form))}" for form, count in sorted(forms.items())) or "none",
         affine=" and ".join(sorted({AFFINE[e["affine"]] for e in norms if e.get("affine") in AFFINE})) or "-",
-        formula=f"`{block['weight_standardization']}`" if forms else "-",
-        checks="\n".join(f"- {row['name']}: {row['detail']}" for row in checks) or "Nothing was checked.",
+        formula=plain(f"`{block['weight_standardization']}`") if forms else "-",
+        checks="\n".join(plain(f"- {row['name']}: {row['detail']}") for row in checks) or "Nothing was checked.",
     )
+
+
+def _how_it_trains(entries: list[dict[str, Any]]) -> str:
+    kept = Counter(e["action"] for e in entries if e.get("role") == "norm" and e.get("by_user"))
+    if live := kept["keep"]:
+        return f"{live} norms were kept as they were: in train mode they look at the batch."
+    if frozen := kept["freeze"]:
+        return f"It trains at batch size 1; {frozen} BatchNorms were kept, with the statistics they have."
+    return "It trains at batch size 1 and needs no running statistics."
 
 
 def _is_timm(config: dict[str, Any]) -> bool:
@@ -78,10 +90,10 @@ def _is_timm(config: dict[str, Any]) -> bool:
 def _front(config: dict[str, Any]) -> str:
     """Return the card's own metadata: license and base model of weights that were learned."""
     block, license_name = config["normswap"], config.get("pretrained_cfg", {}).get("license")
-    front = f"license: {license_name}\n" if license_name else ""
+    front = f"license: {yaml_scalar(license_name)}\n" if license_name else ""
     learned = any(e.get("affine") == "match" or e.get("ws") == "adaptive" for e in block["plan"]["entries"])
     if learned and block.get("base_model"):
-        front += f"base_model: {block['base_model']}\n"
+        front += f"base_model: {yaml_scalar(block['base_model'])}\n"
     return front
 
 

@@ -85,7 +85,12 @@ def _head(source: Source, model: nn.Module) -> dict[str, Any]:
 
 def _is_json(value: Any) -> bool:
     try:
-        json.dumps(value)
+        return bool(json.loads(json.dumps(value, allow_nan=False)) == _listed(value))
     except (TypeError, ValueError):
         return False
-    return True
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_listed(item) for item in value]
+    return {key: _listed(item) for key, item in value.items()} if isinstance(value, dict) else value

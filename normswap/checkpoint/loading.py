@@ -34,7 +34,8 @@ def load(
 
     Args:
         directory: The folder, or ``hf-hub:user/name`` for one that `push` uploaded.
-        num_classes: Outputs of a new head; tensors of the head that no longer fit keep their initialization.
+        num_classes: Outputs of a new head; tensors of the head that no longer fit keep their initialization,
+            and no others.
         model: The unconverted network to start from, where the checkpoint names no source (your own classes).
         weights: File to take the tensors from instead: a state dict of the converted network after fine-tuning.
             Nesting and prefixes that training tools add are taken off, with a warning that says so.
@@ -59,9 +60,13 @@ def load(
             expected = converted.state_dict()
         state = read_state_dict(path, () if weights is None else expected)
     if model is None:
-        must_fit(expected, state, name=str(path), num_classes=num_classes)  # before memory is taken for it
+        head = partial(_head, source, num_classes)
+        fresh = must_fit(expected, state, name=str(path), num_classes=num_classes, head=head)  # before memory is taken
         converted = apply(_attempt(source.build, source, num_classes), plan, inplace=True)
-    fill(converted, state, name=str(path), may_drop_head=num_classes is not None)
+    else:
+        head = partial(_resized, expected, state, num_classes)
+        fresh = must_fit(expected, state, name=str(path), num_classes=num_classes, head=head)
+    fill(converted, state, name=str(path), head=fresh)
     recall(converted, description.config)
     return converted.eval()
 
@@ -107,6 +112,22 @@ def _described(config: Mapping[str, Any], *, where: Path, needs_source: bool) ->
 def _outline(source: Source, plan: Plan, num_classes: int | None) -> Mapping[str, Tensor]:
     """Return the state of the converted network without data."""
     return apply(_attempt(partial(meta_build, source), source, num_classes), plan, inplace=True).state_dict()
+
+
+def _head(source: Source, num_classes: int | None) -> set[str]:
+    """Return the names of the tensors whose size follows the number of classes, by building two sizes."""
+    classes = num_classes or 0
+    one, other = (_attempt(partial(meta_build, source), source, count).state_dict() for count in (classes, classes + 1))
+    return {name for name, tensor in one.items() if name not in other or other[name].shape != tensor.shape}
+
+
+def _resized(own: Mapping[str, Tensor], state: Mapping[str, Tensor], num_classes: int | None) -> set[str]:
+    """Return the names of the tensors that have a row per class, and the same rows in a file but for their number."""
+    return {
+        name
+        for name, tensor in own.items()
+        if tensor.shape[:1] == (num_classes,) and tensor.shape[1:] == state[name].shape[1:] and state[name].ndim
+    }
 
 
 def _attempt(build: Callable[..., nn.Module], source: Source, num_classes: int | None) -> nn.Module:

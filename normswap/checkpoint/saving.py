@@ -1,27 +1,33 @@
 """Write a converted network to a folder."""
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from normswap.checkpoint.card import model_card
 from normswap.checkpoint.config import timm_config
-from normswap.checkpoint.folder import write
+from normswap.checkpoint.folder import CONFIG, write
 from normswap.checkpoint.tensors import stored_tensors
 from normswap.conversion.carried_plan import plan_of
 from normswap.conversion.checks import Checks
 from normswap.conversion.pipeline import apply
-from normswap.errors import CheckpointError, PlanMismatch
+from normswap.conversion.present_plan import present_plan
+from normswap.errors import CheckpointError, PlanMismatch, first_line
 from normswap.layers.standardization import FORMULA
+from normswap.networks.network import Network
 from normswap.networks.validation import unwrap
-from normswap.planning.plan import Plan
-from normswap.planning.schema import SCHEMA
+from normswap.planning.plan import Plan, plan_in
+from normswap.planning.schema import SCHEMA, must_be_inputs, text
 from normswap.sources.provenance import source_of
 from normswap.sources.registry import Source, find, meta_build
+from normswap.sources.untrusted_json import MAX_BYTES, parse_json
 from normswap.version import __version__
 
 
@@ -55,12 +61,14 @@ def save(
         UnknownModel: No registry holds `source`.
     """
     model, directory = unwrap(model), Path(directory)
-    plan = plan_of(model)
+    network = Network(model)
+    plan = _storable(present_plan(network, plan_of(model)))
     source = find(source) if isinstance(source, str) else source or source_of(model)
     tensors = stored_tensors(model)
     if source is not None:
-        _must_rebuild(source, plan, tensors)
+        _must_rebuild(source, plan, tensors, network)
     config = _config(model, plan, source, checks)
+    _must_be_readable(config, plan, str(directory / CONFIG))
     try:
         write(directory, tensors, config, model_card(config))
     except OSError as error:
@@ -70,12 +78,44 @@ def save(
     return directory
 
 
-def _must_rebuild(source: Source, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
-    """Prove, before anything is written, that the source and the plan give a network with these tensors."""
+def _storable(plan: Plan) -> Plan:
+    """Return the plan as a file may hold it: without example inputs that nobody could read back.
+
+    Raises:
+        CheckpointError: A layer has a name that no file may hold.
+    """
+    for entry in plan.entries:
+        if strange := [name for name in (entry.name, *entry.aliases) if not text(name)]:
+            raise CheckpointError(
+                f"{strange[0]!a:.200}: a layer's name must be one line without control characters, so that it can be "
+                "stored; rename the layer before converting"
+            )
     try:
-        built = apply(meta_build(source), plan, inplace=True).state_dict()
+        must_be_inputs(plan.inputs)
+    except ValueError:
+        return replace(plan, inputs=None)
+    return plan
+
+
+def _must_be_readable(config: dict[str, Any], plan: Plan, where: str) -> None:
+    """Prove, before anything is written, that what will be read is what is written."""
+    try:
+        content = json.dumps(config, indent=1, allow_nan=False)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"would be larger than {MAX_BYTES >> 20} MiB")
+        if plan_in(parse_json(content)["normswap"], where) != plan:
+            raise ValueError("would read back as another plan")
+    except (ValueError, TypeError, PlanMismatch) as error:
+        raise CheckpointError(f"{where}: cannot be written ({first_line(error)})") from error
+
+
+def _must_rebuild(source: Source, plan: Plan, tensors: Mapping[str, Tensor], network: Network) -> None:
+    """Prove, before anything is written, that the source and the plan give this network."""
+    try:
+        model = apply(meta_build(source), plan, inplace=True)
     except PlanMismatch as error:
         raise CheckpointError(f"source {source.name!r} builds another network ({error})") from error
+    built = model.state_dict()
     for name in sorted({*built, *tensors}):
         ours, theirs = (x[name].shape if name in x else None for x in (tensors, built))
         if ours != theirs:
@@ -83,6 +123,20 @@ def _must_rebuild(source: Source, plan: Plan, tensors: Mapping[str, Tensor]) -> 
                 f"source {source.name!r} builds another network ({name}: {_size(theirs)} there, {_size(ours)} here); "
                 "pass the source it was made from"
             )
+    theirs_by_name = Network(model).slots
+    for name, module in network.slots.items():
+        here, there = _outline(module), _outline(theirs_by_name.get(name))
+        if here != there:
+            raise CheckpointError(
+                f"source {source.name!r} builds another network ({name}: {there} there, {here} here); "
+                "pass the source it was made from, or leave the source out"
+            )
+
+
+def _outline(module: nn.Module | None) -> str:
+    """Return the class of a module, and of a layer that convolves or normalizes by groups its settings."""
+    settings = isinstance(module, (_ConvNd, nn.GroupNorm))
+    return "nothing" if module is None else type(module).__name__ + (f"({module.extra_repr()})" if settings else "")
 
 
 def _config(model: nn.Module, plan: Plan, source: Source | None, checks: Checks | None) -> dict[str, Any]:

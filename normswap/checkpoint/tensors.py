@@ -1,5 +1,8 @@
 """What a checkpoint stores: a state dict whose filters a plain convolution can use as they are."""
 
+from functools import cache
+
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +20,8 @@ def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
     Where no training has moved the filters they are stored bit for bit.
 
     Raises:
-        CheckpointError: A tensor has no data, or an entry of the state is no tensor.
+        CheckpointError: A tensor has no data, or is of a kind that the file cannot hold, or an entry of the state is no
+            tensor.
     """
     moved = _moved_filters(model)
     tensors: dict[str, Tensor] = {}
@@ -26,8 +30,20 @@ def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
             raise CheckpointError(f"{name}: is a {type(value).__name__}, not a tensor; it cannot be saved")
         if value.is_meta:
             raise CheckpointError(f"{name}: has no data (meta device); it cannot be saved")
+        if value.layout is not torch.strided or value.is_quantized or not _has_a_format(value.dtype):
+            kind = f"{str(value.layout).removeprefix('torch.')} {str(value.dtype).removeprefix('torch.')}"
+            raise CheckpointError(f"{name}: is {kind}, which safetensors cannot hold; it cannot be saved")
         tensors[name] = moved.get(name, value).detach().cpu().clone(memory_format=torch.contiguous_format)
     return tensors
+
+
+@cache
+def _has_a_format(dtype: torch.dtype) -> bool:
+    try:
+        safetensors.torch.save({"": torch.empty(0, dtype=dtype)})
+    except (KeyError, safetensors.SafetensorError):
+        return False
+    return True
 
 
 @torch.no_grad()

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from normswap import errors
 from normswap.cli.output import Output
 from normswap.limits import MAX_ELEMENTS
@@ -84,7 +82,7 @@ def show_plan(out: Output, network: nn.Module, example_input: Any, options: dict
 
     plan = inspect(network, example_input=example_input, **options)
     out.result({"plan": plan.to_dict()}, str(plan))
-    if not plan.changes:
+    if not any(entry.converts for entry in plan.entries):
         raise errors.NothingToConvert(f"{type(network).__name__} holds no BatchNorm to convert")
     return plan
 
@@ -136,4 +134,4 @@ def _show_what_would_happen(
     plan = inspect(network, example_input=example_input, **options)
     error.partial = {"plan": plan.to_dict()}  # type: ignore[attr-defined]
     if not out.as_json and not out.quiet:
-        click.echo("\n".join(["would convert:", *summary(plan.entries, plan.warnings)]))
+        out.text("\n".join(["would convert:", *summary(plan.entries, plan.warnings)]))

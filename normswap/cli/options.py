@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from normswap.cli.models import Opening
-from normswap.planning.choices import WS, Affine, To
+from normswap.planning.choices import WS, Affine, Keep, To
 
 
 class GroupCount(click.ParamType[int | str]):
@@ -79,6 +79,13 @@ OPTIONS = (
         default=True,
         show_default=True,
         help="Give filters before norms the scale and sign with which samples' own statistics move the output least.",
+    ),
+    click.option(
+        "--keep",
+        type=click.Choice([choice.value for choice in Keep]),
+        default=Keep.FROZEN.value,
+        show_default=True,
+        help="Norms that patterns leave alone: with the statistics they have, or live.",
     ),
     click.option("--include", multiple=True, metavar="GLOB", help="Touch only layers whose name matches."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="Leave layers whose name matches alone."),

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from normswap import errors
+from normswap.texts import plain, plain_lines
 
 FAILED, USAGE, NOTHING, INTERRUPTED = 1, 2, 3, 130
 EXIT_CODES: tuple[tuple[type[errors.NormswapError], int], ...] = (
@@ -37,16 +38,20 @@ class Output:
             if self.as_json:
                 click.echo(json.dumps({"schema": 1, **data}))
             elif not self.quiet:
-                click.echo(text)
+                self.text(text)
         except BrokenPipeError:
             raise
         except OSError as error:
             raise UnwrittenResult(error.strerror) from error
 
+    def text(self, text: str) -> None:
+        """Print text that may quote names from networks and files."""
+        click.echo(plain_lines(text))
+
     def note(self, text: str) -> None:
         """Say what is going on to a person who waits."""
         if sys.stderr.isatty() and not self.quiet and not self.as_json:
-            click.echo(text, err=True)
+            click.echo(plain(text), err=True)
 
 
 def verb(function: Callable[..., None]) -> Callable[..., None]:

@@ -2,16 +2,27 @@
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from normswap.conversion.checks import Check
 from normswap.errors import described, first_line
 from normswap.networks.copying import copy_model
-from normswap.networks.inputs import as_call, batch_size, materialize, tensors_in, vary
+from normswap.networks.inputs import (
+    Samples,
+    as_call,
+    cannot_be_seen,
+    first_sample,
+    leaves_in,
+    materialize,
+    tensors_in,
+    vary,
+)
 from normswap.networks.validation import unwrap
 from normswap.planning.entry import ConvEntry, NormEntry
 from normswap.planning.plan import Plan
@@ -19,15 +30,21 @@ from normswap.planning.plan import Plan
 TOLERANCE = 1e-4
 """Largest difference allowed, relative to the largest output: float32 sums in another order stay far below it."""
 
+CLOSED = 1e-3
+"""A parameter without a larger value hides what is behind it: a gate, the last norm of a branch that starts at zero."""
 
-def behaviour_checks(converted: nn.Module, plan: Plan, original: nn.Module | None, example: Any) -> Iterator[Check]:
+
+def behaviour_checks(
+    converted: nn.Module, plan: Plan, original: nn.Module | None, example: Any, samples: Samples
+) -> Iterator[Check]:
     """Run the network on real tensors; modes and gradients of the user's models are left alone.
 
     Args:
         converted: The converted network.
         plan: What it was converted by.
-        original: The network before conversion, whose gradients are compared where it is given.
+        original: The network before conversion, with which training is compared where it is given.
         example: Shapes and types of an input.
+        samples: How that input holds its samples.
     """
     model = copy_model(converted).eval()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -35,58 +52,123 @@ def behaviour_checks(converted: nn.Module, plan: Plan, original: nn.Module | Non
         yield Check("numbers", None, "the network is on the meta device")
         return
     inputs = materialize(example, device, _dtype(model), seed=0)
-    try:
-        output = _output(model, inputs)
-    except Exception as error:
-        yield Check("runs", False, described(error))
-        return
-    finite = all(bool(torch.isfinite(t).all()) for t in _floats(output))
-    yield Check("finite", finite, "outputs are finite" if finite else "outputs hold NaN or infinity")
-    yield _batch_one(model, inputs)
-    yield _batch_independent(model, inputs, output)
-    yield _train_equals_eval(model, inputs, output)
-    yield _gradients(converted, plan, original, inputs)
+    original = None if original is None else unwrap(original)
+    with _same_random_numbers(device):
+        try:
+            output = _output(model, inputs)
+        except Exception as error:
+            yield Check("runs", False, described(error))
+            return
+        yield _finite(output)
+        yield _batch_one(model, first_sample(inputs, samples))
+        opened = _opened(model, inputs)
+        yield _batch_independent(opened, original, inputs, samples)
+        yield _train_equals_eval(opened, plan, inputs)
+        yield _gradients(converted, plan, original, inputs)
+
+
+@contextmanager
+def _same_random_numbers(device: torch.device) -> Iterator[None]:
+    """Leave torch's random numbers as they were; `_output` and `_step` begin with the same ones every time."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
 
 
 def _output(model: nn.Module, inputs: Any) -> Any:
     args, kwargs = as_call(copy.deepcopy(inputs))
+    torch.manual_seed(0)
     with torch.no_grad():
         return model(*args, **kwargs)
 
 
-def _batch_one(model: nn.Module, inputs: Any) -> Check:
-    batch = batch_size(inputs)
-    single = _first_sample(inputs, batch)
+def _finite(output: Any) -> Check:
+    unseen = sorted({type(leaf).__name__ for leaf in leaves_in(output) if cannot_be_seen(leaf)})
+    held = f"a {unseen[0]}" if unseen else "no numbers"
+    if not _floats(output):
+        return Check("finite", None, f"the output holds {held}: nothing that could be looked at")
+    finite = _is_finite(output)
+    also = f"; {held} among them could not be looked at" if unseen else ""
+    return Check("finite", finite, f"outputs are finite{also}" if finite else "outputs hold NaN or infinity")
+
+
+def _is_finite(output: Any) -> bool:
+    return all(bool(torch.isfinite(t).all()) for t in _floats(output))
+
+
+def _batch_one(model: nn.Module, single: Any) -> Check:
     try:
         output = _output(model, single)
     except Exception as error:
         return Check("batch size 1", False, described(error))
-    finite = all(bool(torch.isfinite(t).all()) for t in _floats(output))
+    finite = _is_finite(output)
     return Check("batch size 1", finite, "eval runs" if finite else "outputs hold NaN or infinity")
 
 
-def _batch_independent(model: nn.Module, inputs: Any, output: Any) -> Check:
-    name, batch = "batch independence", batch_size(inputs)
-    if batch < 2:
+def _opened(model: nn.Module, inputs: Any) -> nn.Module:
+    """Return a copy whose closed gates are open, so that what is behind them shows; the model where that is too much.
+
+    Values of branches that start with zeros are made up; as the same network is compared with itself they may be.
+    """
+    opened, generator = copy_model(model), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in opened.named_parameters():
+            own = name.endswith(("ws_gain", "ws_offset")) or not parameter.is_floating_point()
+            if not own and parameter.numel() and float(parameter.abs().max()) < CLOSED:
+                fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
+                values = (torch.rand(parameter.shape, generator=generator) + 0.5) / fan_in
+                parameter.copy_(values)
+    try:
+        return opened if _is_finite(_output(opened, inputs)) else model
+    except Exception:
+        return model
+
+
+def _batch_independent(model: nn.Module, original: nn.Module | None, inputs: Any, samples: Samples) -> Check:
+    """Change all samples but the first and look at what becomes of the first one."""
+    name = "batch independence"
+    if samples.count < 2:
         return Check(name, None, "the example holds one sample")
-    varied = _output(model, vary(inputs, batch, seed=1))
-    pairs = [
-        (a[0], b[0]) for a, b in zip(_floats(output), _floats(varied), strict=False) if a.ndim and a.shape[0] == batch
-    ]
-    if isinstance(output, (list, tuple)) and len(output) == batch and not pairs:
+    moved, paired = _moved(model, inputs, samples)
+    if moved is None:
+        return Check(name, None, "no output has one row per sample")
+    if paired and moved > TOLERANCE and original is not None:
+        before, _ = _moved(copy_model(original).eval(), inputs, samples)
+        if before is not None and before > TOLERANCE:
+            return Check(name, None, "the network compares its samples with each other, as before")
+    return Check(name, moved <= TOLERANCE, f"changing the other samples moves a sample by {moved:.1e}")
+
+
+def _moved(model: nn.Module, inputs: Any, samples: Samples) -> tuple[float | None, bool]:
+    """Return how far the first sample moves when the others change, and whether an output is of pairs of samples.
+
+    An output with several axes that run over the samples is one of pairs, of which the first sample's with itself is
+    looked at. None where no output has a row per sample.
+    """
+    count, output, varied = samples.count, _output(model, inputs), _output(model, vary(inputs, samples, seed=1))
+    rows = [(a, b) for a, b in zip(_floats(output), _floats(varied), strict=False) if a.ndim and a.shape[0] == count]
+    pairs = [(_first(a, count), _first(b, count)) for a, b in rows if a.shape == b.shape]
+    if isinstance(output, (list, tuple)) and len(output) == count and not pairs:
         pairs = list(zip(_floats(output[0]), _floats(varied[0]), strict=False))
         pairs = [(a, b) for a, b in pairs if a.shape == b.shape]
-    if not pairs:
-        return Check(name, None, "no output has one row per sample")
-    worst = max(_difference(a, b) for a, b in pairs)
-    return Check(name, worst <= TOLERANCE, f"changing the other samples moves a sample by {worst:.1e}")
+    paired = any(tuple(a.shape).count(count) > 1 for a, _ in rows)
+    return (max(_difference(a, b) for a, b in pairs) if pairs else None), paired
 
 
-def _train_equals_eval(model: nn.Module, inputs: Any, output: Any) -> Check:
-    """Compare modes; where a network is random or returns something else in train mode, layer by layer."""
-    name, trained = "train() equals eval()", copy_model(model).train()
+def _first(tensor: Tensor, count: int) -> Tensor:
+    return tensor[tuple(0 if size == count else slice(None) for size in tensor.shape)]
+
+
+def _train_equals_eval(model: nn.Module, plan: Plan, inputs: Any) -> Check:
+    """Compare modes; where a network is random or returns something else in train mode, layer by layer.
+
+    Norms that the user kept are left in eval mode: their statistics are what was asked for.
+    """
+    name, output = "train() equals eval()", _output(model, inputs)
+    kept = [entry for entry in plan.norms if entry.by_user and not entry.changes]
+    trained = copy_model(model).train()
+    _leave_kept(trained, kept)
     try:
-        state, first = _random_state(), _output(trained, inputs)
+        state, first = _seeded_state(), _output(trained, inputs)
         drew = state != _random_state()  # two passes can look alike where little is dropped at random
         comparable = not drew and _worst(first, _output(trained, inputs)) == 0 and _same_structure(first, output)
     except Exception:  # detection networks ask for targets in train mode
@@ -100,9 +182,24 @@ def _train_equals_eval(model: nn.Module, inputs: Any, output: Any) -> Check:
                 module.train()
             if isinstance(module, nn.GroupNorm):
                 module.training = True
+        _leave_kept(trained, kept)
         first = _output(trained, inputs)
+    if kept:
+        how += f", without the {len(kept)} norms that were kept"
+    if not _floats(output):
+        return Check(name, None, "the output holds nothing that could be looked at")
     worst = _worst(first, output)
     return Check(name, worst <= TOLERANCE, f"largest difference {worst:.1e} ({how})")
+
+
+def _leave_kept(model: nn.Module, kept: list[NormEntry]) -> None:
+    for entry in kept:
+        model.get_submodule(entry.name).eval()
+
+
+def _seeded_state() -> bytes:
+    torch.manual_seed(0)
+    return _random_state()
 
 
 def _random_state() -> bytes:
@@ -110,54 +207,100 @@ def _random_state() -> bytes:
     return b"".join(state.numpy().tobytes() for state in states)
 
 
+@dataclass(frozen=True)
+class _Step:
+    """What a forward and a backward pass did.
+
+    Attributes:
+        reached: Names of the parameters that a gradient reached.
+        finite: Whether all gradients are finite.
+        error: What ended it, and None where nothing did.
+        where: Name of the replaced layer in which it ended; None elsewhere.
+    """
+
+    reached: frozenset[str] = frozenset()
+    finite: bool = True
+    error: Exception | None = None
+    where: str | None = None
+
+
 def _gradients(model: nn.Module, plan: Plan, original: nn.Module | None, inputs: Any) -> Check:
     name = "gradients"
     wanted = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
     if not wanted:
         return Check(name, None, "no parameter wants a gradient")
-    try:
-        reached, finite = _reached(model, inputs)
-        before = wanted if original is None else _reached(unwrap(original), inputs)[0]
-    except RuntimeError as error:
-        return Check(name, None, f"no backward pass ran ({first_line(error)})")
-    lost = sorted((before & wanted) - reached)
-    if original is None:
-        ran = {f"{e.name}.{k}".lstrip(".") for e in plan.changes for k in ("weight", "bias") if _ran(e)}
-        lost = [key for key in lost if key in ran]
-    if lost:
-        return Check(name, False, f"{len(lost)} parameters lost theirs: {', '.join(lost[:3])}")
-    if not finite:
+    step, note = _Step(), ""
+    for training in (True, False):
+        step = _step(model, plan, inputs, training=training)
+        before = None if original is None else _step(original, plan, inputs, training=training)
+        mode = " in train mode" if training else ""
+        if step.error is not None:
+            if step.where is not None or (before is not None and before.error is None):
+                where = "" if step.where is None else f" in {step.where}, which was replaced"
+                return Check(name, False, f"a step{mode} raises {described(step.error)}{where}")
+            note = f"; in train mode no pass ran ({first_line(step.error)})" if training else ""
+        elif lost := _lost(step, before, plan, wanted, training=training):
+            return Check(name, False, f"{len(lost)} parameters lost theirs{mode}: {', '.join(lost[:3])}")
+    if step.error is not None:
+        return Check(name, None, f"no backward pass ran ({first_line(step.error)})")
+    if not step.finite:
         return Check(name, False, "gradients hold NaN or infinity")
-    return Check(name, True, f"reach {len(reached)} of {len(wanted)} parameters, as before")
+    return Check(name, True, f"reach {len(step.reached)} of {len(wanted)} parameters, as before{note}")
+
+
+def _lost(step: _Step, before: _Step | None, plan: Plan, wanted: set[str], *, training: bool) -> list[str]:
+    """Return the parameters that a gradient reached before conversion, or should, and does not any more."""
+    if before is None and not training:  # in train mode some networks leave layers out at random
+        should = {f"{e.name}.{k}".lstrip(".") for e in plan.changes for k in ("weight", "bias") if _ran(e)}
+    else:
+        should = set() if before is None or before.error is not None else set(before.reached)
+    return sorted((should & wanted) - step.reached)
 
 
 def _ran(entry: NormEntry | ConvEntry) -> bool:
     return bool(entry.feeds) if isinstance(entry, ConvEntry) else entry.shape is not None
 
 
-def _reached(model: nn.Module, inputs: Any) -> tuple[set[str], bool]:
-    """Return the names of the parameters that a gradient reaches in eval mode, and whether all gradients are finite."""
-    model = copy_model(model).train().eval()  # by way of train mode: some networks then drop what they cached
+def _step(model: nn.Module, plan: Plan, inputs: Any, *, training: bool) -> _Step:
+    """Run a forward and a backward pass on a copy."""
+    model = copy_model(model).train()
+    model.train(training)  # by way of train mode: some networks then drop what they cached
     args, kwargs = as_call(copy.deepcopy(inputs))
-    with torch.enable_grad():
-        outputs = [t for t in _floats(model(*args, **kwargs)) if t.requires_grad]
-        if not outputs:
-            raise RuntimeError("the output does not depend on any parameter")
-        torch.autograd.backward([t.float().square().mean() for t in outputs])
+    torch.manual_seed(0)
+    try:
+        with torch.enable_grad():
+            outputs = [t for t in _floats(model(*args, **kwargs)) if t.requires_grad]
+            if not outputs:
+                raise RuntimeError("the output does not depend on any parameter")
+            torch.autograd.backward([t.float().square().mean() for t in outputs])
+    except Exception as error:
+        return _Step(error=error, where=_replaced_layer(error, model, plan))
     grads = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
-    return set(grads), all(bool(torch.isfinite(grad).all()) for grad in grads.values())
+    return _Step(frozenset(grads), all(bool(torch.isfinite(grad).all()) for grad in grads.values()))
 
 
-def _first_sample(inputs: Any, batch: int) -> Any:
-    if isinstance(inputs, tuple):
-        return tuple(_first_sample(item, batch) for item in inputs)
-    if isinstance(inputs, list):
-        return inputs[:1]
-    return tree_map_only(Tensor, lambda t: t[:1] if t.ndim and t.shape[0] == batch else t, inputs)
+def _replaced_layer(error: Exception, model: nn.Module, plan: Plan) -> str | None:
+    """Return the replaced layer that an error went through, None where it went through none."""
+    modules = dict(model.named_modules())
+    layers = {id(modules[entry.name]): entry.name for entry in plan.changes if entry.name in modules}
+    place = error.__traceback__
+    while place is not None:
+        own = place.tb_frame.f_locals.get("self")
+        if id(own) in layers and own is not model:
+            return layers[id(own)]
+        place = place.tb_next
+    return None
 
 
 def _floats(value: Any) -> list[Tensor]:
-    return [tensor for tensor in tensors_in(value) if tensor.is_floating_point()]
+    """Return the numbers of an output as tensors; arrays and single numbers too."""
+    return [
+        tensor
+        for leaf in leaves_in(value)
+        if isinstance(leaf, (Tensor, float)) or (isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f")
+        for tensor in (torch.as_tensor(leaf),)
+        if tensor.is_floating_point() or tensor.is_complex()
+    ]
 
 
 def _same_structure(a: Any, b: Any) -> bool:
@@ -165,17 +308,19 @@ def _same_structure(a: Any, b: Any) -> bool:
 
 
 def _worst(a: Any, b: Any) -> float:
-    if not _same_structure(a, b):
+    ours, theirs = _floats(a), _floats(b)
+    if not _same_structure(a, b) or len(ours) != len(theirs):
         return float("inf")
-    return max((_difference(x, y) for x, y in zip(_floats(a), _floats(b), strict=True)), default=0.0)
+    return max((_difference(x, y) for x, y in zip(ours, theirs, strict=True)), default=0.0)
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
     """Largest difference relative to the largest value; NaN counts as infinite."""
     if a.numel() == 0:
         return 0.0
+    wide = torch.complex128 if a.is_complex() else torch.float64
     scale = a.abs().max().double().clamp_min(1e-12)
-    return float(torch.nan_to_num((a.double() - b.double()).abs().max() / scale, nan=float("inf")))
+    return float(torch.nan_to_num((a.to(wide) - b.to(wide)).abs().max() / scale, nan=float("inf")))
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

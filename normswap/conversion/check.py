@@ -43,4 +43,4 @@ def check(converted: nn.Module, original: nn.Module | None = None, *, example_in
     after = trace(network, example_input, until=reached, edges=False)
     before = None if original is None else trace(Network(unwrap(original)), after.inputs, edges=False)
     structural = structural_checks(network, plan, after, before)
-    return Checks((*structural.rows, *behaviour_checks(network.model, plan, original, after.inputs)))
+    return Checks((*structural.rows, *behaviour_checks(network.model, plan, original, after.inputs, after.samples)))

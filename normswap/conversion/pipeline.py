@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from normswap.conversion.carried_plan import carried_plan, carry_plan, must_fit
 from normswap.conversion.moments import match_moments
+from normswap.conversion.present_plan import joined
 from normswap.conversion.structure import structural_checks
 from normswap.conversion.surgery import operate
 from normswap.errors import AlreadyConverted, CheckFailed, InvalidOption, NeedsExampleInput, NothingToConvert
@@ -64,10 +65,12 @@ def convert(
             statistics move the outputs least (`normswap.layers.equalization`), and every norm's affine values are set
             to give the moments that the original's have on them. ``"synthetic"`` makes up 64 inputs, which tell scales
             and signs alone; ``"filters"`` chooses signs by the filters, without a forward pass. Without, filters stay.
-        include: Glob patterns of qualified names; only these layers are touched.
-        exclude: Glob patterns of layers to leave alone.
-        overrides: Other options for some layers, by glob pattern: ``{"layer4.*": {"groups": 8, "ws": "none"}}``; of
-            `groups`, `group_size`, `to` and `ws`.
+        keep: How the norms go on that `include` and `exclude` leave alone: ``"frozen"``, with the statistics they have
+            in train mode, too, or ``"live"``.
+        include: Glob patterns of qualified names; only these layers, and those in modules of such a name, are touched.
+        exclude: Glob patterns of layers, or of modules that hold them, to leave alone.
+        overrides: Other options for some layers, by glob pattern: ``{"layer4": {"groups": 8, "ws": "none"}}``; of
+            `groups`, `group_size` and `to` for norms, and `ws` for convolutions.
         inplace: Change `model` instead of a copy. Parameters stay the same objects, so an optimizer made before stays
             valid.
         check: Look for weights that are not finite, trace the result and compare every module's output shape; in
@@ -77,7 +80,8 @@ def convert(
         The converted network; `normswap.plan_of` tells what was done.
 
     Raises:
-        InvalidOption: An option is unknown or has a value no layer could be converted with.
+        InvalidOption: An option is unknown, has a value no layer could be converted with, or is for no layer that
+            its pattern matches.
         NothingToConvert: The model holds no BatchNorm, or the options leave all of it alone.
         UnsupportedModel: It is scripted, quantized, sharded or uninitialized, cannot be copied, or runs BatchNorm that
             is no module.
@@ -92,7 +96,7 @@ def convert(
     plan, before = _inspected(network, example_input, wanted, images)
     if before.functional_norms:
         refuse_strays(network.model)
-    if not plan.changes:
+    if not any(entry.converts for entry in plan.entries):
         _nothing_to_do(network, plan, before)
         return network.model if inplace else copy_model(network.model)
     if check:
@@ -168,8 +172,9 @@ def apply(model: nn.Module, plan: Plan | str | PathLike[str], *, inplace: bool =
 
 def _applied(network: Network, plan: Plan) -> nn.Module:
     """Replace the layers of a network, in place, and have it carry the plan."""
+    earlier = carried_plan(network.model)
     model = operate(network, plan)
-    carry_plan(model, plan)
+    carry_plan(model, plan if earlier is None else joined(earlier, plan, Network(model)))
     return model
 
 

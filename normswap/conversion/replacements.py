@@ -8,18 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from normswap.errors import BadStatistics, PlanMismatch
 from normswap.layers.convs import WeightStandardized, ws_class
 from normswap.layers.equalization import rescaled
 from normswap.layers.matching import centred, closed_form, scale_and_shift
-from normswap.layers.norms import ChannelScale, GroupNormAct, carry_state
+from normswap.layers.norms import ChannelScale, FrozenBatchNorm, GroupNormAct, carry_state
 from normswap.layers.standardization import filters, gain_and_offset, kernel
 from normswap.networks.inputs import rebuild, tensors_in
 from normswap.networks.network import Network
 from normswap.networks.recognition import carried_modules, norm_parts
 from normswap.networks.validation import is_finite, not_finite
-from normswap.planning.choices import WS, Affine
+from normswap.planning.choices import WS, Action, Affine
 from normswap.planning.entry import ConvEntry, NormEntry
 from normswap.planning.plan import Plan
 from normswap.planning.statistics import bad_statistics, statistics_before, usable
@@ -72,6 +73,9 @@ def build_all(network: Network, plan: Plan) -> tuple[dict[int, nn.Module], list[
         if isinstance(entry, ConvEntry):
             replacements[id(old)], values = _standardized(entry, old, plan.scales.get(entry.name))
             changes += values
+            continue
+        if entry.action is Action.FREEZE:
+            replacements[id(old)] = _frozen(entry, old)
             continue
         replacements[id(old)] = new = _norm(entry, old, like)
         statistics = statistics_before(entry, network, convs) if entry.affine is Affine.MATCH else None
@@ -128,13 +132,8 @@ def _like(network: Network, plan: Plan) -> Tensor:
 
 def _norm(entry: NormEntry, old: nn.Module, like: Tensor) -> nn.GroupNorm | ChannelScale:
     """Build a norm's replacement, with the affine part it had; `like` where it has no tensor."""
-    parts, named = norm_parts(old), carried_modules(old)
-    then: dict[str, Any] = {name: getattr(old, name, None) for name in entry.then} if named is None else named
-    if strange := [name for name, module in then.items() if not isinstance(module, nn.Module)]:
-        raise PlanMismatch(
-            f"{entry.name}: {strange[0]} is no module of it; apply the plan to the network it was made for"
-        )
-    new = _empty(entry, then)
+    parts = norm_parts(old)
+    new = _empty(entry, _then(entry, old))
     like = next((t for t in (parts.weight, parts.mean, *old.parameters()) if t is not None), like)
     for key, value, fresh in zip(("weight", "bias"), (parts.weight, parts.bias), parts.affine(like), strict=True):
         if not isinstance(value, nn.Parameter):
@@ -143,6 +142,29 @@ def _norm(entry: NormEntry, old: nn.Module, like: Tensor) -> nn.GroupNorm | Chan
         new._parameters[key] = value
     carry_state(old, new)
     return new
+
+
+def _frozen(entry: NormEntry, old: nn.Module) -> FrozenBatchNorm:
+    """Build a kept norm's replacement, with its own parameters and statistics."""
+    if not isinstance(old, _BatchNorm) or old.running_mean is None or old.running_var is None:
+        raise PlanMismatch(
+            f"{entry.name}: the plan freezes statistics, {type(old).__name__} keeps none; "
+            "apply the plan to the network it was made for"
+        )
+    new = FrozenBatchNorm(old, eps=entry.eps, then=_then(entry, old))
+    carry_state(old, new)
+    return new
+
+
+def _then(entry: NormEntry, old: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules by name that run after a norm."""
+    named = carried_modules(old)
+    then: dict[str, Any] = {name: getattr(old, name, None) for name in entry.then} if named is None else named
+    if strange := [name for name, module in then.items() if not isinstance(module, nn.Module)]:
+        raise PlanMismatch(
+            f"{entry.name}: {strange[0]} is no module of it; apply the plan to the network it was made for"
+        )
+    return then
 
 
 def _empty(entry: NormEntry, then: dict[str, nn.Module]) -> nn.GroupNorm | ChannelScale:

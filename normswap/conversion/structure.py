@@ -2,6 +2,7 @@
 
 from normswap.conversion.checks import Check, Checks
 from normswap.networks.network import Network
+from normswap.planning.choices import Action
 from normswap.planning.plan import Plan
 from normswap.tracing.facts import Trace
 from normswap.tracing.recorder import Shapes
@@ -51,6 +52,9 @@ def _no_batch_norm(converted: Network, plan: Plan, after: Trace) -> Check:
     if left:
         why = next((f"; {left[0]}: {entry.reason}" for entry in plan.norms if entry.name == left[0]), "")
         return Check(name, False, f"{len(left)} left: {', '.join(left[:3])}{why}")
-    done = sum(entry.changes for entry in plan.norms)
-    kept = f", {len(on_purpose)} left as asked" if on_purpose else ""
+    done = sum(entry.converts for entry in plan.norms)
+    frozen = sum(entry.action is Action.FREEZE for entry in plan.norms)
+    live = sum(entry.by_user and not entry.changes for entry in plan.norms)
+    kept = f", {frozen} kept frozen" if frozen else ""
+    kept += f", {live} left as asked: live in train mode" if live else ""
     return Check(name, True, f"{done} of {len(plan.norms)} replaced{kept}")

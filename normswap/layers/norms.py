@@ -1,8 +1,9 @@
-"""The norms a converted network holds: GroupNormAct and, where a sample has one value, ChannelScale."""
+"""The norms a converted network holds: GroupNormAct, ChannelScale where a sample has one value, FrozenBatchNorm."""
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 HOOKS = (
@@ -79,6 +80,47 @@ class ChannelScale(nn.Module):
     def extra_repr(self) -> str:
         """Tell the number of channels."""
         return str(self.weight.numel())
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch normalization by running statistics in eval mode and in train mode, where they stay as they are.
+
+    >>> FrozenBatchNorm(nn.BatchNorm2d(4))(torch.ones(2, 4, 3, 3)).shape
+    torch.Size([2, 4, 3, 3])
+
+    What becomes of a norm that stays in a network that is converted in part. Its parameters, which go on training, and
+    its buffers are the norm's own.
+
+    Args:
+        norm: A norm of torch's family with running statistics.
+        eps: Epsilon, where not the norm's own.
+        then: Modules by name, in the order they run afterwards.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, norm: nn.Module, *, eps: float | None = None, then: dict[str, nn.Module] | None = None) -> None:
+        super().__init__()
+        self.num_features = int(norm.num_features)  # type: ignore[arg-type]
+        self.eps = float(norm.eps if eps is None else eps)  # type: ignore[arg-type]
+        self._parameters, self._buffers = dict(norm._parameters), dict(norm._buffers)
+        self.then = tuple(then or ())
+        for name, module in (then or {}).items():
+            self.add_module(name, module)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize, then run the carried modules."""
+        output = F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        for name in self.then:
+            output = getattr(self, name)(output)
+        return output
+
+    def extra_repr(self) -> str:
+        """Tell the number of channels and the epsilon."""
+        return f"{self.num_features}, eps={self.eps}"
 
 
 def carry_state(source: nn.Module, target: nn.Module) -> None:

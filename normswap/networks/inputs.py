@@ -1,31 +1,75 @@
 """Example inputs: calling with them, their samples, and their shapes as data."""
 
-from collections.abc import Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from types import FunctionType, MethodType, ModuleType, NoneType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from normswap.limits import MAX_SIDE
 
+ATOMS = (int, float, bool, complex, str, bytes, NoneType, Enum, torch.dtype, torch.device, torch.layout)
+"""What holds nothing else."""
 
-def tensors_in(value: Any) -> Iterable[Tensor]:
-    """Yield every tensor in nested tuples, lists, dicts and objects with attributes such as dataclasses."""
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield every tensor in nested containers and in objects with attributes."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple)):
         for item in value:
             if isinstance(item, Tensor):
                 yield item
-            elif type(item) not in (int, float, bool):
+            elif type(item) not in ATOMS:
                 yield from tensors_in(item)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif hasattr(value, "__dataclass_fields__"):
-        for key in value.__dataclass_fields__:
-            yield from tensors_in(getattr(value, key))
+    elif type(value) not in ATOMS:
+        yield from (leaf for leaf in leaves_in(value) if isinstance(leaf, Tensor))
+
+
+def leaves_in(value: Any, *, above: tuple[int, ...] = ()) -> Iterator[Any]:
+    """Yield what nested containers and objects with attributes hold: tensors, numbers, what cannot be looked into.
+
+    Args:
+        value: A network's input or output.
+        above: Containers, by ``id``, that hold the value: some hold themselves.
+    """
+    items = None if isinstance(value, (Tensor, *ATOMS)) else _held(value)
+    if items is None:
+        yield value
+    elif id(value) not in above:
+        for item in items:
+            yield from leaves_in(item, above=(*above, id(value)))
+
+
+def cannot_be_seen(leaf: Any) -> bool:
+    """Tell whether one of `leaves_in` is no data: a generator, a function, a module."""
+    return not isinstance(leaf, (Tensor, *ATOMS, np.ndarray, np.generic))
+
+
+def _held(value: Any) -> Iterable[Any] | None:
+    """Return what a container or an object holds; None where it cannot be looked into."""
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, (list, tuple, set, frozenset, deque)):
+        return list(value)
+    if isinstance(value, (type, nn.Module, ModuleType, FunctionType, MethodType, partial, np.ndarray, np.generic)):
+        return None
+    names = [name for kind in type(value).__mro__ for name in _slots(kind)]
+    found = [getattr(value, name) for name in names if hasattr(value, name)]
+    own = getattr(value, "__dict__", None)
+    return None if own is None and not names else [*found, *(own or {}).values()]
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    names = vars(kind).get("__slots__", ())
+    return (names,) if isinstance(names, str) else tuple(name for name in names if not name.startswith("__"))
 
 
 def as_call(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -43,14 +87,54 @@ def call(model: nn.Module, example_input: Any) -> Any:
     return model(*args, **kwargs)
 
 
-def batch_size(value: Any) -> int:
-    """Return how many samples an example holds: the length of a list, or the first size of the first tensor."""
-    if isinstance(value, list):
-        return len(value)
+@dataclass(frozen=True)
+class Samples:
+    """How an example holds its samples.
+
+    Attributes:
+        count: How many there are.
+        listed: Whether a list holds one in each item, as detection networks take images; else every tensor's first
+            axis runs over them.
+    """
+
+    count: int
+    listed: bool = False
+
+
+def samples_in(value: Any, shapes: Iterable[tuple[int, ...]] = ()) -> Samples:
+    """Tell how an example holds its samples.
+
+    A list of tensors is a list of samples, or one of feature maps that hold all samples each: what the network made of
+    them tells, else whether the tensors have an axis more than images.
+
+    Args:
+        value: The example.
+        shapes: Shapes of what the network's modules made of it.
+    """
     if isinstance(value, Tensor):
-        return value.shape[0] if value.ndim else 1
+        return Samples(value.shape[0] if value.ndim else 1)
+    if isinstance(value, list):
+        return _samples_in_list(value, shapes)
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else ()
-    return batch_size(next(iter(items))) if items else 1
+    return samples_in(next(iter(items)), shapes) if items else Samples(1)
+
+
+def _samples_in_list(items: list[Any], shapes: Iterable[tuple[int, ...]]) -> Samples:
+    sizes = {item.shape[0] if isinstance(item, Tensor) and item.ndim else None for item in items}
+    size = next(iter(sizes)) if len(sizes) == 1 else None
+    if size is None:
+        return Samples(len(items), listed=True)
+    seen = Counter(shape[0] for shape in shapes if len(shape) > 1)
+    if size != len(items) and seen[size] != seen[len(items)]:
+        maps = seen[size] > seen[len(items)]
+    else:
+        maps = all(item.ndim > 3 for item in items)
+    return Samples(size) if maps else Samples(len(items), listed=True)
+
+
+def batch_size(value: Any) -> int:
+    """Return how many samples an example holds."""
+    return samples_in(value).count
 
 
 def rows_of(value: Any, rows: slice) -> Any:
@@ -71,7 +155,7 @@ def materialize(value: Any, device: torch.device, dtype: torch.dtype, *, seed: i
     return tree_map_only(Tensor, made, value)
 
 
-def vary(value: Any, batch: int, *, seed: int) -> Any:
+def vary(value: Any, samples: Samples, *, seed: int) -> Any:
     """Return the example with every sample but the first replaced by another random one."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -79,13 +163,24 @@ def vary(value: Any, batch: int, *, seed: int) -> Any:
         noise = torch.randn(tensor.shape, generator=generator).to(tensor.device, tensor.dtype)
         return noise if tensor.is_floating_point() else tensor
 
+    def rows(tensor: Tensor) -> Tensor:
+        has_rows = tensor.ndim and tensor.shape[0] == samples.count
+        return torch.cat([tensor[:1], other(tensor[1:])]) if has_rows else tensor
+
     if isinstance(value, tuple):
-        return tuple(vary(item, batch, seed=seed) for item in value)
-    if isinstance(value, list):
+        return tuple(vary(item, samples, seed=seed) for item in value)
+    if samples.listed and isinstance(value, list):
         return [*value[:1], *(tree_map_only(Tensor, other, item) for item in value[1:])]
-    return tree_map_only(
-        Tensor, lambda t: torch.cat([t[:1], other(t[1:])]) if t.ndim and t.shape[0] == batch else t, value
-    )
+    return tree_map_only(Tensor, rows, value)
+
+
+def first_sample(value: Any, samples: Samples) -> Any:
+    """Return the example with its first sample alone."""
+    if isinstance(value, tuple):
+        return tuple(first_sample(item, samples) for item in value)
+    if samples.listed and isinstance(value, list):
+        return value[:1]
+    return tree_map_only(Tensor, lambda t: t[:1] if t.ndim and t.shape[0] == samples.count else t, value)
 
 
 def describe(value: Any) -> Any:

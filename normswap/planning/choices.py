@@ -27,6 +27,13 @@ class Affine(StrEnum):
     COPY = "copy"
 
 
+class Keep(StrEnum):
+    """How a norm that the user keeps goes on: with the statistics it has, or with those of the batch as it trains."""
+
+    FROZEN = "frozen"
+    LIVE = "live"
+
+
 class Role(StrEnum):
     """What a layer is to a plan."""
 
@@ -40,4 +47,5 @@ class Action(StrEnum):
     GROUP_NORM = "group_norm"
     SCALE = "scale"  # a norm that sees one value per sample
     STANDARDIZE = "standardize"
+    FREEZE = "freeze"  # a norm that stays, with its statistics in train mode, too
     KEEP = "keep"

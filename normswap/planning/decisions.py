@@ -1,8 +1,8 @@
 """Decide what happens to every norm and convolution, from a trace. Nothing is changed here."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
@@ -17,10 +17,11 @@ from normswap.networks.recognition import (
     computed_tensors,
     has_kernel,
     is_registered_conv,
+    is_registered_norm,
     norm_parts,
     out_channels,
 )
-from normswap.planning.choices import WS, Action, To
+from normswap.planning.choices import WS, Action, Keep, To
 from normswap.planning.entry import ConvEntry, NormEntry
 from normswap.planning.equalizing import Scales, equalize_norms
 from normswap.planning.fitting import fit_norms
@@ -29,8 +30,9 @@ from normswap.planning.measuring import Images
 from normswap.planning.options import Options
 from normswap.planning.plan import Plan
 from normswap.planning.plan_warnings import plan_warnings
+from normswap.texts import plain
 from normswap.tracing.facts import LayerFacts, NormFacts, Trace
-from normswap.tracing.graph import Kind
+from normswap.tracing.graph import NAMED, Kind, Node
 from normswap.tracing.operators import VIEWS
 
 _ARITHMETIC = frozenset(["mul", "add", "sub", "div", "rsqrt", "sqrt", "reciprocal", "pow", "addcmul", "batch_norm"])
@@ -38,8 +40,8 @@ _ARITHMETIC = frozenset(["mul", "add", "sub", "div", "rsqrt", "sqrt", "reciproca
 AUTO = 32
 """Largest group count that ``groups="auto"`` gives a norm without statistics to choose by."""
 
-NAMED = (Kind.CONV, Kind.LINEAR, Kind.NORM)
-"""Kinds of nodes that carry a layer's name; others carry an operator's."""
+MORE = "<and others>"
+"""Stands for the layers beyond the first few that feed or read one."""
 
 
 def make_plan(network: Network, trace: Trace, options: Options, images: Images | None = None) -> Plan:
@@ -53,11 +55,17 @@ def make_plan(network: Network, trace: Trace, options: Options, images: Images |
     """
     norms = {name: _plan_norm(name, network, trace.norms.get(name), options) for name in network.norms}
     trained = {name for name, norm in network.norms.items() if norm_parts(norm).is_trained}
+    reads = _Reads(
+        other=trace.first_reader(lambda node: node.kind not in (Kind.NORM, Kind.OTHER_NORM)),
+        kept=trace.first_reader(lambda node: node.kind is Kind.NORM and not norms[node.name].converts),
+        trained=trace.first_reader(lambda node: node.kind is Kind.NORM and node.name in trained),
+    )
     convs = {
-        name: _plan_conv(name, network, trace.convs.get(name), options, norms, trained)
+        name: _plan_conv(name, network, trace.convs.get(name), options, reads)
         for name in network.modules
         if name in network.convs or name in trace.convs
     }
+    options.must_apply(network.modules, norms, convs)
     convs = _share_fate_of_tied_weights(convs, network)
     norms = fit_norms(norms, options, network, convs, trained)
     scales: Scales = {}
@@ -66,8 +74,17 @@ def make_plan(network: Network, trace: Trace, options: Options, images: Images |
         norms, scales, advice = equalize_norms(network, trace, norms, convs, options, images)
     planned: dict[str, NormEntry | ConvEntry] = {**norms, **convs}
     entries = tuple(planned[name] for name in network.modules if name in planned)
-    warnings = (*plan_warnings(network, norms, trace, options), *advice)
+    warnings = tuple(map(plain, (*plan_warnings(network, norms, trace, options), *advice)))
     return Plan(options, entries, warnings, describe(trace.inputs), scales)
+
+
+@dataclass(frozen=True)
+class _Reads:
+    """The first node that reads a convolution, by its name, and is no norm, a norm that stays, or a trained one."""
+
+    other: Callable[[str], Node | None]
+    kept: Callable[[str], Node | None]
+    trained: Callable[[str], Node | None]
 
 
 def _plan_norm(name: str, network: Network, facts: NormFacts | None, options: Options) -> NormEntry:
@@ -83,12 +100,12 @@ def _plan_norm(name: str, network: Network, facts: NormFacts | None, options: Op
         network.aliases(name),
         channels,
         parts.eps,
-        fed_by=tuple(_label(node.kind, node.name) for node in facts.fed_by) if facts else (),
+        fed_by=_labels(facts.fed_by, facts.more) if facts else (),
         shape=facts.shape if facts else None,
         then=then,
     )
     if refusal := options.leaves(name):
-        return replace(base, reason=refusal, by_user=True)
+        return _kept(replace(base, reason=refusal, by_user=True), norm, obstacle, options)
     if obstacle:
         return replace(base, reason=obstacle)
     positions = math.prod(facts.shape[2:]) if facts else None
@@ -99,6 +116,17 @@ def _plan_norm(name: str, network: Network, facts: NormFacts | None, options: Op
     asked = _groups_asked(own, channels)
     reason = _norm_reason(facts, groups, asked)
     return replace(base, action=Action.GROUP_NORM, reason=reason, groups_asked=asked, groups=groups)
+
+
+def _kept(entry: NormEntry, norm: nn.Module, obstacle: str, options: Options) -> NormEntry:
+    """Return the entry of a norm that the user keeps: frozen, where that is asked for and keeps what it computes."""
+    if options.keep is Keep.LIVE or not isinstance(norm, _BatchNorm) or is_registered_norm(norm):
+        return entry
+    if norm_parts(norm).mean is None:
+        obstacle = "it keeps no statistics"
+    if obstacle:
+        return replace(entry, reason=f"{entry.reason}; cannot be frozen: {obstacle}")
+    return replace(entry, action=Action.FREEZE)
 
 
 def _groups_asked(own: Options, channels: int) -> int | Literal["auto"]:
@@ -112,7 +140,7 @@ def _groups_asked(own: Options, channels: int) -> int | Literal["auto"]:
 def _norm_reason(facts: NormFacts | None, groups: int, asked: int | str) -> str:
     if facts is None:
         return "never runs; replaced all the same"
-    kinds = sorted({node.kind.value if node.kind in NAMED else node.name for node in facts.fed_by})
+    kinds = sorted({name or kind.value for kind, name in facts.kinds})
     via = "+".join(sorted(kind.value for kind in facts.via))
     one = "one " if len(facts.fed_by) == 1 and facts.fed_by[0].kind in NAMED else ""
     source = f"follows {one}{' and '.join(kinds) or 'constants'}"
@@ -151,34 +179,33 @@ def _plan_conv(
     network: Network,
     facts: LayerFacts | None,
     options: Options,
-    norms: Mapping[str, NormEntry],
-    trained: set[str],
+    reads: "_Reads",
 ) -> ConvEntry:
     conv = network.slots[name]
-    feeds = tuple(_label(node.kind, node.name) for node in facts.read_by) if facts else ()
+    feeds = _labels(facts.read_by, facts.more) if facts else ()
     aliases, channels = network.aliases(name), out_channels(conv)
     base = ConvEntry(name, type(conv).__name__, Action.KEEP, "", aliases, channels, feeds=feeds)
     wanted = options.for_layer(name).ws
     refusal = options.leaves(name) or ("weight standardization is off" if wanted is WS.NONE else "")
     if refusal:
         return replace(base, reason=refusal, by_user=True)
-    if facts is None or (obstacle := _conv_obstacle(conv, facts, norms)):
+    if facts is None or (obstacle := _conv_obstacle(name, conv, facts, reads)):
         standardized = isinstance(conv, WeightStandardized)
         unreached = "weight-standardized already" if standardized else "no forward pass reaches it"
         return replace(base, reason=unreached if facts is None else obstacle)
-    ends = {node.name for node in facts.read_by if node.kind is Kind.NORM}
+    trained = reads.trained(name) is not None
     frozen = not conv._parameters["weight"].requires_grad  # type: ignore[union-attr]
-    adaptive = wanted is WS.ADAPTIVE or (wanted is WS.AUTO and (ends & trained or frozen))
+    adaptive = wanted is WS.ADAPTIVE or (wanted is WS.AUTO and (trained or frozen))
     if frozen and not adaptive:
         return replace(base, reason="its weight is frozen: the standard form would change a filter that is fixed")
-    reason = "its norm is trained" if ends & trained else "its norm is fresh"
+    reason = "its norm is trained" if trained else "its norm is fresh"
     if via := "+".join(sorted(kind.value for kind in facts.via)):
         reason = f"every path ends in a norm, through {via}; {reason}"
     form = WS.ADAPTIVE if adaptive else WS.STANDARD
     return replace(base, action=Action.STANDARDIZE, reason=reason, ws=form, eps=EPS)
 
 
-def _conv_obstacle(conv: nn.Module, facts: LayerFacts, norms: Mapping[str, NormEntry]) -> str:
+def _conv_obstacle(name: str, conv: nn.Module, facts: LayerFacts, reads: "_Reads") -> str:
     """Return why a convolution must stay as it is, or nothing."""
     if isinstance(conv, WeightStandardized):
         return "weight-standardized already"
@@ -188,12 +215,11 @@ def _conv_obstacle(conv: nn.Module, facts: LayerFacts, norms: Mapping[str, NormE
         return f"its weight is also read by {sorted(facts.weight_reads)[0]}"
     if facts.leaves:
         return "its output leaves the network"
-    ends = [node for node in facts.read_by if node.kind is Kind.NORM]
-    if other := [n for n in facts.read_by if n.kind not in (Kind.NORM, Kind.OTHER_NORM)]:
-        return f"its output is read by {_label(other[0].kind, other[0].name)}"
-    if kept := [node for node in ends if not norms[node.name].changes]:
-        return f"its output is read by {kept[0].name}, which is left as it is"
-    if not ends:
+    if other := reads.other(name):
+        return f"its output is read by {_label(other.kind, other.name)}"
+    if kept := reads.kept(name):
+        return f"its output is read by {kept.name}, which is left as it is"
+    if not any(kind is Kind.NORM for kind, _ in facts.kinds):
         return "no norm that is replaced reads its output"
     if conv._parameters["weight"].numel() == out_channels(conv):  # type: ignore[union-attr]
         return "one weight per filter (fan-in 1): standardizing would erase it"
@@ -215,6 +241,10 @@ def _share_fate_of_tied_weights(convs: Mapping[str, ConvEntry], network: Network
                 reason = f"shares its weight with {kept[0]}, which is left as it is"
                 tied[name] = replace(convs[name], action=Action.KEEP, reason=reason, ws=None, eps=None)
     return tied
+
+
+def _labels(nodes: Iterable[Node], more: bool) -> tuple[str, ...]:
+    return tuple(_label(node.kind, node.name) for node in nodes) + ((MORE,) if more else ())
 
 
 def _label(kind: Kind, name: str) -> str:

@@ -35,7 +35,7 @@ class Entry:
         aliases: Its other names.
         channels: Channels of a norm, output channels of a convolution.
         eps: Epsilon of the new norm, or of the standardization; None where a convolution stays plain.
-        by_user: Whether it is left alone because the user's options say so.
+        by_user: Whether it stays a norm or a plain convolution because the user's options say so.
     """
 
     role: ClassVar[Role]
@@ -55,6 +55,11 @@ class Entry:
         return self.action is not Action.KEEP
 
     @property
+    def converts(self) -> bool:
+        """Whether the layer is replaced by one of another kind; a frozen norm stays one."""
+        return self.changes and self.action is not Action.FREEZE
+
+    @property
     def flaw(self) -> str:
         """What keeps the entry from being applied: a value that its action needs or cannot have; else empty."""
         if not self.changes:
@@ -69,7 +74,7 @@ class NormEntry(Entry):
     """A BatchNorm-like layer.
 
     Attributes:
-        fed_by: The first layers upstream that change values; operators in angle brackets.
+        fed_by: The first layers upstream that change values, eight of them at most; operators in angle brackets.
         shape: (N, C, *) shape of its smallest input in the trace; None if no forward pass reached it.
         groups_asked: Group count wanted, or ``"auto"``.
         groups: Group count used; None where it becomes a scale or stays.
@@ -112,7 +117,7 @@ class ConvEntry(Entry):
     """A convolution.
 
     Attributes:
-        feeds: The first layers downstream that change values; operators in angle brackets.
+        feeds: The first layers downstream that change values, eight of them at most; operators in angle brackets.
         ws: Form of its weight standardization, adaptive or standard; None where it stays plain.
     """
 
@@ -124,7 +129,7 @@ class ConvEntry(Entry):
     @property
     def flaw(self) -> str:
         """What keeps the entry from being applied, else empty."""
-        if self.action in (Action.GROUP_NORM, Action.SCALE):
+        if self.action in (Action.GROUP_NORM, Action.SCALE, Action.FREEZE):
             return f"{self.action.value!r} is for norms"
         if (self.ws is None) == (self.action is Action.STANDARDIZE):
             return f"{self.action.value!r} with the form {self.ws!r}"

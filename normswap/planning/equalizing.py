@@ -55,13 +55,14 @@ def equalize_norms(
         options: What the user asked for.
         images: What images showed; empty for none.
     """
+    standard = trace.first_feeder(lambda node: node.name in convs and convs[node.name].ws is WS.STANDARD)
     found, scales, alike = dict(norms), Scales(), dict[Any, list[str]]()
     for name, entry in norms.items():
         if entry.action is not Action.GROUP_NORM or entry.affine is not Affine.MATCH:
             continue
         obstacle = _obstacle(network, trace, entry, convs, options) if options.equalize else "not asked for"
         found[name] = replace(entry, not_equalized=obstacle)
-        if any(feeder in convs and convs[feeder].ws is WS.STANDARD for feeder in entry.fed_by):
+        if standard(name) is not None:
             continue  # it will meet other statistics than the ones that images show now
         parts = norm_parts(network.slots[name])
         if parts.mean is not None and not parts.mean.is_meta and entry.drift is not None:

@@ -38,7 +38,7 @@ def fit_norms(
     """
     fitted, alike = dict(norms), dict[Any, dict[str, Statistics]]()
     for name, entry in norms.items():
-        if not entry.changes:
+        if not entry.converts:
             continue
         statistics = statistics_before(entry, network, convs) if name in trained else None
         if statistics is None or options.affine is Affine.COPY:

@@ -2,14 +2,14 @@
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any, Literal, Self, TypedDict
 
 from normswap.errors import InvalidOption
-from normswap.planning.choices import WS, Affine, To
+from normswap.planning.choices import WS, Affine, Keep, Role, To
 from normswap.planning.groups import num_groups_for
 from normswap.planning.schema import (
     chosen,
@@ -26,7 +26,8 @@ from normswap.planning.schema import (
 SHRINK, AUTO_SHRINK = 10.0, 60.0
 """What measured best where the group count is given, and where it is chosen per layer."""
 
-OVERRIDABLE = ("groups", "group_size", "to", "ws")
+OVERRIDABLE = {"groups": Role.NORM, "group_size": Role.NORM, "to": Role.NORM, "ws": Role.CONV}
+"""Options that overrides set, by the layers they are for."""
 
 
 class Wishes(TypedDict, total=False):
@@ -39,6 +40,7 @@ class Wishes(TypedDict, total=False):
     affine: str
     shrink: float | None
     equalize: bool
+    keep: str
     include: Iterable[str]
     exclude: Iterable[str]
     overrides: Mapping[str, Mapping[str, int | str]]
@@ -64,8 +66,9 @@ class Options:
         affine: Where the affine values come from.
         shrink: How far a matched norm draws a sample's variance towards the running one; None for what measured best.
         equalize: Whether filters before matched norms get the scales and signs with which GroupNorm moves least.
-        include: Patterns of layer names; only these are touched. Empty for all.
-        exclude: Patterns of layers to leave alone.
+        keep: How the norms go on that the patterns leave alone.
+        include: Patterns of names of layers, or of what holds them; only these are touched. Empty for all.
+        exclude: Patterns of layers, or of what holds them, to leave alone.
         overrides: (pattern, option, value) rows: other options for some layers.
     """
 
@@ -76,6 +79,7 @@ class Options:
     affine: Affine = field(default=Affine.MATCH, metadata=ruled(text))
     shrink: float | None = field(default=None, metadata=ruled(optional(number)))
     equalize: bool = field(default=True, metadata=ruled(flag))
+    keep: Keep = field(default=Keep.FROZEN, metadata=ruled(text))
     include: tuple[str, ...] = field(default=(), metadata=ruled(texts))
     exclude: tuple[str, ...] = field(default=(), metadata=ruled(texts))
     overrides: tuple[tuple[str, str, int | str], ...] = field(default=(), metadata=ruled(_overrides))
@@ -112,7 +116,7 @@ class Options:
             replace(self, overrides=(), **{option: value})  # type: ignore[arg-type]
         if not isinstance(self.equalize, bool):
             raise InvalidOption(f"equalize={self.equalize!r} must be True or False")
-        for option, choices in (("to", To), ("ws", WS), ("affine", Affine)):
+        for option, choices in (("to", To), ("ws", WS), ("affine", Affine), ("keep", Keep)):
             object.__setattr__(self, option, _choice(option, getattr(self, option), choices))
         for option in ("include", "exclude"):
             object.__setattr__(self, option, _patterns(option, getattr(self, option)))
@@ -132,20 +136,54 @@ class Options:
 
     def leaves(self, name: str) -> str:
         """Return why the patterns leave a layer alone; empty where they do not."""
-        if self.include and not any(fnmatchcase(name, pattern) for pattern in self.include):
+        if self.include and not any(matches(name, pattern) for pattern in self.include):
             return "no include pattern matches"
-        excluded = next((pattern for pattern in self.exclude if fnmatchcase(name, pattern)), None)
+        excluded = next((pattern for pattern in self.exclude if matches(name, pattern)), None)
         return f"excluded by {excluded!r}" if excluded else ""
 
     def for_layer(self, name: str) -> Self:
         """Return the options of one layer: overrides whose pattern matches its name, later ones last."""
         options = self
         for pattern, option, value in self.overrides:
-            if fnmatchcase(name, pattern):
+            if matches(name, pattern):
                 options = replace(options, **{option: value})  # type: ignore[arg-type]
                 if option in ("groups", "to"):
                     options = replace(options, group_size=None)
         return options
+
+    def must_apply(self, modules: Iterable[str], norms: Collection[str], convs: Collection[str]) -> None:
+        """Raise unless every override that matches anything matches a layer that its option is for.
+
+        Args:
+            modules: Names of the network's modules.
+            norms: Names of its norms.
+            convs: Names of its convolutions.
+
+        Raises:
+            InvalidOption: With the pattern, the option and the first module that it matches.
+        """
+        found = {pattern: [name for name in modules if matches(name, pattern)] for pattern, *_ in self.overrides}
+        for pattern, option, _ in self.overrides:
+            role = OVERRIDABLE[option]
+            able = norms if role is Role.NORM else convs
+            if found[pattern] and not any(name in able for name in found[pattern]):
+                kind = "norms" if role is Role.NORM else "convolutions"
+                raise InvalidOption(
+                    f"the override {pattern!r} sets {option}=, which is for {kind}, and matches none of them "
+                    f"({found[pattern][0] or 'the network'}, …); name the {kind}, or what holds them"
+                )
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Tell whether a glob pattern matches a layer's qualified name, or that of a module that holds it.
+
+    >>> matches("layer4.0.bn1", "layer4"), matches("layer4.0.bn1", "*.bn?"), matches("layer41.bn1", "layer4")
+    (True, True, False)
+    """
+    if fnmatchcase(name, pattern):
+        return True
+    holder, dot, _ = name.rpartition(".")
+    return bool(dot) and matches(holder, pattern)
 
 
 def _choice(option: str, value: Any, choices: type[StrEnum]) -> StrEnum:

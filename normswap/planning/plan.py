@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from normswap.errors import PlanMismatch
+from normswap.planning.choices import Keep
 from normswap.planning.entry import ConvEntry, Entry, NormEntry, entry_from
 from normswap.planning.options import Options
 from normswap.planning.report import plan_table
@@ -80,7 +81,8 @@ class Plan:
         try:
             must_hold(data["options"], "the options", Options)
             must_be_inputs(data["inputs"])
-            options = Options(**{key: _swapped(value, list, tuple) for key, value in data["options"].items()})
+            asked = {"keep": Keep.LIVE} | data["options"]  # plans that say nothing of it are older than frozen norms
+            options = Options(**{key: _swapped(value, list, tuple) for key, value in asked.items()})
             entries = tuple(map(entry_from, data["entries"]))
             scales = {str(name): unpacked(values) for name, values in data.get("scales", {}).items()}
             return cls(options, entries, tuple(map(str, data["warnings"])), data["inputs"], scales)

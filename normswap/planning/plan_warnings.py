@@ -3,8 +3,11 @@
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from normswap.networks.network import Network
-from normswap.networks.recognition import fold_methods, stray_norms
+from normswap.networks.recognition import fold_methods, is_registered_norm, norm_parts, stray_norms
+from normswap.planning.choices import Action
 from normswap.planning.entry import NormEntry
 from normswap.planning.options import Options
 from normswap.tracing.facts import Trace
@@ -21,11 +24,24 @@ def plan_warnings(network: Network, norms: Mapping[str, NormEntry], trace: Trace
     """
     if trace.stopped_by:
         yield f"the forward pass stopped after the last norm ({trace.stopped_by})"
-    flattened = [n for n, facts in trace.norms.items() if facts.shape[0] != trace.batch]
+    batch = trace.batch
+    flattened = [n for n, facts in trace.norms.items() if facts.shape[0] != batch]
     if flattened:
         yield (
             f"{len(flattened)} norms see a flattened batch ({flattened[0]} and others): "
             "GroupNorm takes its statistics from one row of it, not from one sample"
+        )
+    kept = [name for name, entry in norms.items() if entry.by_user and not entry.changes]
+    if live := [name for name in kept if _is_live(network, name)]:
+        yield (
+            f"{len(live)} norms that were kept still look at the batch in train mode and update their statistics "
+            f"({live[0]}, …); keep='frozen' (--keep frozen) holds those that it can at the statistics they have"
+        )
+    frozen = [name for name, entry in norms.items() if entry.action is Action.FREEZE]
+    if fresh := [name for name in frozen if not norm_parts(network.slots[name]).is_trained]:
+        yield (
+            f"{len(fresh)} norms are frozen before they were trained ({fresh[0]}, …): they normalize nothing; "
+            "pass keep='live' (--keep live) to train them"
         )
     never = [name for name, entry in norms.items() if entry.shape is None]
     if never:
@@ -43,6 +59,10 @@ def plan_warnings(network: Network, norms: Mapping[str, NormEntry], trace: Trace
     for option, pattern in _patterns(options):
         if not any(fnmatchcase(name, pattern) for name in network.modules):
             yield f"{option} {pattern!r} matches no layer"
+
+
+def _is_live(network: Network, name: str) -> bool:
+    return isinstance(network.slots[name], _BatchNorm) or is_registered_norm(network.slots[name])
 
 
 def _patterns(options: Options) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from normswap.planning.choices import Action, Affine
 from normswap.planning.entry import ConvEntry, NormEntry
 from normswap.tables import table
+from normswap.texts import plain
 
 Entries = Sequence[NormEntry | ConvEntry]
 
@@ -28,15 +29,18 @@ def summary(entries: Entries, warnings: Iterable[str]) -> list[str]:
     kinds = ", ".join(f"{n} {form}" for form, n in sorted(forms.items(), key=str))
     matched = [entry for entry in norms if entry.changes and entry.affine is Affine.MATCH]
     equalized = sum(entry.drift_before is not None and not entry.not_equalized for entry in matched)
+    frozen = sum(entry.action is Action.FREEZE for entry in norms)
     left = Counter(_general(entry) for entry in entries if not entry.changes)
-    return [
+    lines = [
         f"{groups.total()} of {len(norms)} norms become GroupNorm{f': {counts}' if counts else ''}",
         *([f"{scales} norms that see one value per sample become ChannelScale"] if scales else []),
+        *([f"{frozen} norms that were kept are frozen: their statistics stay as they are"] if frozen else []),
         *([f"{equalized} of {len(matched)} trained norms are equalized"] if equalized else []),
         f"{forms.total()} of {len(convs)} convolutions are weight-standardized{f': {kinds}' if kinds else ''}",
         *(f"left: {n} x {reason}" for reason, n in left.most_common()),
         *(f"warning: {warning}" for warning in warnings),
     ]
+    return list(map(plain, lines))
 
 
 def _general(entry: NormEntry | ConvEntry) -> str:
@@ -62,4 +66,6 @@ def _becomes(entry: NormEntry | ConvEntry) -> str:
         return f"WS {entry.ws}"
     if entry.action is Action.SCALE:
         return "ChannelScale"
+    if entry.action is Action.FREEZE:
+        return "FrozenBatchNorm"
     return f"GroupNorm({entry.groups})" + (f" + {', '.join(entry.then)}" if entry.then else "")

@@ -6,6 +6,7 @@ A field says so where it is declared, ``field(metadata=ruled(count))``; `must_ho
 import base64
 import math
 import struct
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from enum import StrEnum
@@ -18,8 +19,9 @@ SCHEMA = 1
 
 DTYPES = frozenset(
     [
-        *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
-        *("int8", "int16", "int32", "int64", "uint8", "bool"),
+        *("float16", "bfloat16", "float32", "float64", "complex32", "complex64", "complex128"),
+        *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"),
+        *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
     ]
 )
 
@@ -27,8 +29,12 @@ Rule = Callable[[Any], bool]
 
 
 def text(value: Any) -> bool:
-    """A printable string of bounded length."""
-    return isinstance(value, str) and len(value) <= MAX_TEXT and value.isprintable()
+    """A string of one line and bounded length, without characters that control a terminal."""
+    return isinstance(value, str) and len(value) <= MAX_TEXT and (value.isprintable() or _is_one_line(value))
+
+
+def _is_one_line(value: str) -> bool:
+    return not {"Cc", "Cs", "Zl", "Zp"} & set(map(unicodedata.category, value))
 
 
 def texts(value: Any) -> bool:

@@ -4,7 +4,7 @@ import os
 import pickle
 import warnings
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -81,22 +81,22 @@ def must_be_checkpoint(path: Path) -> bytes:
     return head
 
 
-def fill(model: nn.Module, state: Mapping[str, Tensor], *, name: str, may_drop_head: bool = False) -> None:
+def fill(model: nn.Module, state: Mapping[str, Tensor], *, name: str, head: Collection[str] = ()) -> None:
     """Load a state dict strictly.
 
     Args:
         model: Network that receives the tensors.
         state: Tensors by name.
         name: What to call the state in errors.
-        may_drop_head: Leave tensors of another shape as the network initialized them.
+        head: Names of tensors that stay as the network initialized them where they have another shape.
 
     Raises:
         CheckpointError: Names or shapes differ, or a tensor is of a kind that the network's cannot hold.
     """
     own = model.state_dict()
     misfits = _misfits(own, state, name)
-    if misfits and not may_drop_head:
-        raise _another_shape(own, state, misfits[0], name)
+    if body := [key for key in misfits if key not in head]:
+        raise _another_shape(own, state, body[0], name)
     for key in own:
         if not _can_hold(own[key], state[key]):
             kind = f"{str(state[key].layout).removeprefix('torch.')} {str(state[key].dtype).removeprefix('torch.')}"
@@ -112,22 +112,34 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], *, name: str, may_drop_h
 
 
 def must_fit(
-    own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, name: str, num_classes: int | None = None
-) -> None:
+    own: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    *,
+    name: str,
+    num_classes: int | None = None,
+    head: Callable[[], Collection[str]] = tuple,
+) -> list[str]:
     """Raise unless a network of the shapes `own` can be filled with a state; no data is looked at.
 
     Args:
         own: Tensors of the network, which may be on the meta device.
         state: Tensors by name.
         name: What to call the state in errors.
-        num_classes: Size of a new head: tensors may then have another shape, and that many times the elements.
+        num_classes: Size of a new head: its tensors may have another shape, and that many times the elements.
+        head: Returns the names of the head's tensors; called where any has another shape.
+
+    Returns:
+        The names of the tensors that have another shape and may.
 
     Raises:
         CheckpointError: Names or shapes differ.
     """
-    for key in _misfits(own, state, name):
-        if num_classes is None or own[key].numel() > state[key].numel() * max(num_classes, 1):
+    misfits = _misfits(own, state, name)
+    names = head() if misfits and num_classes is not None else ()
+    for key in misfits:
+        if key not in names or own[key].numel() > state[key].numel() * max(num_classes or 0, 1):
             raise _another_shape(own, state, key, name)
+    return misfits
 
 
 def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor], name: str) -> list[str]:
@@ -142,7 +154,8 @@ def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor], name: str) 
 def _can_hold(own: Tensor, given: Tensor) -> bool:
     """Tell whether copying keeps the values: whole numbers are not weights, and packed tensors have a scale besides."""
     plain = given.layout is torch.strided and not given.is_quantized and not given.is_meta
-    return plain and not given.is_complex() and own.is_floating_point() <= given.is_floating_point()
+    same = own.is_complex() == given.is_complex()
+    return plain and same and own.is_floating_point() <= given.is_floating_point()
 
 
 def _another_shape(own: Mapping[str, Tensor], state: Mapping[str, Tensor], key: str, name: str) -> CheckpointError:

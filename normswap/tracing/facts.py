@@ -1,11 +1,14 @@
 """What a forward pass showed: for each norm what feeds it, for each convolution what reads it."""
 
 import math
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache, reduce
+from operator import or_
 from typing import Any
 
-from normswap.tracing.graph import Kind, Node
+from normswap.networks.inputs import Samples, samples_in
+from normswap.tracing.graph import FEW, NAMED, Graph, Kind, Node, Reach, Select
 from normswap.tracing.recorder import Recorder, Shapes
 
 OWN_READS = frozenset("convolution deform_conv2d t addmm mm linear".split())
@@ -19,6 +22,8 @@ class NormFacts:
     Attributes:
         shape: (N, C, *) shape of its smallest input.
         fed_by: The first nodes upstream that change values.
+        more: Whether others feed it, too, than the first few.
+        kinds: What all of them are: kinds, with the operator's name where a node has no layer's.
         via: Kinds of nodes between those and the norm.
         steps: The operators and modules that its forward runs.
         direct: Whether its input is, in every call, the very tensor that the one node feeding it made.
@@ -26,6 +31,8 @@ class NormFacts:
 
     shape: tuple[int, ...]
     fed_by: tuple[Node, ...]
+    more: bool
+    kinds: frozenset[tuple[Kind, str]]
     via: frozenset[Kind]
     steps: tuple[str, ...]
     direct: bool = False
@@ -38,6 +45,8 @@ class LayerFacts:
     Attributes:
         plain: Whether the operator read the parameter itself and not something computed from it.
         read_by: The first nodes downstream that change values.
+        more: Whether others read it, too, than the first few.
+        kinds: What all of them are.
         via: Kinds of nodes between the convolution and those.
         leaves: Whether the output leaves the network.
         weight_reads: Other operators that read the weight.
@@ -45,15 +54,20 @@ class LayerFacts:
 
     plain: bool
     read_by: tuple[Node, ...]
+    more: bool
+    kinds: frozenset[tuple[Kind, str]]
     via: frozenset[Kind]
     leaves: bool
     weight_reads: frozenset[str] = frozenset()
 
     def merged(self, other: "LayerFacts") -> "LayerFacts":
         """Return what both show together."""
+        read_by = _distinct([*self.read_by, *other.read_by])
         return LayerFacts(
             self.plain and other.plain,
-            _distinct([*self.read_by, *other.read_by]),
+            read_by[:FEW],
+            self.more or other.more or len(read_by) > FEW,
+            self.kinds | other.kinds,
             self.via | other.via,
             self.leaves or other.leaves,
             self.weight_reads | other.weight_reads,
@@ -69,10 +83,10 @@ class Trace:
         convs: Facts of the convolutions that ran.
         linears: Facts of the linear layers that ran.
         shapes: Shapes of the outputs of every module that ran.
-        batch: Samples in the example input.
         inputs: The example input on the meta device.
         with_data: Whether the pass needed real tensors.
         functional_norms: Modules that call batch_norm themselves, without a norm.
+        graphs: The passes themselves.
         stopped_by: The error that ended the pass after everything that counts had run; None where it ran to its end.
     """
 
@@ -80,11 +94,43 @@ class Trace:
     convs: dict[str, LayerFacts]
     linears: dict[str, LayerFacts]
     shapes: dict[str, Shapes]
-    batch: int
     inputs: Any
     with_data: bool = False
     functional_norms: tuple[str, ...] = ()
+    graphs: tuple[Graph, ...] = field(default=(), repr=False)
     stopped_by: str | None = None
+
+    @property
+    def samples(self) -> Samples:
+        """How the example input holds its samples, by what the network made of it."""
+        return samples_in(self.inputs, (shape for shapes in self.shapes.values() for shape in shapes))
+
+    @property
+    def batch(self) -> int:
+        """Samples in the example input."""
+        return self.samples.count
+
+    def first_reader(self, select: Select) -> Callable[[str], Node | None]:
+        """Return a function from a convolution's name to the first node among those that read it that is selected."""
+        far = cache(lambda: dict(_firsts(self.graphs, Graph.downstream, select)))
+
+        def first(name: str) -> Node | None:
+            facts = self.convs[name]
+            return far().get(name) if facts.more else next(filter(select, facts.read_by), None)
+
+        return first
+
+    def first_feeder(self, select: Select) -> Callable[[str], Node | None]:
+        """Return a function from a norm's name to the first node among those that feed it that is selected."""
+        far = cache(lambda: dict(_firsts(self.graphs, Graph.upstream, select)))
+
+        def first(name: str) -> Node | None:
+            facts = self.norms.get(name)
+            if facts is None:
+                return None
+            return far().get(name) if facts.more else next(filter(select, facts.fed_by), None)
+
+        return first
 
     def left_out(self, names: Collection[str]) -> set[str]:
         """Return those of the named modules that did not run."""
@@ -94,28 +140,43 @@ class Trace:
 def norm_facts(recorder: Recorder) -> Iterator[tuple[str, NormFacts]]:
     """Yield the facts of every norm that ran, by name."""
     graph = recorder.graph
+    upstream = graph.upstream() if recorder.norm_nodes else []
     for name, indices in recorder.norm_nodes.items():
-        parents = [parent for index in indices for parent in graph.nodes[index].parents]
-        fed_by, via = graph.feeders(parents)
+        reach = reduce(or_, (upstream[index] for index in indices))
+        parents = sum(len(graph.nodes[index].parents) for index in indices)
+        fed_by = tuple(graph.nodes[index] for index in reach.ends)
         steps = tuple(recorder.norm_steps.get(name, ()))
         smallest = min(recorder.norm_inputs[name], key=lambda shape: math.prod(shape[2:]))
-        direct = len(parents) == len(indices) and len(_distinct(fed_by)) == 1 and not via
-        yield name, NormFacts(smallest, _distinct(fed_by), frozenset(via), steps, direct)
+        direct = parents == len(indices) and len(fed_by) == 1 and not reach.via
+        yield name, NormFacts(smallest, fed_by, reach.more, reach.kinds, reach.via, steps, direct)
 
 
-def layer_facts(recorder: Recorder, kind: Kind) -> dict[str, LayerFacts]:
-    """Return the facts of every convolution, or every linear layer, that ran, by name."""
-    graph, children = recorder.graph, recorder.graph.children()
-    found: dict[str, LayerFacts] = {}
-    for index, node in enumerate(graph.nodes):
-        if node.kind is not kind:
+def layer_facts(recorder: Recorder) -> tuple[dict[str, LayerFacts], dict[str, LayerFacts]]:
+    """Return the facts of every convolution and of every linear layer that ran, by name."""
+    graph = recorder.graph
+    convs, linears = dict[str, LayerFacts](), dict[str, LayerFacts]()
+    for index, (node, reach) in enumerate(zip(graph.nodes, graph.downstream(), strict=True)):
+        if node.kind not in (Kind.CONV, Kind.LINEAR):
             continue
-        read_by, via, leaves = graph.readers(index, children)
+        found = convs if node.kind is Kind.CONV else linears
         leaf = recorder.plain.get(index)
         reads = recorder.parameters.reads.get(leaf, set()) - OWN_READS if leaf else ()
-        facts = LayerFacts(leaf is not None, _distinct(read_by), frozenset(via), leaves, frozenset(reads))
+        read_by = tuple(graph.nodes[end] for end in reach.ends)
+        facts = LayerFacts(
+            leaf is not None, read_by, reach.more, reach.kinds, reach.via, reach.leaves, frozenset(reads)
+        )
         found[node.name] = found[node.name].merged(facts) if node.name in found else facts
-    return found
+    return convs, linears
+
+
+def _firsts(
+    graphs: Iterable[Graph], walk: Callable[[Graph, Select], list[Reach]], select: Select
+) -> Iterator[tuple[str, Node]]:
+    """Yield layers and the first selected node that their walks meet; of several, what is to stand comes last."""
+    for graph in reversed(tuple(graphs)):
+        for node, reach in reversed(list(zip(graph.nodes, walk(graph, select), strict=True))):
+            if node.kind in NAMED and reach.ends:
+                yield node.name, graph.nodes[reach.ends[0]]
 
 
 def _distinct(nodes: list[Node]) -> tuple[Node, ...]:

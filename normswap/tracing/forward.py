@@ -13,12 +13,11 @@ from torch.utils._pytree import tree_map_only
 
 from normswap.errors import NeedsExampleInput, described
 from normswap.networks.copying import copy_model, meta_copy
-from normswap.networks.inputs import as_call, batch_size, tensors_in
+from normswap.networks.inputs import as_call, tensors_in
 from normswap.networks.network import Network
 from normswap.tracing.candidates import candidates
 from normswap.tracing.dispatch import Dispatch
 from normswap.tracing.facts import LayerFacts, Trace, layer_facts, norm_facts
-from normswap.tracing.graph import Kind
 from normswap.tracing.recorder import Recorder
 
 MORE_TRIES = 4
@@ -84,6 +83,7 @@ def _with_training_pass(
         linears=_merged(first.linears, second.linears),
         shapes=second.shapes | first.shapes,
         functional_norms=tuple({*first.functional_norms, *second.functional_norms}),
+        graphs=(*first.graphs, *second.graphs),
     )
 
 
@@ -111,15 +111,16 @@ def _run(model: nn.Module, example_input: Any, *, training: bool, data: bool, ed
             recorder.finish(tensors_in(copy.model(*args, **kwargs)))
         except Exception as error:
             stopped_by = described(error)
+    convs, linears = layer_facts(recorder)
     return Trace(
         norms=dict(norm_facts(recorder)),
-        convs=layer_facts(recorder, Kind.CONV),
-        linears=layer_facts(recorder, Kind.LINEAR),
+        convs=convs,
+        linears=linears,
         shapes=recorder.shapes,
-        batch=batch_size(args[0] if args else kwargs),
         inputs=tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), placed),
         with_data=data,
         functional_norms=tuple(sorted(recorder.functional_norms)),
+        graphs=(recorder.graph,) if edges else (),
         stopped_by=stopped_by,
     )
 

@@ -1,6 +1,6 @@
-"""The dataflow of one forward pass as a graph, and the two walks that the plan is made from."""
+"""The dataflow of one forward pass as a graph, and the two walks that the plan is made from, for all nodes at once."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -24,6 +24,12 @@ class Kind(StrEnum):
 PASSING = frozenset({Kind.VIEW, Kind.SCALE, Kind.POOL, Kind.ADD, Kind.CAT})
 """Kinds that both walks go through; all others end a walk."""
 
+NAMED = frozenset({Kind.CONV, Kind.LINEAR, Kind.NORM})
+"""Kinds of nodes that carry a layer's name; others carry an operator's."""
+
+FEW = 8
+"""Ends of a walk that are kept: along a residual stream every layer reads what all before it made."""
+
 
 @dataclass(slots=True)
 class Node:
@@ -33,6 +39,46 @@ class Node:
     name: str
     parents: tuple[int, ...]
     shape: tuple[int, ...] = ()
+
+
+Select = Callable[[Node], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What a walk meets from one node on: of many ends the first few, so that all walks together stay small.
+
+    Attributes:
+        ends: The first FEW nodes, in the order they ran, that change values.
+        more: Whether there are others.
+        kinds: What all of them are: kinds, with the operator's name where a node has no layer's.
+        via: Kinds of nodes between.
+        leaves: Whether a value leaves the network on the way.
+    """
+
+    ends: tuple[int, ...] = ()
+    more: bool = False
+    kinds: frozenset[tuple[Kind, str]] = frozenset()
+    via: frozenset[Kind] = frozenset()
+    leaves: bool = False
+
+    def __or__(self, other: "Reach") -> "Reach":
+        """Return what both meet."""
+        if self is other or other is NOTHING:
+            return self
+        if self is NOTHING:
+            return other
+        ends = sorted({*self.ends, *other.ends})
+        return Reach(
+            tuple(ends[:FEW]),
+            self.more or other.more or len(ends) > FEW,
+            self.kinds | other.kinds,
+            self.via | other.via,
+            self.leaves or other.leaves,
+        )
+
+
+NOTHING = Reach()
 
 
 @dataclass(slots=True)
@@ -47,55 +93,49 @@ class Graph:
         self.nodes.append(node)
         return len(self.nodes) - 1
 
-    def feeders(self, starts: Iterable[int]) -> tuple[list[Node], set[Kind]]:
-        """Walk back from `starts` to the first nodes that change values.
-
-        Returns:
-            Those nodes in the order they ran, and the kinds walked through on the way.
-        """
-        seen, stops, via, stack = set[int](), set[int](), set[Kind](), list(starts)
-        while stack:
-            index = stack.pop()
-            if index in seen:
-                continue
-            seen.add(index)
-            node = self.nodes[index]
-            if node.kind in PASSING:
-                via.add(node.kind)
-                stack.extend(node.parents)
-            else:
-                stops.add(index)
-        return [self.nodes[index] for index in sorted(stops)], via
-
-    def readers(self, start: int, children: dict[int, list[int]]) -> tuple[list[Node], set[Kind], bool]:
-        """Walk forward from `start` to the first nodes that change its values.
+    def upstream(self, select: Select = lambda _: True) -> list[Reach]:
+        """Return what feeds each node: the first nodes that change values, on every way back.
 
         Args:
-            start: Index of the node whose output is followed.
-            children: As `children` returns it.
-
-        Returns:
-            Those nodes in the order they ran, the kinds walked through, and whether any value leaves the network.
+            select: Which of those count.
         """
-        seen, stops, via, leaves, stack = {start}, set[int](), set[Kind](), start in self.outputs, [start]
-        while stack:
-            for index in children.get(stack.pop(), ()):
-                if index in seen:
-                    continue
-                seen.add(index)
-                node = self.nodes[index]
-                if node.kind not in PASSING:
-                    stops.add(index)
-                    continue
-                via.add(node.kind)
-                leaves = leaves or index in self.outputs
-                stack.append(index)
-        return [self.nodes[index] for index in sorted(stops)], via, leaves
-
-    def children(self) -> dict[int, list[int]]:
-        """Return the nodes that read each node."""
-        readers: dict[int, list[int]] = {}
-        for index, node in enumerate(self.nodes):
+        found, ends = list[Reach](), self._ends(select)
+        for node in self.nodes:
+            reach = NOTHING
             for parent in node.parents:
-                readers.setdefault(parent, []).append(index)
-        return readers
+                reach |= self._beyond(parent, found[parent], ends)
+            found.append(reach)
+        return found
+
+    def downstream(self, select: Select = lambda _: True) -> list[Reach]:
+        """Return what reads each node: the first nodes that change its values, on every way on.
+
+        Args:
+            select: Which of those count.
+        """
+        ends, found = self._ends(select), [NOTHING] * len(self.nodes)
+        for index in range(len(self.nodes) - 1, -1, -1):
+            if index in self.outputs:
+                found[index] |= Reach(leaves=True)
+            for parent in self.nodes[index].parents:  # all that reads a node ran after it, and is known by now
+                found[parent] |= self._beyond(index, found[index], ends)
+        return found
+
+    def _ends(self, select: Select) -> dict[int, Reach]:
+        """Return what a walk meets in each node that ends it; a layer that ran several times counts once."""
+        first: dict[tuple[Kind, str], int] = {}
+        return {
+            index: Reach((first.setdefault((node.kind, node.name), index),), kinds=frozenset([_label(node)]))
+            for index, node in enumerate(self.nodes)
+            if node.kind not in PASSING and select(node)
+        }
+
+    def _beyond(self, index: int, reach: Reach, ends: Mapping[int, Reach]) -> Reach:
+        kind = self.nodes[index].kind
+        if kind not in PASSING:
+            return ends.get(index, NOTHING)
+        return reach if kind in reach.via else reach | Reach(via=frozenset([kind]))
+
+
+def _label(node: Node) -> tuple[Kind, str]:
+    return node.kind, "" if node.kind in NAMED else node.name

@@ -1,5 +1,6 @@
 """Note one forward pass as a graph: every operator as it is run, every module as its hooks tell."""
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from typing import Any
 
@@ -173,7 +174,8 @@ class Recorder:
         own = self._node.get(id(tensor))
         found = [] if own is None else [own]
         if self._writers:
-            found += [i for i in self._writers.get(_storage(tensor), ()) if own is None or i > own]
+            writers = self._writers.get(_storage(tensor), [])  # in the order they ran
+            found += writers[0 if own is None else bisect_right(writers, own) :]
         return found
 
 

@@ -1,11 +1,15 @@
 """Checks by numbers where a network is random, has no numbers, or gives something else by mode."""
 
+from collections import namedtuple
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import broken
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.utils import ModelOutput
 
 import normswap
 
@@ -113,3 +117,210 @@ def test_modes_flags_and_gradients_stay_as_they_were() -> None:
     assert not model.training
     assert not converted.conv1.weight.requires_grad  # type: ignore[union-attr]
     assert all(p.grad is None for p in [*model.parameters(), *converted.parameters()])
+
+
+Pair = namedtuple("Pair", ["logits", "name"])
+
+
+@dataclass
+class Data:
+    logits: Tensor
+
+
+class Plain:
+    def __init__(self, logits: Tensor) -> None:
+        self.logits, self.itself = logits, self
+
+
+class Slots:
+    __slots__ = ("logits",)
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+
+def nested(logits: Tensor) -> dict[str, Any]:
+    return {"scores": [{"a": Plain(logits)}]}
+
+
+HOLDERS: dict[str, Callable[[Tensor], Any]] = {
+    "named tuple": lambda x: Pair(x, "cat"),
+    "dataclass": Data,
+    "class": Plain,
+    "class with slots": Slots,
+    "model output": lambda x: ModelOutput(logits=x),
+    "nested": nested,
+    "array": lambda x: x.detach().numpy() if not x.is_meta else x,
+    "numbers": lambda x: x.tolist() if not x.is_meta else x,
+    "set": lambda x: {x},
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS.values(), ids=HOLDERS)
+@pytest.mark.parametrize("moody", [False, True], ids=["same", "other"])
+def test_outputs_are_looked_at_wherever_they_are(holder: Callable[[Tensor], Any], moody: bool) -> None:
+    model = broken.Net(last=Moody(moody))
+    converted = normswap.convert(model, example_input=broken.X)
+    for net in (model, converted):
+        net.register_forward_hook(lambda _m, _a, output: holder(output))
+    found = {row.name: row for row in normswap.check(converted, example_input=broken.X).rows}
+    assert found["finite"].ok
+    assert found["train() equals eval()"].ok is not moody
+
+
+def test_what_cannot_be_looked_at_is_said() -> None:
+    converted = normswap.convert(broken.Net(last=Moody(True)), example_input=broken.X)
+    handle = converted.register_forward_hook(lambda _m, _a, output: (value for value in output))
+    found = {row.name: row for row in normswap.check(converted).rows}
+    assert (found["finite"].ok, found["train() equals eval()"].ok) == (None, None)
+    assert found["finite"].detail == "the output holds a generator: nothing that could be looked at"
+    handle.remove()
+    converted.register_forward_hook(lambda _m, _a, output: (output, print))
+    (finite,) = (row for row in normswap.check(converted).rows if row.name == "finite")
+    assert finite.detail == "outputs are finite; a builtin_function_or_method among them could not be looked at"
+
+
+class Gated(nn.Module):
+    """A branch that starts with zeros; the zero is a parameter of the given shape."""
+
+    def __init__(self, body: nn.Module, *shape: int) -> None:
+        super().__init__()
+        self.body, self.gate = body, nn.Parameter(torch.zeros(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.gate * self.body(x)
+
+
+class Mean(nn.Module):
+    """What reads the other samples, without statistics that anybody could recognize."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (1, 4)], ids=["scalar", "channels", "matrix"])
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [(Moody(True), "train() equals eval()"), (Mean(), "batch independence")],
+    ids=["by mode", "by batch"],
+)
+def test_a_gate_that_starts_at_zero_hides_nothing(body: nn.Module, name: str, shape: tuple[int, ...]) -> None:
+    assert row(broken.Net(last=Gated(body, *shape)), name).ok is False
+    assert row(broken.Net(last=Gated(nn.Linear(4, 4), *shape)), name).ok
+
+
+class Counting(nn.Module):
+    """A training step that needs an attribute of BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.bn.num_batches_tracked > 9:  # type: ignore[operator]
+            self.bn.momentum = 0.01
+        return self.bn(self.conv(x))
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["with the original", "without"])
+def test_a_network_that_cannot_train_is_found(given: bool) -> None:
+    model = Counting()
+    converted = normswap.convert(model, example_input=broken.X)
+    (failed,) = normswap.check(converted, model if given else None, example_input=broken.X).failed
+    assert failed.name == "gradients"
+    where = "'GroupNorm' object has no attribute 'num_batches_tracked' in bn, which was replaced"
+    assert failed.detail == f"a step in train mode raises AttributeError: {where}"
+
+
+def test_a_network_that_asks_for_targets_is_not_said_to_be_broken() -> None:
+    class Detector(broken.Net):
+        def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:  # type: ignore[override]
+            if self.training and targets is None:
+                raise ValueError("targets should not be none")
+            return super().forward(x)
+
+    model = Detector()
+    checks = normswap.check(normswap.convert(model, example_input=broken.X), model)
+    assert checks
+    assert checks.rows[-1].detail.endswith("; in train mode no pass ran (targets should not be none)")
+
+
+def test_a_kernel_that_loses_its_gradient_in_train_mode_is_found() -> None:
+    class Cut(broken.Net):
+        cut = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.bn1(self.conv1(x)).relu()
+            y = y.detach() if self.cut and self.training else y
+            return self.head(self.pool(self.bn2(self.conv2(y)).relu()).mean((2, 3)))
+
+    model = Cut()
+    converted = normswap.convert(model, example_input=broken.X)
+    converted.cut = True  # type: ignore[assignment]
+    (failed,) = normswap.check(converted, model).failed
+    assert failed.detail == "3 parameters lost theirs in train mode: bn1.bias, bn1.weight, conv1.weight"
+
+
+class Contrast(nn.Module):
+    """Compare every sample with every other."""
+
+    def __init__(self, softmax: bool) -> None:
+        super().__init__()
+        self.a, self.t = (nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)) for _ in range(2))
+        self.softmax = softmax
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.a(x).mean((2, 3)) @ self.t(x).mean((2, 3)).T
+        return scores.softmax(1) if self.softmax else scores
+
+
+@pytest.mark.parametrize(("softmax", "ok"), [(False, True), (True, None)], ids=["scores", "softmax"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_outputs_over_pairs_of_samples(softmax: bool, ok: bool | None, count: int) -> None:
+    model, x = Contrast(softmax), torch.randn(count, 3, 9, 9)
+    checks = normswap.check(normswap.convert(model, example_input=x), model, example_input=x)
+    assert checks, checks
+    assert next(row for row in checks.rows if row.name == "batch independence").ok is ok
+
+
+class Neck(nn.Module):
+    """Take a list of feature maps, as the neck of a detector does."""
+
+    def __init__(self, leaks: bool = False) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(nn.Sequential(nn.Conv2d(c, 16, 1), nn.BatchNorm2d(16)) for c in (8, 12, 24))
+        self.leaks = leaks
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        made = [level(x) for level, x in zip(self.levels, maps, strict=True)]
+        return [x + x.mean(0) for x in made] if self.leaks else made
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_a_list_of_feature_maps_is_no_list_of_samples(count: int) -> None:
+    maps = [torch.randn(count, c, s, s) for c, s in ((8, 16), (12, 8), (24, 4))]
+    for leaks in (False, True):
+        model = Neck(leaks)
+        converted = normswap.convert(model, example_input=(maps,))
+        found = {row.name: row.ok for row in normswap.check(converted, model, example_input=(maps,)).rows}
+        assert normswap.plan_of(converted).warnings == ()
+        assert found["batch independence"] is (None if count == 1 else not leaks)
+        assert found["batch size 1"]
+
+
+def test_noise_in_eval_mode_is_no_dependence_on_the_batch() -> None:
+    model = broken.Net(last=Noise())
+    checks = normswap.check(normswap.convert(model, example_input=broken.X), model)
+    assert checks, checks
+
+
+class Noise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x, 0.5, training=True)
+
+
+def test_torchs_random_numbers_stay_as_they_were() -> None:
+    model = broken.Net(last=nn.Dropout(0.5))
+    converted, state = normswap.convert(model, example_input=broken.X), torch.get_rng_state()
+    normswap.check(converted, model)
+    assert torch.equal(torch.get_rng_state(), state)

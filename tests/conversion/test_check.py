@@ -130,10 +130,10 @@ def test_lost_gradients_are_named() -> None:
     model = Cut()
     converted = normswap.convert(model, example_input=X)
     converted.cut = True  # type: ignore[assignment]
-    for original in (model, None):
+    for original, mode in ((model, " in train mode"), (None, "")):
         (row,) = normswap.check(converted, original).failed
         assert row.name == "gradients"
-        assert row.detail == "3 parameters lost theirs: bn1.bias, bn1.weight, conv1.weight"
+        assert row.detail == f"3 parameters lost theirs{mode}: bn1.bias, bn1.weight, conv1.weight"
 
 
 def test_a_backward_pass_that_fails_without_a_word_is_not_judged() -> None:

@@ -20,7 +20,10 @@ def test_a_planned_norm_that_met_another_shape_is_found_without_the_original() -
 def test_norms_left_as_asked_are_counted_and_not_reported() -> None:
     converted = normswap.convert(broken.Net(), exclude="bn2", example_input=broken.X)
     row = normswap.check(converted).rows[1]
-    assert (row.name, row.ok, row.detail) == ("no BatchNorm left", True, "1 of 2 replaced, 1 left as asked")
+    assert (row.name, row.ok, row.detail) == ("no BatchNorm left", True, "1 of 2 replaced, 1 kept frozen")
+    converted = normswap.convert(broken.Net(), exclude="bn2", keep="live", example_input=broken.X)
+    row = normswap.check(converted).rows[1]
+    assert (row.ok, row.detail) == (True, "1 of 2 replaced, 1 left as asked: live in train mode")
 
 
 def test_a_norm_left_for_another_reason_is_reported_with_it() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from normswap.networks.inputs import batch_size, call, describe, materialize, rebuild, tensors_in, vary
+from normswap.networks.inputs import Samples, batch_size, call, describe, materialize, rebuild, tensors_in, vary
 
 A, B = torch.zeros(2, 3), torch.ones(2, 1)
 
@@ -75,14 +75,14 @@ def test_made_inputs_have_the_networks_type_and_zeros_for_whole_numbers() -> Non
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x, x), lambda x: {"x": x}], ids=["tensor", "tuple", "dict"])
 def test_every_sample_but_the_first_is_another(wrap: Any) -> None:
     x = torch.randn(3, 5)
-    for before, after in zip(tensors_in(wrap(x)), tensors_in(vary(wrap(x), 3, seed=1)), strict=True):
+    for before, after in zip(tensors_in(wrap(x)), tensors_in(vary(wrap(x), Samples(3), seed=1)), strict=True):
         assert torch.equal(before[0], after[0])
         assert (before[1:] != after[1:]).all()
 
 
 def test_of_a_list_every_image_but_the_first_is_another() -> None:
     images, labels = [torch.randn(3, 4), torch.randn(3, 4)], torch.tensor([1, 2])
-    varied = vary((images, labels), 2, seed=1)
+    varied = vary((images, labels), Samples(2, listed=True), seed=1)
     assert torch.equal(varied[0][0], images[0])
     assert not torch.equal(varied[0][1], images[1])
     assert torch.equal(varied[1], labels)

@@ -42,7 +42,10 @@ def test_options_of_what_convert_was_called_with() -> None:
 
 UNKNOWN = {
     "near": ({"grops": 3}, "grops= is no option; did you mean groups?"),
-    "far": ({"zzz": 3}, "zzz= is no option; there are groups, group_size, to, ws, affine, shrink, equalize, include"),
+    "far": (
+        {"zzz": 3},
+        "zzz= is no option; there are groups, group_size, to, ws, affine, shrink, equalize, keep",
+    ),
 }
 
 
