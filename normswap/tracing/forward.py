@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from normswap.errors import NeedsExampleInput, described
+from normswap.layers.convs import given
 from normswap.networks.copying import copy_model, meta_copy
 from normswap.networks.inputs import as_call, batch_size, tensors_in
 from normswap.networks.network import Network
@@ -126,9 +127,8 @@ def _run(model: nn.Module, example_input: Any, *, training: bool, data: bool, ed
 
 def _standardize_nothing(network: Network, stack: ExitStack) -> None:
     """Have convolutions without data use their weights as they are: of a kernel, only the shape is looked at."""
-    for _, conv in network.standardized():
-        if conv.raw_weight.is_meta:
-            stack.enter_context(conv.using(partial(Tensor.detach, conv.raw_weight)))
+    convs = [conv for _, conv in network.standardized() if conv.raw_weight.is_meta]
+    stack.enter_context(given({conv: partial(Tensor.detach, conv.raw_weight) for conv in convs}))
 
 
 def _placed(tensor: Tensor, device: torch.device) -> Tensor:
