@@ -88,6 +88,7 @@ def _plan_norm(name: str, network: Network, facts: NormFacts | None, options: Op
     )
     if refusal := options.leaves(name):
         return replace(base, reason=refusal, by_user=True)
+    obstacle = obstacle or network.pinned_at(name)
     if obstacle:
         return replace(base, reason=obstacle)
     positions = math.prod(facts.shape[2:]) if facts else None
@@ -161,7 +162,7 @@ def _plan_conv(
     refusal = options.leaves(name) or ("weight standardization is off" if wanted is WS.NONE else "")
     if refusal:
         return replace(base, reason=refusal, by_user=True)
-    if facts is None or (obstacle := _conv_obstacle(conv, facts, norms)):
+    if facts is None or (obstacle := _conv_obstacle(conv, facts, norms) or network.pinned_at(name)):
         standardized = isinstance(conv, WeightStandardized)
         unreached = "weight-standardized already" if standardized else "no forward pass reaches it"
         return replace(base, reason=unreached if facts is None else obstacle)
@@ -200,19 +201,28 @@ def _conv_obstacle(conv: nn.Module, facts: LayerFacts, norms: Mapping[str, NormE
 
 
 def _share_fate_of_tied_weights(convs: Mapping[str, ConvEntry], network: Network) -> dict[str, ConvEntry]:
-    """Standardize modules that share one weight only together."""
-    owners: dict[int, list[str]] = {}
-    for name in convs:
-        weight = network.slots[name]._parameters.get("weight")
-        if weight is not None:
-            owners.setdefault(id(weight), []).append(name)
+    """Standardize modules that share one weight only together, in one form, and only where nothing else holds it."""
     tied = dict(convs)
-    for names in owners.values():
-        kept = [name for name in names if not convs[name].changes]
-        for name in names if kept else ():
-            if convs[name].changes:
-                reason = f"shares its weight with {kept[0]}, which is left as it is"
-                tied[name] = replace(convs[name], action=Action.KEEP, reason=reason, ws=None, eps=None)
+    for names in network.holders_of_kernels(convs):
+        others = [other for other in names if other not in convs or not convs[other].changes]
+        layouts = {
+            (type(network.slots[name]), getattr(network.slots[name], "groups", 1)) for name in names if not others
+        }
+        forms = {convs[name].ws for name in names if name in convs and convs[name].changes}
+        for name in names:
+            entry = tied.get(name)
+            if entry is None or not entry.changes:
+                continue
+            if others:
+                left = "which is left as it is" if others[0] in convs else "which is no convolution that is replaced"
+                reason = f"shares its weight with {others[0]}, {left}"
+                tied[name] = replace(entry, action=Action.KEEP, reason=reason, ws=None, eps=None)
+            elif len(layouts) > 1:
+                other = next(other for other in names if other != name)
+                reason = f"shares its weight with {other}, to which other values are a filter"
+                tied[name] = replace(entry, action=Action.KEEP, reason=reason, ws=None, eps=None)
+            elif len(forms) > 1:
+                tied[name] = replace(entry, ws=WS.ADAPTIVE, reason=f"{entry.reason}; shares its weight")
     return tied
 
 

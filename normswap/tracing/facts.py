@@ -8,7 +8,10 @@ from typing import Any
 from normswap.tracing.graph import Kind, Node
 from normswap.tracing.recorder import Recorder, Shapes
 
-OWN_READS = frozenset("convolution deform_conv2d t addmm mm linear".split())
+OWN_READS = {
+    Kind.CONV: frozenset(("convolution", "deform_conv2d")),
+    Kind.LINEAR: frozenset("t addmm mm linear".split()),
+}
 """Operators by which a convolution or a linear layer reads its own weight."""
 
 
@@ -112,7 +115,7 @@ def layer_facts(recorder: Recorder, kind: Kind) -> dict[str, LayerFacts]:
             continue
         read_by, via, leaves = graph.readers(index, children)
         leaf = recorder.plain.get(index)
-        reads = recorder.parameters.reads.get(leaf, set()) - OWN_READS if leaf else ()
+        reads = recorder.parameters.reads.get(leaf, set()) - OWN_READS[kind] if leaf else ()
         facts = LayerFacts(leaf is not None, _distinct(read_by), frozenset(via), leaves, frozenset(reads))
         found[node.name] = found[node.name].merged(facts) if node.name in found else facts
     return found

@@ -20,6 +20,7 @@ from normswap.tracing.candidates import candidates
 from normswap.tracing.dispatch import Dispatch
 from normswap.tracing.facts import LayerFacts, Trace, layer_facts, norm_facts
 from normswap.tracing.graph import Kind
+from normswap.tracing.modes import branches_on_mode
 from normswap.tracing.recorder import Recorder
 
 MORE_TRIES = 4
@@ -71,13 +72,17 @@ def trace(
 def _with_training_pass(
     model: nn.Module, example_input: Any, first: Trace, wanted: Collection[str], edges: bool
 ) -> Trace:
-    """Add what a pass in train mode reaches, where the one in eval mode left wanted modules out."""
-    missing = first.left_out(wanted)
-    if not missing:
+    """Add what a pass in train mode shows, where the one in eval mode left wanted modules out or the code asks."""
+    missing, branches = first.left_out(wanted), edges and branches_on_mode(model)
+    if not missing and not branches:
         return first
     second = _run(model, example_input, training=True, data=first.with_data, edges=edges)
     if second.left_out(missing) == missing:
-        return first
+        if not branches or second.stopped_by is not None:
+            return first
+        convs = {name: facts.merged(second.convs.get(name, facts)) for name, facts in first.convs.items()}
+        linears = {name: facts.merged(second.linears.get(name, facts)) for name, facts in first.linears.items()}
+        return replace(first, convs=convs, linears=linears)
     return replace(
         first,
         norms=second.norms | first.norms,
@@ -109,7 +114,8 @@ def _run(model: nn.Module, example_input: Any, *, training: bool, data: bool, ed
             _standardize_nothing(copy, stack)
         stack.enter_context(Dispatch(recorder))
         try:
-            recorder.finish(tensors_in(copy.model(*args, **kwargs)))
+            output = copy.model(*args, **kwargs)
+            recorder.finish(list(tensors_in(output)))
         except Exception as error:
             stopped_by = described(error)
     return Trace(

@@ -33,6 +33,8 @@ class Node:
     name: str
     parents: tuple[int, ...]
     shape: tuple[int, ...] = ()
+    steered_by: frozenset[int] = frozenset()
+    """Parents that say where values come from, or by what they are weighed: scaling them does not scale the result."""
 
 
 @dataclass(slots=True)
@@ -41,6 +43,8 @@ class Graph:
 
     nodes: list[Node] = field(default_factory=list)
     outputs: set[int] = field(default_factory=set)
+    places: set[int] = field(default_factory=set)
+    """Nodes whose results were written over."""
 
     def add(self, node: Node) -> int:
         """Append a node and return its index."""
@@ -79,14 +83,17 @@ class Graph:
         """
         seen, stops, via, leaves, stack = {start}, set[int](), set[Kind](), start in self.outputs, [start]
         while stack:
-            for index in children.get(stack.pop(), ()):
+            parent = stack.pop()
+            if parent not in children and parent not in self.outputs and parent not in self.places and parent != start:
+                stops.add(parent)  # what becomes of it is not known: numpy reads without an operator
+            for index in children.get(parent, ()):
+                node = self.nodes[index]
+                if node.kind not in PASSING or parent in node.steered_by:
+                    stops.add(index)
+                    continue
                 if index in seen:
                     continue
                 seen.add(index)
-                node = self.nodes[index]
-                if node.kind not in PASSING:
-                    stops.add(index)
-                    continue
                 via.add(node.kind)
                 leaves = leaves or index in self.outputs
                 stack.append(index)
