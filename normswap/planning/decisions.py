@@ -1,7 +1,7 @@
 """Decide what happens to every norm and convolution, from a trace. Nothing is changed here."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -24,6 +24,7 @@ from normswap.planning.choices import WS, Action, To
 from normswap.planning.entry import ConvEntry, NormEntry
 from normswap.planning.equalizing import Scales, equalize_norms
 from normswap.planning.fitting import fit_norms
+from normswap.planning.freshness import are_initialized, cannot_grow, is_fresh
 from normswap.planning.groups import num_groups_for
 from normswap.planning.measuring import Images
 from normswap.planning.options import Options
@@ -37,6 +38,9 @@ _ARITHMETIC = frozenset(["mul", "add", "sub", "div", "rsqrt", "sqrt", "reciproca
 
 AUTO = 32
 """Largest group count that ``groups="auto"`` gives a norm without statistics to choose by."""
+
+FRESH = "its norm is fresh"
+"""What allows the standard form to overwrite filters."""
 
 NAMED = (Kind.CONV, Kind.LINEAR, Kind.NORM)
 """Kinds of nodes that carry a layer's name; others carry an operator's."""
@@ -53,8 +57,9 @@ def make_plan(network: Network, trace: Trace, options: Options, images: Images |
     """
     norms = {name: _plan_norm(name, network, trace.norms.get(name), options) for name in network.norms}
     trained = {name for name, norm in network.norms.items() if norm_parts(norm).is_trained}
+    signs = _signs_of_training(network, trained)
     convs = {
-        name: _plan_conv(name, network, trace.convs.get(name), options, norms, trained)
+        name: _plan_conv(name, network, trace.convs.get(name), options, norms, signs)
         for name in network.modules
         if name in network.convs or name in trace.convs
     }
@@ -152,7 +157,7 @@ def _plan_conv(
     facts: LayerFacts | None,
     options: Options,
     norms: Mapping[str, NormEntry],
-    trained: set[str],
+    trained: Mapping[str, str],
 ) -> ConvEntry:
     conv = network.slots[name]
     feeds = tuple(_label(node.kind, node.name) for node in facts.read_by) if facts else ()
@@ -168,14 +173,36 @@ def _plan_conv(
         return replace(base, reason=unreached if facts is None else obstacle)
     ends = {node.name for node in facts.read_by if node.kind is Kind.NORM}
     frozen = not conv._parameters["weight"].requires_grad  # type: ignore[union-attr]
-    adaptive = wanted is WS.ADAPTIVE or (wanted is WS.AUTO and (ends & trained or frozen))
+    training = _training_shown(ends, network, trained)
+    adaptive = wanted is WS.ADAPTIVE or (wanted is WS.AUTO and (training != FRESH or frozen))
     if frozen and not adaptive:
         return replace(base, reason="its weight is frozen: the standard form would change a filter that is fixed")
-    reason = "its norm is trained" if ends & trained else "its norm is fresh"
+    reason = training
     if via := "+".join(sorted(kind.value for kind in facts.via)):
         reason = f"every path ends in a norm, through {via}; {reason}"
     form = WS.ADAPTIVE if adaptive else WS.STANDARD
     return replace(base, action=Action.STANDARDIZE, reason=reason, ws=form, eps=EPS)
+
+
+def _training_shown(ends: set[str], network: Network, trained: Mapping[str, str]) -> str:
+    """Return what the norms behind a convolution, and else the network, show of training."""
+    if ends & set(trained):
+        return "its norm is trained"
+    if not all(is_fresh(network.norms[end]) for end in ends):
+        return "its norm does not show whether it is trained"
+    return f"{FRESH}, {next(iter(trained.values()))}" if trained else FRESH
+
+
+def _signs_of_training(network: Network, norms: Collection[str]) -> dict[str, str]:
+    """Return what is trained, in words by name: norms, and where there are none the first layer whose filters are.
+
+    A network of which a part is trained may be trained altogether, and the adaptive form loses nothing.
+    """
+    if norms:
+        return {name: f"{name} is trained" for name in norms}
+    convs = ((name, conv) for name, conv in network.convs.items() if has_kernel(conv))
+    first = next((name for name, conv in convs if not are_initialized(conv)), None)
+    return {} if first is None else {first: f"the filters of {first} are not"}
 
 
 def _conv_obstacle(conv: nn.Module, facts: LayerFacts, norms: Mapping[str, NormEntry]) -> str:
@@ -197,6 +224,8 @@ def _conv_obstacle(conv: nn.Module, facts: LayerFacts, norms: Mapping[str, NormE
         return "no norm that is replaced reads its output"
     if conv._parameters["weight"].numel() == out_channels(conv):  # type: ignore[union-attr]
         return "one weight per filter (fan-in 1): standardizing would erase it"
+    if cannot_grow(conv, added=Kind.ADD in facts.via):
+        return "its filters are zero or constant: standardized they could not grow"
     return ""
 
 

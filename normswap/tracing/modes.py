@@ -22,7 +22,7 @@ def branches_on_mode(model: nn.Module) -> bool:
     A module without children sees the outputs of no layer but what it is given, and returns.
     """
     containers = (module for module in model.modules() if module._modules and not is_batch_norm(module))
-    return any(_decides(type(module)) for module in containers)
+    return any(_decides(type(module)) for module in containers)  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=1024)

@@ -147,7 +147,9 @@ def hold(**made: Callable[[Any], Any]) -> Callable[[Any], None]:
 HELD: dict[str, tuple[Callable[[Any], None], Callable[[Any, Tensor], Any], bool]] = {
     "list": (hold(ops=lambda net: [net.conv]), lambda net, x: net.bn(net.ops[0](x)), True),
     "private list": (hold(_ops=lambda net: [net.conv]), lambda net, x: net.bn(net._ops[0](x)), True),
-    "nested dict": (hold(ops=lambda net: {"a": {"b": [net.conv]}}), lambda net, x: net.bn(net.ops["a"]["b"][0](x)), True),
+    "nested dict": (
+        hold(ops=lambda net: {"a": {"b": [net.conv]}}), lambda net, x: net.bn(net.ops["a"]["b"][0](x)), True,
+    ),
     "attribute": (hold(op=lambda net: net.conv), lambda net, x: net.bn(net.op(x)), True),
     "wrapper in a tuple": (
         hold(ops=lambda net: (nn.Sequential(net.conv),)), lambda net, x: net.bn(net.ops[0](x)), True,
