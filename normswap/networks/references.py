@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from normswap.layers.norms import HOOKS
+from normswap.networks.copying import PLAIN
 
 ATOMS = (bool, int, float, complex, str, bytes, type(None), type, Tensor, ModuleType, torch.dtype, torch.device)
 """What refers to no layer; a graph of torch.fx names them."""
@@ -70,7 +71,7 @@ def _walk(model: nn.Module, replaced: Collection[int]) -> Iterator[tuple[Referen
     while stack and len(seen) < ENOUGH:
         holder, where, free = stack.pop()
         for inner, place, slots, key in _held(holder, where):
-            if isinstance(inner, ATOMS) and not isinstance(inner, nn.Parameter):
+            if type(inner) in PLAIN or isinstance(inner, ATOMS) and not isinstance(inner, nn.Parameter):
                 continue
             if id(holder) in replaced and key not in (None, "_modules", *HOOKS) and slots is vars(holder):
                 continue
@@ -90,7 +91,7 @@ def _held(holder: Any, where: str) -> Iterator[tuple[Any, str, Any, Any]]:
             if key == "_modules":
                 for name, child in value.items():
                     yield child, f"{where}.{name}".lstrip("."), value, name
-            elif key not in _SKIPPED and not isinstance(value, ATOMS) and (value or not isinstance(value, Mapping)):
+            elif type(value) not in PLAIN and key not in _SKIPPED and (not isinstance(value, dict) or value):
                 yield value, f"{where}.{key}".lstrip("."), own, key
         for value in _closed_over(type(holder)):
             yield value, f"the code of {type(holder).__name__}", None, None
