@@ -86,8 +86,9 @@ class Network:
         layers = {id(module) for module in self.modules.values() if has_kernel(module) or is_conv(module)}
         weights = {id(module._parameters["weight"]) for module in self.modules.values() if has_kernel(module)}
         norms = {id(norm) for norm in self.norms.values()}
-        found = references(self.model, layers | weights | norms, norms)
-        return {one.to: one.where for one in found if one.slots is None}
+        found = list(references(self.model, layers | weights | norms, norms))
+        free = {one.holder for one in found if one.slots is not None}  # code may know the dict of a module, too
+        return {one.to: one.where for one in found if one.slots is None and one.holder not in free}
 
     def holders_of_kernels(self, names: Iterable[str]) -> Iterator[list[str]]:
         """Yield, for each weight of the named layers that others hold too, all that hold it, or memory of it.

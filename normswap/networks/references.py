@@ -31,12 +31,14 @@ class Reference:
         where: The place in words.
         slots: The dict or list that holds it, None where nothing can be put in its place.
         key: Its key there.
+        holder: ``id`` of what holds it, however it was reached.
     """
 
     to: int
     where: str
     slots: Any = None
     key: Any = None
+    holder: int = 0
 
 
 def references(model: nn.Module, wanted: Collection[int], replaced: Collection[int] = ()) -> Iterator[Reference]:
@@ -71,13 +73,13 @@ def _walk(model: nn.Module, replaced: Collection[int]) -> Iterator[tuple[Referen
     while stack and len(seen) < ENOUGH:
         holder, where, free = stack.pop()
         for inner, place, slots, key in _held(holder, where):
-            if type(inner) in PLAIN or isinstance(inner, ATOMS) and not isinstance(inner, nn.Parameter):
+            if type(inner) in PLAIN or (isinstance(inner, ATOMS) and not isinstance(inner, nn.Parameter)):
                 continue
             if id(holder) in replaced and key not in (None, "_modules", *HOOKS) and slots is vars(holder):
                 continue
             free_slots = slots if free else None
             in_code = isinstance(holder, FunctionType) or (isinstance(holder, nn.Module) and slots is None)
-            yield Reference(id(inner), place, free_slots, key), inner, in_code
+            yield Reference(id(inner), place, free_slots, key, id(holder if slots is None else slots)), inner, in_code
             if id(inner) not in seen and not isinstance(inner, Tensor):
                 seen.add(id(inner))
                 stack.append((inner, place, free_slots is not None or isinstance(inner, nn.Module)))

@@ -261,3 +261,10 @@ def test_tied_kernels_are_treated_alike_or_left(how: str, forms: set[str | None]
     plan = normswap.inspect(net, example_input=x)
     assert {entry.ws for entry in plan.convs} == forms
     assert {entry.eps is None for entry in plan.convs} == {forms == {None}}
+
+
+def test_a_function_that_knows_the_registered_modules_holds_no_more_than_they_do() -> None:
+    net = Base(hold(op=lambda net: lambda x, own=net._modules: own["conv"](x)), lambda net, x: net.bn(net.conv(x)))
+    compiled = nn.Sequential(torch.compile(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), backend="eager"))
+    for model in (net.eval(), compiled.eval()):
+        assert conv_of(model).changes
