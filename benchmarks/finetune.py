@@ -66,7 +66,7 @@ def tune(job: Job) -> Job:
         model = calibrated(original(job["seed"]), job["seed"])
     generator = torch.Generator().manual_seed(job["seed"])
     optimizer = torch.optim.SGD(groups(model, job["form"], job["rate"]), job["rate"], momentum=0.9)
-    offsets = [p for name, p in model.named_parameters() if name.endswith("ws_offset")]
+    offsets = [p for name, p in model.named_buffers() if name.endswith("ws_offset")]
     curve = [accuracy(model, test_images, test_labels)]
     for step in range(1, STEPS[job["task"]][-1] + 1):
         model.train(job["form"] != "BN, frozen")
@@ -86,7 +86,7 @@ def groups(model: nn.Module, form: str, rate: float) -> list[dict[str, object]]:
     """Return parameter groups: everything trainable, and the offsets apart where a form learns them."""
     chosen: list[dict[str, object]] = [{"params": [p for p in model.parameters() if p.requires_grad]}]
     if form == "normswap, offset learned at 1 %":
-        offsets = [p.requires_grad_() for name, p in model.named_parameters() if name.endswith("ws_offset")]
+        offsets = [p.requires_grad_() for name, p in model.named_buffers() if name.endswith("ws_offset")]
         chosen.append({"params": offsets, "lr": rate / 100})
     return chosen
 

@@ -51,7 +51,7 @@ def _moved_filters(model: nn.Module) -> dict[str, Tensor]:
     """Return kernels, gains and offsets, by name in the state, of the convolutions whose filters training has moved."""
     network, moved = Network(model), dict[str, Tensor]()
     for _, conv in network.standardized():
-        if conv.ws_gain is None or conv.ws_gain.is_meta:
+        if conv.ws_gain is None or conv.ws_gain.is_meta or conv.is_computed:
             continue
         if all(torch.equal(value, getattr(conv, key)) for key, value in settled(conv, conv.raw_weight).items()):
             continue

@@ -66,6 +66,8 @@ def must_fit(network: Network, plan: Plan) -> None:
                 f"{entry.name}: the plan was made for a {entry.kind} of {entry.channels} channels, found "
                 f"{type(module).__name__} of {found}; apply the plan to the unconverted network it was made for"
             )
+        if pinned := network.pinned_at(entry.name):
+            raise PlanMismatch(f"{entry.name}: {pinned}")
     for name, scale in plan.scales.items():
         layer = network.slots.get(name)
         if layer is None or layer._parameters.get("weight") is None or rows_of(layer) != len(scale):

@@ -7,7 +7,7 @@ from torch import nn
 from normswap.conversion.behaviour import behaviour_checks
 from normswap.conversion.carried_plan import plan_of
 from normswap.conversion.checks import Checks
-from normswap.conversion.structure import structural_checks
+from normswap.conversion.structure import left_behind, structural_checks
 from normswap.networks.inputs import rebuild
 from normswap.networks.network import Network
 from normswap.networks.validation import unwrap
@@ -43,4 +43,5 @@ def check(converted: nn.Module, original: nn.Module | None = None, *, example_in
     after = trace(network, example_input, until=reached, edges=False)
     before = None if original is None else trace(Network(unwrap(original)), after.inputs, edges=False)
     structural = structural_checks(network, plan, after, before)
-    return Checks((*structural.rows, *behaviour_checks(network.model, plan, original, after.inputs, after.samples)))
+    behaviour = behaviour_checks(network.model, plan, original, after.inputs, after.samples)
+    return Checks((*left_behind(network), *structural.rows, *behaviour))

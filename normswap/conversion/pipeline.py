@@ -51,7 +51,7 @@ def convert(
         to: ``"group"``, ``"layer"`` (one group) or ``"instance"`` (one channel per group).
         ws: Weight standardization of the convolutions in front of replaced norms. ``"adaptive"`` keeps their kernels
             exactly and only training moves them; ``"standard"`` is the paper's (Qiao et al. 2019, equation 2);
-            ``"auto"`` is adaptive where the norms are trained and standard where they are fresh; or ``"none"``.
+            ``"auto"`` is standard where norms and filters show that the network is fresh, else adaptive; or ``"none"``.
         affine: ``"match"`` finds the affine values with which GroupNorm does what BatchNorm did; ``"copy"`` keeps γ, β.
         shrink: How far a matched norm draws a sample's variance towards the running one: its epsilon is BatchNorm's
             plus `shrink` times the running variance of its groups. 0 keeps BatchNorm's epsilon; by default 10, and

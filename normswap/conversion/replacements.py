@@ -214,7 +214,7 @@ def _standardized(
     weight, changes = new.raw_weight, list[Change]()
     if entry.ws is WS.STANDARD:
         gain, _ = gain_and_offset(centred(new.ws_filters(weight.detach())), eps)
-        new.ws_gain = nn.Parameter(gain.to(weight.dtype), requires_grad=False)
+        new.ws_gain = gain.to(weight.dtype)
         changes = [(weight, partial(_centred_kernel, new))]
     if scale is not None and new.ws_offset is not None and not weight.is_meta:
         factors = weight.new_tensor(scale)

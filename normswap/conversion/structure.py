@@ -1,7 +1,10 @@
 """Check what a trace shows: shapes, and BatchNorm left in any slot or any operator."""
 
+from collections.abc import Iterator
+
 from normswap.conversion.checks import Check, Checks
 from normswap.networks.network import Network
+from normswap.networks.references import strays
 from normswap.planning.choices import Action
 from normswap.planning.plan import Plan
 from normswap.tracing.facts import Trace
@@ -18,6 +21,16 @@ def structural_checks(converted: Network, plan: Plan, after: Trace, before: Trac
         before: A trace of the network before conversion, where it is at hand.
     """
     return Checks((_same_shapes(plan, after, before), _no_batch_norm(converted, plan, after)))
+
+
+def left_behind(converted: Network) -> Iterator[Check]:
+    """Yield a check that fails where a layer still is that another has taken the place of."""
+    known = {id(conv.raw_weight): name for name, conv in converted.standardized()}
+    for module, where in strays(converted.model):
+        for parameter in module._parameters.values():
+            if id(parameter) in known:
+                what = f"{where} still runs {known[id(parameter)]} as it was, a {type(module).__name__}"
+                yield Check("no layer left behind", False, f"{what}; take it off or convert again")
 
 
 def _same_shapes(plan: Plan, after: Trace, before: Trace | None) -> Check:

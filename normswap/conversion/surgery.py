@@ -11,6 +11,7 @@ from normswap.errors import UnsupportedModel
 from normswap.layers.convs import WeightStandardized
 from normswap.networks.network import Network
 from normswap.networks.recognition import fold_methods
+from normswap.networks.references import references
 from normswap.planning.plan import Plan
 
 
@@ -36,24 +37,15 @@ def operate(network: Network, plan: Plan) -> nn.Module:
 
 
 def replace_modules(model: nn.Module, replacements: Mapping[int, nn.Module]) -> nn.Module:
-    """Put every replacement, by ``id`` of its original, into every slot that holds the original.
+    """Put every replacement, by ``id`` of its original, into every place that holds the original.
 
     Returns:
         The model, or its replacement where the model itself is replaced.
     """
-    for module in list(model.modules()):
-        for slots in (module._modules, *_plain_containers(module)):
-            for key, child in list(slots.items()) if isinstance(slots, dict) else list(enumerate(slots)):
-                if isinstance(child, nn.Module) and id(child) in replacements:
-                    slots[key] = replacements[id(child)]  # type: ignore[index, call-overload]
+    for place in list(references(model, replacements)):
+        if place.slots is not None:
+            place.slots[place.key] = replacements[place.to]
     return replacements.get(id(model), model)
-
-
-def _plain_containers(module: nn.Module) -> list[dict[object, object] | list[object]]:
-    """Return the module's own attributes, and the lists and dicts among them: some hold modules a second time."""
-    own = vars(module)
-    nested = [value for key, value in own.items() if not key.startswith("_") and isinstance(value, (list, dict))]
-    return [own, *nested]  # type: ignore[list-item]
 
 
 def _refuse_to_fold(network: Network, replacements: Mapping[int, nn.Module]) -> None:

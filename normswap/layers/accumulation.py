@@ -1,13 +1,14 @@
 """Standardize filters once for several micro-batches."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from normswap.errors import UnsupportedModel, WeightsChanged
-from normswap.layers.convs import WeightStandardized
+from normswap.layers.convs import GIVEN, WeightStandardized, given
+from normswap.layers.standardization import Remembered
 
 
 @contextmanager
@@ -19,14 +20,12 @@ def accumulate(model: nn.Module) -> Iterator[None]:
     ...         loss(model(images), labels).backward()
     >>> optimizer.step()
 
-    Gradients reach the kernels in every backward pass, and the weights once, when the block ends: clip them and step
-    after it. They equal the ones without it to float32 rounding. It costs the memory of the kernels and of their
-    gradients. Passes under ``torch.no_grad`` share the kernels too; a block that ends in an error leaves the gradients
-    of the standardized weights as they were.
+    Every backward pass gives the weights the gradients that it gives them without; they may be clipped, dropped and
+    asked for at any time. It costs the memory of the kernels. Other threads, copies and compiled code standardize for
+    themselves, as do filters whose weight is pruned or parametrized.
 
     Args:
-        model: A converted network; not inside DistributedDataParallel or FSDP, whose gradients are exchanged in the
-            backward passes.
+        model: A converted network; not inside DistributedDataParallel or FSDP.
 
     Raises:
         WeightsChanged: A weight changed within the block (an optimizer's step, a loaded state dict, another parameter
@@ -34,16 +33,14 @@ def accumulate(model: nn.Module) -> Iterator[None]:
         UnsupportedModel: The model is wrapped for data-parallel training, or is accumulating already.
     """
     _refuse(model)
-    shared = [SharedKernel(name, m) for name, m in model.named_modules() if isinstance(m, WeightStandardized)]
-    with ExitStack() as stack:
-        for kernel in shared:
-            stack.enter_context(kernel.module.using(kernel))
+    convs = ((name, m) for name, m in model.named_modules() if isinstance(m, WeightStandardized))
+    shared: dict[nn.Module, SharedKernel] = {
+        conv: SharedKernel(name, conv) for name, conv in convs if not conv.is_computed
+    }
+    with given(shared):
         yield
-    for kernel in shared:
+    for kernel in shared.values():
         kernel.verify()
-    used = [kernel for kernel in shared if kernel.leaf.grad is not None]
-    if used:
-        torch.autograd.backward([kernel.standardized for kernel in used], [kernel.leaf.grad for kernel in used])
 
 
 def _refuse(model: nn.Module) -> None:
@@ -55,28 +52,23 @@ def _refuse(model: nn.Module) -> None:
                 f"accumulate cannot share kernels under {parallel.pop()}, which exchanges gradients in every backward "
                 "pass; leave accumulate out"
             )
-        if isinstance(module, WeightStandardized) and module.is_given_a_kernel:
+        if module in GIVEN.get():
             raise UnsupportedModel(f"{name} is accumulating already; blocks of accumulate do not nest")
 
 
 class SharedKernel:
-    """One standardized kernel, a leaf in the graph of every micro-batch."""
+    """One convolution's standardized filters, in the graph of every micro-batch."""
 
     def __init__(self, name: str, module: WeightStandardized) -> None:
         self.name, self.module, self.weight = name, module, module.raw_weight
         self.version = self.weight._version
-        with torch.enable_grad():
-            self.standardized = module.fresh_kernel()
-        self.leaf = self.standardized.detach().requires_grad_(self.standardized.requires_grad)
-
-    def __deepcopy__(self, _memo: object) -> None:
-        """Copies of the network standardize for themselves."""
+        with torch.inference_mode(False), torch.no_grad():
+            self.found = Remembered.of(module.ws_filters(), module.ws_eps, **module.constants())
 
     def __call__(self) -> Tensor:
-        """Return the kernel; compiled code, which cannot ask for a version, is checked when the block ends."""
-        if not torch.compiler.is_compiling():
-            self.verify()
-        return self.leaf
+        """Return the kernel."""
+        self.verify()
+        return self.module.kernel_of(self.found.standardized(self.module.ws_filters()))
 
     def verify(self) -> None:
         """Raise where the weight is no longer what the kernel was made from."""

@@ -1,67 +1,125 @@
 """The weight-standardized convolutions a converted network holds."""
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from normswap.layers.standardization import EPS, filters, gain_and_offset, kernel, standardize
+
+GIVEN: ContextVar[Mapping[nn.Module, Callable[[], Tensor]]] = ContextVar("given kernels", default=MappingProxyType({}))
+"""Kernels that convolutions take instead of standardizing, in this thread alone."""
+
+FIXED = ("ws_gain", "ws_offset")
+"""Buffers of a weight-standardized convolution."""
 
 
 class WeightStandardized(nn.Module):
     """What every weight-standardized convolution shares.
 
-    The raw filters stay the parameter ``weight``. In the *adaptive* form two frozen parameters of shape
-    (out_channels,), ``ws_gain`` and ``ws_offset``, bring the standardized filters back to the kernel they were taken
-    from. In the *standard* form there is no offset, and the gain, one value per layer that a norm behind it cannot see,
-    is None or keeps the kernel at the scale of the filters, so that a plain convolution with them computes the same.
-    They are parameters and not buffers so that Opacus accepts the layer.
+    The raw filters stay the parameter ``weight``. In the *adaptive* form two buffers of shape (out_channels,),
+    ``ws_gain`` and ``ws_offset``, bring the standardized filters back to the kernel they were taken from. In the
+    *standard* form there is no offset, and the gain, one value per layer that a norm behind it cannot see, is None or
+    keeps the kernel at the scale of the filters, so that a plain convolution with them computes the same. Both are
+    buffers: they never change, whatever is unfrozen, decayed or asked for its gradient.
+
+    A pruning mask, or a parametrization of ``weight`` alone, acts on the standardized kernel; what takes the weight
+    apart (weight_norm) acts on the filters that are standardized.
     """
 
     weight: Any
     bias: Any
     _conv_forward: Any
-    ws_gain: nn.Parameter | None
-    ws_offset: nn.Parameter | None
+    ws_gain: Tensor | None
+    ws_offset: Tensor | None
     ws_eps: float
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Make the layer that `of` fills; called as torch's class is, make torch's class.
+
+        Tools that add to a network (LoRA) build layers with ``type(conv)(…)`` and want convolutions.
+        """
+        if not args and not kwargs:
+            return super().__new__(cls)
+        plain = conv_class(cls)
+        warnings.warn(
+            f"{cls.__name__}(…) makes a plain {plain.__name__}; a tool that adds to weights, as LoRA's merge does, "
+            "needs plain convolutions: model = normswap.fold(model)",
+            stacklevel=2,
+        )
+        return cast(Self, plain(*args, **kwargs))
 
     @property
     def raw_weight(self) -> nn.Parameter:
-        """The filters as they are trained: the parameter ``weight``."""
-        return cast(nn.Parameter, self._parameters["weight"])
+        """The filters as they are trained: the parameter ``weight``, under whatever name a tool has put it."""
+        own = self._parameters.get("weight")
+        if own is None and is_parametrized(self, "weight"):
+            own = getattr(self.parametrizations["weight"], "original", None)  # type: ignore[index]
+        if own is None and "weight_mask" in self._buffers:
+            own = self._parameters.get("weight_orig")
+        return cast(nn.Parameter, self.weight if own is None else own)
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether something computes ``weight``: a pruning mask, a parametrization."""
+        return "weight" not in self._parameters
 
     def standardized_weight(self) -> Tensor:
-        """Return the kernel the convolution uses, of the shape of ``weight``; within `using` the one given there."""
-        given = self.__dict__.get("_ws_given")
-        return self.fresh_kernel() if given is None else cast(Tensor, given())
+        """Return the kernel the convolution uses, of the shape of ``weight``; within `given` the one given there."""
+        if torch.compiler.is_compiling():
+            return self.fresh_kernel()
+        kernel = GIVEN.get().get(self)
+        return self.fresh_kernel() if kernel is None else kernel()
 
     def fresh_kernel(self) -> Tensor:
         """Standardize the filters."""
+        return self.kernel_of(standardize(self.ws_filters(), self.ws_eps, **self.constants()))
+
+    def kernel_of(self, rows: Tensor) -> Tensor:
+        """Return standardized filters, (out_channels, fan_in), as the kernel: in its shape, pruned or parametrized."""
         weight = self.raw_weight
-        rows = standardize(self.ws_filters(), self.ws_eps, gain=self.ws_gain, offset=self.ws_offset)
-        return self.ws_kernel(rows.to(weight.dtype))
+        kernel = self.ws_kernel(rows.to(weight.dtype))
+        if self.is_computed and is_parametrized(self, "weight"):
+            steps = self.parametrizations["weight"]  # type: ignore[index]
+            for step in steps if hasattr(steps, "original") else ():
+                kernel = step(kernel)
+        elif self.is_computed and "weight_orig" in self._parameters:
+            mask = self._buffers.get("weight_mask")
+            kernel = kernel if mask is None else kernel * mask
+        return kernel
 
-    @contextmanager
-    def using(self, given: Callable[[], Tensor]) -> Iterator[None]:
-        """Within the block, take the kernel from a function instead of standardizing the filters.
+    def constants(self) -> dict[str, Tensor | None]:
+        """Return gain and offset; those from before a copy went to the meta device where its weight is real again.
 
-        Raises:
-            RuntimeError: The convolution is within such a block already.
+        Opacus sends a copy there and calls it with real parameters.
         """
-        if self.is_given_a_kernel:
-            raise RuntimeError("the convolution is given a kernel already")
-        self.__dict__["_ws_given"] = given
-        try:
-            yield
-        finally:
-            self.__dict__.pop("_ws_given", None)
+        own = {key.removeprefix("ws_"): self._buffers[key] for key in FIXED}
+        if any(value is not None and value.is_meta for value in own.values()) and not self.raw_weight.is_meta:
+            own |= self.__dict__.get("_ws_before_meta", {})
+        return own
 
-    @property
-    def is_given_a_kernel(self) -> bool:
-        """Whether the convolution is within `using`."""
-        return self.__dict__.get("_ws_given") is not None
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        before = self.__dict__.pop("_ws_before_meta", None) or self.constants()
+        super()._apply(fn, recurse)
+        if any(value is not None and value.is_meta for value in map(self._buffers.get, FIXED)):
+            self.__dict__["_ws_before_meta"] = before
+        return self
+
+    def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
+        """Yield the buffers that a training step could change: with `recurse`, all but gain and offset.
+
+        Opacus asks this of each layer, and refuses one that could tell one sample of another. ``named_buffers``, and
+        ``buffers`` of the network, yield all.
+        """
+        own = [id(self._buffers.get(key)) for key in FIXED] if recurse else []
+        return (buffer for buffer in super().buffers(recurse) if id(buffer) not in own)
 
     @property
     def form(self) -> str:
@@ -88,24 +146,39 @@ class WeightStandardized(nn.Module):
     def of(cls, conv: nn.Module, *, adaptive: bool, eps: float = EPS) -> Self:
         """Build the standardized twin of `conv`: the same Parameter objects, geometry, flags and hooks.
 
-        `conv` itself is not changed.
+        `conv` itself is not changed. A layer that was compiled by itself is not any more: compile the twin.
         """
         twin = cls.__new__(cls)
-        twin.__dict__ = conv.__dict__ | {
-            "_parameters": dict(conv._parameters),
-            "_buffers": dict(conv._buffers),
-            "_modules": dict(conv._modules),
-        }
+        twin.__dict__ = _carried(conv)
         twin.__dict__["ws_eps"] = eps
         gain = offset = None
         if adaptive:
             weight = twin.raw_weight.detach()
             with torch.no_grad():
                 values = gain_and_offset(twin.ws_filters(weight), eps)
-            gain, offset = (nn.Parameter(value.to(weight.dtype), requires_grad=False) for value in values)
-        twin.register_parameter("ws_gain", gain)
-        twin.register_parameter("ws_offset", offset)
+            gain, offset = (value.to(weight.dtype) for value in values)
+        twin.register_buffer("ws_gain", gain)
+        twin.register_buffer("ws_offset", offset)
         return twin
+
+
+def _carried(module: nn.Module) -> dict[str, Any]:
+    """Return what a twin of a module holds; torch's own copies leave out the compiled call, too."""
+    registers = ("_parameters", "_buffers", "_modules")
+    own = vars(module) | {key: dict(vars(module)[key]) for key in registers}
+    own["_non_persistent_buffers_set"] = set(module._non_persistent_buffers_set)
+    own.pop("_compiled_call_impl", None)
+    return own
+
+
+@contextmanager
+def given(kernels: Mapping[nn.Module, Callable[[], Tensor]]) -> Iterator[None]:
+    """Within the block and its thread, have convolutions take kernels from functions instead of standardizing."""
+    token = GIVEN.set({**GIVEN.get(), **kernels})
+    try:
+        yield
+    finally:
+        GIVEN.reset(token)
 
 
 class _WSConv(WeightStandardized):
@@ -130,43 +203,39 @@ class WSConv3d(_WSConv, nn.Conv3d):
 class WeightInForward(WeightStandardized):
     """Standardize inside the forward pass that a convolution class brings along (padding, cropping, …).
 
-    During that pass reading ``weight`` gives the standardized kernel; at any other time it gives the raw parameter,
-    so that state dicts, initializers and optimizers see what they expect.
+    That pass runs on a stand-in, of the class itself, whose ``weight`` is the standardized kernel; the layer's own
+    stays the raw parameter at any time, for other threads, too.
     """
-
-    @property
-    def weight(self) -> Any:
-        """The raw parameter; the standardized kernel while the layer's forward pass runs."""
-        active = self.__dict__.get("_active_weight")
-        if active is not None:
-            return active
-        try:
-            return self._parameters["weight"]
-        except KeyError:
-            raise AttributeError("weight") from None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the class's own forward pass with the standardized kernel."""
-        self.__dict__["_active_weight"] = self.standardized_weight()
-        try:
-            return super().forward(*args, **kwargs)
-        finally:
-            self.__dict__["_active_weight"] = None
+        plain, own = conv_class(type(self)), vars(self)
+        parametrized = own["_modules"].get("parametrizations", ())
+        others = {name: getattr(self, name) for name in parametrized if name != "weight"}
+        stand_in = plain.__new__(plain)
+        held = {key: value for key, value in own.items() if key != "weight"}  # a pruned weight is kept there
+        held["_parameters"] = {**own["_parameters"], **others, "weight": self.standardized_weight()}
+        vars(stand_in).update(held)
+        output = plain.forward(stand_in, *args, **kwargs)
+        for key, value in vars(stand_in).items():  # what the pass has noted
+            if held.get(key) is not value:
+                own[key] = value
+        return output
 
     def __reduce__(self) -> Any:
         """Pickle by the class it standardizes: the class in between is made on demand and has no import path."""
-        return _blank, (conv_class(self),), dict(self.__dict__)
+        return _blank, (conv_class(type(self)),), self.__getstate__()
 
 
-class WSConvTranspose1d(WeightInForward, nn.ConvTranspose1d):  # type: ignore[override]
+class WSConvTranspose1d(WeightInForward, nn.ConvTranspose1d):
     """Weight-standardized ``nn.ConvTranspose1d``."""
 
 
-class WSConvTranspose2d(WeightInForward, nn.ConvTranspose2d):  # type: ignore[override]
+class WSConvTranspose2d(WeightInForward, nn.ConvTranspose2d):
     """Weight-standardized ``nn.ConvTranspose2d``."""
 
 
-class WSConvTranspose3d(WeightInForward, nn.ConvTranspose3d):  # type: ignore[override]
+class WSConvTranspose3d(WeightInForward, nn.ConvTranspose3d):
     """Weight-standardized ``nn.ConvTranspose3d``."""
 
 
@@ -187,9 +256,10 @@ def ws_class(plain: type[nn.Module]) -> type[WeightStandardized]:
     return _CLASSES[plain]
 
 
-def conv_class(module: WeightStandardized) -> type[nn.Module]:
-    """Return the convolution class that `module` was made from."""
-    return cast(type[nn.Module], next(c for c in type(module).__mro__ if not issubclass(c, WeightStandardized)))
+def conv_class(standardized: type[nn.Module]) -> type[nn.Module]:
+    """Return the convolution class that a weight-standardized class was made from."""
+    plain = next(c for c in standardized.__mro__ if not issubclass(c, WeightStandardized))
+    return cast(type[nn.Module], plain)
 
 
 def _blank(plain: type[nn.Module]) -> WeightStandardized:
@@ -198,15 +268,35 @@ def _blank(plain: type[nn.Module]) -> WeightStandardized:
 
 
 def plain_conv(module: WeightStandardized) -> nn.Module:
-    """Return the ordinary convolution with the kernel that `module` uses, of the class it was made from."""
-    plain = conv_class(module)
+    """Return the ordinary convolution with the kernel that `module` uses, of the class it was made from.
+
+    What computed its weight, a pruning mask or a parametrization, is folded in.
+    """
+    plain = conv_class(type(module))
     conv = plain.__new__(plain)
-    conv.__dict__ = module.__dict__ | {"_parameters": dict(module._parameters), "_modules": dict(module._modules)}
-    for name in ("ws_eps", "_active_weight", "_ws_given"):
+    conv.__dict__ = _carried(module)
+    for name in ("ws_eps", "_ws_before_meta", "weight"):
         conv.__dict__.pop(name, None)
-    for name in ("ws_gain", "ws_offset"):
-        del conv._parameters[name]
+    for name in FIXED:
+        del conv._buffers[name]
+    for name in conv._modules.pop("parametrizations", ()):  # type: ignore[union-attr]
+        conv._parameters[name] = nn.Parameter(getattr(module, name).detach())
+    if module.is_computed:
+        _forget_computing(conv)
     with torch.no_grad():
         folded = module.standardized_weight()
-    conv._parameters["weight"] = nn.Parameter(folded, requires_grad=module.raw_weight.requires_grad)
+    weight = nn.Parameter(folded, requires_grad=module.raw_weight.requires_grad)
+    conv._parameters = {**conv._parameters, "weight": weight}
     return conv
+
+
+def _forget_computing(conv: nn.Module) -> None:
+    """Take off what torch's tools leave on a module to compute its weight with."""
+    for tensors in (conv._parameters, conv._buffers):
+        for name in [name for name in tensors if name.startswith("weight_")]:
+            del tensors[name]
+    conv._forward_pre_hooks = OrderedDict(
+        (key, hook)
+        for key, hook in conv._forward_pre_hooks.items()
+        if "weight" not in (getattr(hook, "name", None), getattr(hook, "_tensor_name", None))
+    )

@@ -1,5 +1,8 @@
 """Weight standardization as tensor maths: tensors in, tensors out (Qiao et al. 2019, arXiv 1903.10520, equation 2)."""
 
+from dataclasses import dataclass
+from typing import Any, Self
+
 import torch
 from torch import Tensor
 
@@ -46,8 +49,66 @@ def standardize(rows: Tensor, eps: float = EPS, *, gain: Tensor | None = None, o
         offset: (out_channels,), 0 where left out.
     """
     rows = _at_least_float32(rows)
-    gain, offset = (None if value is None else value.to(rows.dtype) for value in (gain, offset))
+    # the backward pass keeps a copy of the gain: DistributedDataParallel writes to buffers before every forward pass
+    gain, offset = (None if value is None else value.to(rows.dtype, copy=value is gain) for value in (gain, offset))
     return torch.group_norm(rows[None], len(rows), gain, offset, eps).squeeze(0)
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """What `standardize` made of rows, for graphs of other passes over the same rows.
+
+    Attributes:
+        result: (out_channels, fan_in).
+        mean: (out_channels,) mean of every row.
+        rstd: (out_channels,) reciprocal deviation of every row, eps included.
+        gain: As given to `standardize`, of the type of the result.
+        offset: As the gain.
+        eps: As given to `standardize`.
+    """
+
+    result: Tensor
+    mean: Tensor
+    rstd: Tensor
+    gain: Tensor | None
+    offset: Tensor | None
+    eps: float
+
+    @classmethod
+    def of(cls, rows: Tensor, eps: float = EPS, *, gain: Tensor | None = None, offset: Tensor | None = None) -> Self:
+        """Standardize `rows` and remember what a backward pass needs."""
+        rows = _at_least_float32(rows)
+        gain, offset = (None if value is None else value.to(rows.dtype) for value in (gain, offset))
+        count, length = rows.shape
+        result, mean, rstd = torch.native_group_norm(rows[None], gain, offset, 1, count, length, count, eps)
+        return cls(result.squeeze(0), mean[0], rstd[0], gain, offset, eps)
+
+    def standardized(self, rows: Tensor) -> Tensor:
+        """Return the result as it follows from `rows`, which hold the same values as those that it was made from."""
+        made: Tensor = _Again.apply(_at_least_float32(rows), self)
+        return made
+
+
+class _Again(torch.autograd.Function):
+    """Standardization whose forward pass is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, known: Remembered) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.known = known
+        return known.result.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (rows,), known = ctx.saved_tensors, ctx.known
+        if torch.is_grad_enabled():  # the gradient is to have one, too
+            made = standardize(rows, known.eps, gain=known.gain, offset=known.offset)
+            return torch.autograd.grad(made, rows, grad, create_graph=True)[0], None
+        statistics, (count, length) = (known.mean[None], known.rstd[None]), rows.shape
+        found, *_ = torch.ops.aten.native_group_norm_backward(
+            grad[None].contiguous(), rows[None], *statistics, known.gain, 1, count, length, count, [True, False, False]
+        )
+        return found.squeeze(0), None
 
 
 def gain_and_offset(rows: Tensor, eps: float = EPS) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,35 @@
 """One read-only look at a model: its modules and their names, its norms and convolutions."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from itertools import chain
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from normswap.layers.convs import WeightStandardized
-from normswap.networks.recognition import is_batch_norm, is_conv
+from normswap.networks.recognition import has_kernel, is_batch_norm, is_conv
+from normswap.networks.references import references
+
+
+def _sharing_memory(held: Iterable[tuple[Tensor, list[str]]]) -> Iterator[list[str]]:
+    """Yield the holders of tensors together whose memory overlaps; tensors without data by themselves."""
+    spans = []
+    for tensor, owners in held:
+        if tensor.is_meta or tensor.layout is not torch.strided or not tensor.numel():
+            yield owners
+        else:
+            start = tensor.data_ptr()
+            spans.append((str(tensor.device), start, start + tensor.numel() * tensor.element_size(), owners))
+    last, end, together = "", 0, list[str]()
+    for device, start, stop, owners in sorted(spans, key=lambda span: span[:3]):
+        if together and (device != last or start >= end):
+            yield together
+            together, end = [], 0
+        last, end, together = device, max(end, stop), [*together, *owners]
+    if together:
+        yield together
 
 
 class Network:
@@ -57,6 +79,40 @@ class Network:
     def owners(self) -> Mapping[int, int]:
         """How many modules hold each parameter, by ``id(parameter)``."""
         return Counter(id(p) for module in self.modules.values() for p in module._parameters.values() if p is not None)
+
+    @cached_property
+    def pinned(self) -> Mapping[int, str]:
+        """Where else norms, convolutions and their weights are held so that nothing can take their place, by ``id``."""
+        layers = {id(module) for module in self.modules.values() if has_kernel(module) or is_conv(module)}
+        weights = {id(module._parameters["weight"]) for module in self.modules.values() if has_kernel(module)}
+        norms = {id(norm) for norm in self.norms.values()}
+        found = list(references(self.model, layers | weights | norms, norms))
+        free = {one.holder for one in found if one.slots is not None}  # code may know the dict of a module, too
+        return {one.to: one.where for one in found if one.slots is None and one.holder not in free}
+
+    def holders_of_kernels(self, names: Iterable[str]) -> Iterator[list[str]]:
+        """Yield, for each weight of the named layers that others hold too, all that hold it, or memory of it.
+
+        A holder is a layer that has it as ``weight``, else a tensor, by qualified name.
+        """
+        held: dict[int, tuple[Tensor, list[str]]] = {}
+        for where, module in self.modules.items():
+            for key, tensor in chain(module._parameters.items(), module._buffers.items()):
+                if tensor is not None:
+                    holder = where if key == "weight" else f"{where}.{key}".lstrip(".")
+                    held.setdefault(id(tensor), (tensor, []))[1].append(holder)
+        wanted = set(names)
+        for owners in _sharing_memory(held.values()):
+            if len(owners) > 1 and wanted.intersection(owners):
+                yield owners
+
+    def pinned_at(self, name: str) -> str:
+        """Return why nothing can take the place of a layer, or nothing."""
+        layer = self.slots[name]
+        if where := self.pinned.get(id(layer)):
+            return f"{where} holds it, too, where nothing can take its place; hold it in a list, a dict or a module"
+        where = self.pinned.get(id(layer._parameters.get("weight")))
+        return f"{where} reads its weight, too" if where else ""
 
     def name(self, module: nn.Module) -> str:
         """Return a module's first name."""

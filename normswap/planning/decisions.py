@@ -25,6 +25,7 @@ from normswap.planning.choices import WS, Action, Keep, To
 from normswap.planning.entry import ConvEntry, NormEntry
 from normswap.planning.equalizing import Scales, equalize_norms
 from normswap.planning.fitting import fit_norms
+from normswap.planning.freshness import are_initialized, cannot_grow, is_fresh
 from normswap.planning.groups import num_groups_for
 from normswap.planning.measuring import Images
 from normswap.planning.options import Options
@@ -43,6 +44,9 @@ AUTO = 32
 MORE = "<and others>"
 """Stands for the layers beyond the first few that feed or read one."""
 
+FRESH = "its norm is fresh"
+"""What allows the standard form to overwrite filters."""
+
 
 def make_plan(network: Network, trace: Trace, options: Options, images: Images | None = None) -> Plan:
     """Return the plan for a network: one entry for every BatchNorm-like module and every convolution.
@@ -54,14 +58,16 @@ def make_plan(network: Network, trace: Trace, options: Options, images: Images |
         images: What images showed of the norms' inputs; empty to choose signs by the filters, None to leave them.
     """
     norms = {name: _plan_norm(name, network, trace.norms.get(name), options) for name in network.norms}
-    trained = {name for name, norm in network.norms.items() if norm_parts(norm).is_trained}
+    trained = [name for name, norm in network.norms.items() if norm_parts(norm).is_trained]
     reads = _Reads(
         other=trace.first_reader(lambda node: node.kind not in (Kind.NORM, Kind.OTHER_NORM)),
         kept=trace.first_reader(lambda node: node.kind is Kind.NORM and not norms[node.name].converts),
         trained=trace.first_reader(lambda node: node.kind is Kind.NORM and node.name in trained),
+        unsure=trace.first_reader(lambda node: node.kind is Kind.NORM and not is_fresh(network.norms[node.name])),
     )
+    sign = _sign_of_training(network, trained)
     convs = {
-        name: _plan_conv(name, network, trace.convs.get(name), options, reads)
+        name: _plan_conv(name, network, trace.convs.get(name), options, reads, sign)
         for name in network.modules
         if name in network.convs or name in trace.convs
     }
@@ -80,11 +86,14 @@ def make_plan(network: Network, trace: Trace, options: Options, images: Images |
 
 @dataclass(frozen=True)
 class _Reads:
-    """The first node that reads a convolution, by its name, and is no norm, a norm that stays, or a trained one."""
+    """The first node that reads a convolution, by its name, and is no norm, a norm that stays, a trained
+    one, or one that does not show whether it is trained.
+    """
 
     other: Callable[[str], Node | None]
     kept: Callable[[str], Node | None]
     trained: Callable[[str], Node | None]
+    unsure: Callable[[str], Node | None]
 
 
 def _plan_norm(name: str, network: Network, facts: NormFacts | None, options: Options) -> NormEntry:
@@ -106,6 +115,7 @@ def _plan_norm(name: str, network: Network, facts: NormFacts | None, options: Op
     )
     if refusal := options.leaves(name):
         return _kept(replace(base, reason=refusal, by_user=True), norm, obstacle, options)
+    obstacle = obstacle or network.pinned_at(name)
     if obstacle:
         return replace(base, reason=obstacle)
     positions = math.prod(facts.shape[2:]) if facts else None
@@ -180,6 +190,7 @@ def _plan_conv(
     facts: LayerFacts | None,
     options: Options,
     reads: "_Reads",
+    sign: str,
 ) -> ConvEntry:
     conv = network.slots[name]
     feeds = _labels(facts.read_by, facts.more) if facts else ()
@@ -189,20 +200,41 @@ def _plan_conv(
     refusal = options.leaves(name) or ("weight standardization is off" if wanted is WS.NONE else "")
     if refusal:
         return replace(base, reason=refusal, by_user=True)
-    if facts is None or (obstacle := _conv_obstacle(name, conv, facts, reads)):
+    if facts is None or (obstacle := _conv_obstacle(name, conv, facts, reads) or network.pinned_at(name)):
         standardized = isinstance(conv, WeightStandardized)
         unreached = "weight-standardized already" if standardized else "no forward pass reaches it"
         return replace(base, reason=unreached if facts is None else obstacle)
-    trained = reads.trained(name) is not None
     frozen = not conv._parameters["weight"].requires_grad  # type: ignore[union-attr]
-    adaptive = wanted is WS.ADAPTIVE or (wanted is WS.AUTO and (trained or frozen))
+    training = _training_shown(name, reads, sign)
+    adaptive = wanted is WS.ADAPTIVE or (wanted is WS.AUTO and (training != FRESH or frozen))
     if frozen and not adaptive:
         return replace(base, reason="its weight is frozen: the standard form would change a filter that is fixed")
-    reason = "its norm is trained" if trained else "its norm is fresh"
+    reason = training
     if via := "+".join(sorted(kind.value for kind in facts.via)):
         reason = f"every path ends in a norm, through {via}; {reason}"
     form = WS.ADAPTIVE if adaptive else WS.STANDARD
     return replace(base, action=Action.STANDARDIZE, reason=reason, ws=form, eps=EPS)
+
+
+def _training_shown(name: str, reads: "_Reads", sign: str) -> str:
+    """Return what the norms behind a convolution, and else the network, show of training."""
+    if reads.trained(name):
+        return "its norm is trained"
+    if reads.unsure(name):
+        return "its norm does not show whether it is trained"
+    return f"{FRESH}, {sign}" if sign else FRESH
+
+
+def _sign_of_training(network: Network, norms: Iterable[str]) -> str:
+    """Return the first that is trained, in words: a norm, and where there is none a layer whose filters are.
+
+    A network of which a part is trained may be trained altogether, and the adaptive form loses nothing.
+    """
+    for name in norms:
+        return f"{name} is trained"
+    convs = ((name, conv) for name, conv in network.convs.items() if has_kernel(conv))
+    first = next((name for name, conv in convs if not are_initialized(conv)), None)
+    return "" if first is None else f"the filters of {first} are not"
 
 
 def _conv_obstacle(name: str, conv: nn.Module, facts: LayerFacts, reads: "_Reads") -> str:
@@ -223,23 +255,34 @@ def _conv_obstacle(name: str, conv: nn.Module, facts: LayerFacts, reads: "_Reads
         return "no norm that is replaced reads its output"
     if conv._parameters["weight"].numel() == out_channels(conv):  # type: ignore[union-attr]
         return "one weight per filter (fan-in 1): standardizing would erase it"
+    if cannot_grow(conv, added=Kind.ADD in facts.via):
+        return "its filters are zero or constant: standardized they could not grow"
     return ""
 
 
 def _share_fate_of_tied_weights(convs: Mapping[str, ConvEntry], network: Network) -> dict[str, ConvEntry]:
-    """Standardize modules that share one weight only together."""
-    owners: dict[int, list[str]] = {}
-    for name in convs:
-        weight = network.slots[name]._parameters.get("weight")
-        if weight is not None:
-            owners.setdefault(id(weight), []).append(name)
+    """Standardize modules that share one weight only together, in one form, and only where nothing else holds it."""
     tied = dict(convs)
-    for names in owners.values():
-        kept = [name for name in names if not convs[name].changes]
-        for name in names if kept else ():
-            if convs[name].changes:
-                reason = f"shares its weight with {kept[0]}, which is left as it is"
-                tied[name] = replace(convs[name], action=Action.KEEP, reason=reason, ws=None, eps=None)
+    for names in network.holders_of_kernels(convs):
+        others = [other for other in names if other not in convs or not convs[other].changes]
+        layouts = {
+            (type(network.slots[name]), getattr(network.slots[name], "groups", 1)) for name in names if not others
+        }
+        forms = {convs[name].ws for name in names if name in convs and convs[name].changes}
+        for name in names:
+            entry = tied.get(name)
+            if entry is None or not entry.changes:
+                continue
+            if others:
+                left = "which is left as it is" if others[0] in convs else "which is no convolution that is replaced"
+                reason = f"shares its weight with {others[0]}, {left}"
+                tied[name] = replace(entry, action=Action.KEEP, reason=reason, ws=None, eps=None)
+            elif len(layouts) > 1:
+                other = next(other for other in names if other != name)
+                reason = f"shares its weight with {other}, to which other values are a filter"
+                tied[name] = replace(entry, action=Action.KEEP, reason=reason, ws=None, eps=None)
+            elif len(forms) > 1:
+                tied[name] = replace(entry, ws=WS.ADAPTIVE, reason=f"{entry.reason}; shares its weight")
     return tied
 
 

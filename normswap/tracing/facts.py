@@ -11,7 +11,10 @@ from normswap.networks.inputs import Samples, samples_in
 from normswap.tracing.graph import FEW, NAMED, Graph, Kind, Node, Reach, Select
 from normswap.tracing.recorder import Recorder, Shapes
 
-OWN_READS = frozenset("convolution deform_conv2d t addmm mm linear".split())
+OWN_READS = {
+    Kind.CONV: frozenset(("convolution", "deform_conv2d")),
+    Kind.LINEAR: frozenset("t addmm mm linear".split()),
+}
 """Operators by which a convolution or a linear layer reads its own weight."""
 
 
@@ -160,7 +163,7 @@ def layer_facts(recorder: Recorder) -> tuple[dict[str, LayerFacts], dict[str, La
             continue
         found = convs if node.kind is Kind.CONV else linears
         leaf = recorder.plain.get(index)
-        reads = recorder.parameters.reads.get(leaf, set()) - OWN_READS if leaf else ()
+        reads = recorder.parameters.reads.get(leaf, set()) - OWN_READS[node.kind] if leaf else ()
         read_by = tuple(graph.nodes[end] for end in reach.ends)
         facts = LayerFacts(
             leaf is not None, read_by, reach.more, reach.kinds, reach.via, reach.leaves, frozenset(reads)

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from normswap.errors import NeedsExampleInput, described
+from normswap.layers.convs import given
 from normswap.networks.copying import copy_model, meta_copy
 from normswap.networks.inputs import as_call, tensors_in
 from normswap.networks.network import Network
 from normswap.tracing.candidates import candidates
 from normswap.tracing.dispatch import Dispatch
 from normswap.tracing.facts import LayerFacts, Trace, layer_facts, norm_facts
+from normswap.tracing.modes import branches_on_mode
 from normswap.tracing.recorder import Recorder
 
 MORE_TRIES = 4
@@ -69,13 +71,17 @@ def trace(
 def _with_training_pass(
     model: nn.Module, example_input: Any, first: Trace, wanted: Collection[str], edges: bool
 ) -> Trace:
-    """Add what a pass in train mode reaches, where the one in eval mode left wanted modules out."""
-    missing = first.left_out(wanted)
-    if not missing:
+    """Add what a pass in train mode shows, where the one in eval mode left wanted modules out or the code asks."""
+    missing, branches = first.left_out(wanted), edges and branches_on_mode(model)
+    if not missing and not branches:
         return first
     second = _run(model, example_input, training=True, data=first.with_data, edges=edges)
     if second.left_out(missing) == missing:
-        return first
+        if not branches or second.stopped_by is not None:
+            return first
+        convs = {name: facts.merged(second.convs.get(name, facts)) for name, facts in first.convs.items()}
+        linears = {name: facts.merged(second.linears.get(name, facts)) for name, facts in first.linears.items()}
+        return replace(first, convs=convs, linears=linears)
     return replace(
         first,
         norms=second.norms | first.norms,
@@ -108,7 +114,8 @@ def _run(model: nn.Module, example_input: Any, *, training: bool, data: bool, ed
             _standardize_nothing(copy, stack)
         stack.enter_context(Dispatch(recorder))
         try:
-            recorder.finish(tensors_in(copy.model(*args, **kwargs)))
+            output = copy.model(*args, **kwargs)
+            recorder.finish(list(tensors_in(output)))
         except Exception as error:
             stopped_by = described(error)
     convs, linears = layer_facts(recorder)
@@ -127,9 +134,8 @@ def _run(model: nn.Module, example_input: Any, *, training: bool, data: bool, ed
 
 def _standardize_nothing(network: Network, stack: ExitStack) -> None:
     """Have convolutions without data use their weights as they are: of a kernel, only the shape is looked at."""
-    for _, conv in network.standardized():
-        if conv.raw_weight.is_meta:
-            stack.enter_context(conv.using(partial(Tensor.detach, conv.raw_weight)))
+    convs = [conv for _, conv in network.standardized() if conv.raw_weight.is_meta]
+    stack.enter_context(given({conv: partial(Tensor.detach, conv.raw_weight) for conv in convs}))
 
 
 def _placed(tensor: Tensor, device: torch.device) -> Tensor:

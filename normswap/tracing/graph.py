@@ -39,6 +39,8 @@ class Node:
     name: str
     parents: tuple[int, ...]
     shape: tuple[int, ...] = ()
+    steered_by: frozenset[int] = frozenset()
+    """Parents that say where values come from, or by what they are weighed: scaling them does not scale the result."""
 
 
 Select = Callable[[Node], bool]
@@ -87,6 +89,8 @@ class Graph:
 
     nodes: list[Node] = field(default_factory=list)
     outputs: set[int] = field(default_factory=set)
+    places: set[int] = field(default_factory=set)
+    """Nodes whose results were written over."""
 
     def add(self, node: Node) -> int:
         """Append a node and return its index."""
@@ -114,11 +118,16 @@ class Graph:
             select: Which of those count.
         """
         ends, found = self._ends(select), [NOTHING] * len(self.nodes)
+        known = {parent for node in self.nodes for parent in node.parents} | self.outputs | self.places
         for index in range(len(self.nodes) - 1, -1, -1):
+            node = self.nodes[index]
             if index in self.outputs:
                 found[index] |= Reach(leaves=True)
-            for parent in self.nodes[index].parents:  # all that reads a node ran after it, and is known by now
-                found[parent] |= self._beyond(index, found[index], ends)
+            met = self._beyond(index, found[index], ends)
+            if node.kind in PASSING and index not in known:  # what becomes of it is not known: numpy has no operators
+                met |= ends.get(index, NOTHING)
+            for parent in node.parents:  # all that reads a node ran after it, and is known by now
+                found[parent] |= ends.get(index, NOTHING) if parent in node.steered_by else met
         return found
 
     def _ends(self, select: Select) -> dict[int, Reach]:
@@ -127,7 +136,7 @@ class Graph:
         return {
             index: Reach((first.setdefault((node.kind, node.name), index),), kinds=frozenset([_label(node)]))
             for index, node in enumerate(self.nodes)
-            if node.kind not in PASSING and select(node)
+            if select(node)
         }
 
     def _beyond(self, index: int, reach: Reach, ends: Mapping[int, Reach]) -> Reach:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from torch import Tensor
+
 from normswap.tracing.graph import Kind
 
 VIEWS = frozenset(
@@ -34,6 +36,23 @@ OTHER_NORMS = frozenset(
     "native_group_norm group_norm native_layer_norm layer_norm fused_rms_norm rms_norm instance_norm batch_norm".split()
 )
 
+STEERING: dict[str, slice] = {
+    **dict.fromkeys(["gather", "index", "take", "index_select", "grid_sampler_2d", "grid_sampler_3d"], slice(1, None)),
+    **dict.fromkeys(["max_unpool2d", "div", "repeat_interleave"], slice(1, None)),
+    **dict.fromkeys(["scatter", "index_copy", "masked_scatter"], slice(1, 2)),
+    **dict.fromkeys(OTHER_NORMS, slice(1, None)),
+    "index_put": slice(1, -1),
+    "lerp": slice(2, None),
+}
+"""Operands, by position among the tensors, that say where values come from or by what they are weighed."""
+
+
+def steers(name: str, func: Any, operands: list[Tensor]) -> list[Tensor]:
+    """Return the operands whose scale does more than scale the result: indices, masks, grids, divisors."""
+    places = slice(0, None) if "repeat_interleave.Tensor" in str(func) else STEERING.get(name, slice(0, 0))
+    chosen = {id(operand) for operand in operands[places]}
+    return [o for o in operands if id(o) in chosen or not (o.is_floating_point() or o.is_complex())]
+
 
 def base_name(func: Any) -> str:
     """Return the operator's name without namespace, overload and the underscores of private and in-place forms."""
@@ -41,7 +60,10 @@ def base_name(func: Any) -> str:
 
 
 def kind_of(name: str, data: int, parameters: int) -> Kind:
-    """Return what an operator does, by its base name and how many of its operands are data and parameters."""
+    """Return what an operator does, by its base name and how many of its operands are data and parameters.
+
+    A tensor that is two of its operands counts twice: a product with itself is no scale.
+    """
     if name in VIEWS:
         return Kind.VIEW if data == 1 else Kind.CAT
     if name in POOLS:

@@ -1,5 +1,6 @@
 """Note one forward pass as a graph: every operator as it is run, every module as its hooks tell."""
 
+import sys
 from bisect import bisect_right
 from collections.abc import Iterable
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from normswap.networks.inputs import tensors_in
 from normswap.networks.network import Network
 from normswap.tracing.graph import Graph, Kind, Node
-from normswap.tracing.operators import kind_of
+from normswap.tracing.operators import kind_of, steers
 from normswap.tracing.parameters import Parameters
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -46,9 +47,15 @@ class Recorder:
         self.plain: dict[int, str] = {}
         self.functional_norms: set[str] = set()
         self._edges = edges
-        self._alive: list[Any] = []
+        (self._kept,) = _references({0: object()})
+        seen = {0: torch.empty(1, device="meta")}
+        view = seen[0].view(1)
+        (self._kept_by_views,) = _references(seen)
+        del view
+        self._alive: dict[int, Tensor] = {}
         self._node: dict[int, int] = {}
         self._writers: dict[int, list[int]] = {}
+        self._buffers = [b for m in network.modules.values() for b in m._buffers.values() if b is not None]
         self._modules: list[str] = []
         self._inside: list[str] = []
         for name, module in network.modules.items():
@@ -85,9 +92,17 @@ class Recorder:
             self._name(tensor, self.graph.add(Node(Kind.INPUT, "input", (), tuple(tensor.shape))))
 
     def finish(self, outputs: Iterable[Tensor]) -> None:
-        """Note what leaves the network."""
-        for tensor in outputs:
+        """Note what leaves the network: what it returned, wrote to its buffers, and what outlives the pass elsewhere.
+
+        The caller holds the outputs meanwhile, so that those of any kind count.
+        """
+        counts = zip(self._alive.values(), _references(self._alive), strict=True)
+        own = (self._kept, self._kept_by_views)
+        outlive = [t for t, count in counts if count > own[t._use_count() > 1]]  # type: ignore[attr-defined]
+        for tensor in (*outputs, *outlive, *self._buffers):
             self.graph.outputs.update(self._reads(tensor))
+        for tensor in (*outputs, *outlive):
+            self.parameters.note_reads("what leaves the network", self.parameters.sources([tensor]))
 
     def note(self, func: Any, name: str, operands: list[Tensor], result: Any) -> None:
         """Note an operator that has run.
@@ -101,7 +116,9 @@ class Recorder:
         if self._inside:
             if self._modules[-1:] == self._inside and not all(map(self.parameters.holds, operands)):
                 self.norm_steps[self._inside[-1]].append(name)
-            self._alive.append(result)
+            norm = self.norm_nodes[self._inside[-1]][-1]
+            self._beside_the_input(name, operands, self.graph.nodes[norm].parents)
+            self._keep(*tensors_in(result))
         elif self._edges:
             self._note_edges(func, name, operands, result)
         elif name == "batch_norm":
@@ -109,10 +126,11 @@ class Recorder:
 
     def _note_edges(self, func: Any, name: str, operands: list[Tensor], result: Any) -> None:
         made = list(tensors_in(result))
-        self._alive.append(made)
+        self._keep(*made)
         written = _written(func, operands)
         reading = operands[1:] if name == "copy" and written and len(operands) > 1 else operands
-        data = sorted({index for tensor in reading for index in self._reads(tensor)})
+        reads = [found for tensor in reading if (found := self._reads(tensor))]
+        data = sorted({index for found in reads for index in found})
         sources = self.parameters.sources(tensor for tensor in operands if not self._reads(tensor))
         if not data:
             self.parameters.note_constant(name, operands, made, sources)
@@ -120,12 +138,20 @@ class Recorder:
         if name == "batch_norm":
             index = self._batch_norm(operands)
         else:
-            kind = kind_of(name, len(data), len(sources))
-            index = self.graph.add(Node(kind, name, tuple(data), tuple(made[0].shape) if made else ()))
+            kind = kind_of(name, len(reads), len(sources))
+            steered = {index for tensor in steers(name, func, operands) for index in self._reads(tensor)}
+            if steered and kind is Kind.OTHER_NORM:
+                self.graph.add(Node(Kind.OTHER, name, tuple(steered)))
+            shape = tuple(made[0].shape) if made else ()
+            index = self.graph.add(Node(kind, name, tuple(data), shape, frozenset(steered)))
             self.parameters.note_reads(name, sources)
+            if kind is Kind.CONV:
+                self.parameters.note_reads(f"{name} as its input", self.parameters.sources(operands[:1]))
             self._name_node(index, kind, operands, sources)
+        before = {self._node[id(tensor)] for tensor in written if id(tensor) in self._node}
         for tensor in [*made, *written]:
             self._name(tensor, index)
+        self.graph.places.update(before)
         for tensor in written:
             self._writers.setdefault(_storage(tensor), []).append(index)
 
@@ -146,6 +172,7 @@ class Recorder:
 
     def _batch_norm(self, operands: list[Tensor]) -> int:
         """Note a batch_norm operator called past its module's hooks, or one that is no BatchNorm module's."""
+        self._beside_the_input("batch_norm", operands[1:], ())
         norm = self.parameters.norm_of(operands[1:])
         if norm is not None:
             return self._norm_reached(norm, operands[0])
@@ -160,14 +187,22 @@ class Recorder:
         self.norm_inputs.setdefault(norm, []).append(tuple(tensor.shape))
         return index
 
+    def _beside_the_input(self, name: str, operands: list[Tensor], known: Iterable[int]) -> None:
+        """Note that a norm reads more of the network than its input: a condition, an affine part that is computed."""
+        if more := {index for tensor in operands for index in self._reads(tensor)}.difference(known):
+            self.graph.add(Node(Kind.OTHER, name, tuple(more)))
+
     @property
     def _here(self) -> str:
         """Name of the module that runs."""
         return self._modules[-1] if self._modules else ""
 
     def _name(self, tensor: Tensor, index: int) -> None:
-        self._alive.append(tensor)
+        self._keep(tensor)
         self._node[id(tensor)] = index
+
+    def _keep(self, *tensors: Tensor) -> None:
+        self._alive.update({id(tensor): tensor for tensor in tensors})
 
     def _reads(self, tensor: Tensor) -> list[int]:
         """Nodes that `tensor` holds values of: its own, and later writers to the storage it shares."""
@@ -177,6 +212,11 @@ class Recorder:
             writers = self._writers.get(_storage(tensor), [])  # in the order they ran
             found += writers[0 if own is None else bisect_right(writers, own) :]
         return found
+
+
+def _references(objects: dict[int, Any]) -> list[int]:
+    """Count what refers to each object, this table included."""
+    return [sys.getrefcount(one) for one in objects.values()]
 
 
 def _written(func: Any, operands: list[Tensor]) -> list[Tensor]:

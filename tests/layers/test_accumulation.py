@@ -1,6 +1,8 @@
 """Kernels shared among micro-batches."""
 
 import copy
+import pickle
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -9,9 +11,11 @@ import torch
 from equality import assert_same_output
 from nets import warm
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import normswap
-from normswap.layers.convs import WeightStandardized
+from normswap.layers import accumulation
+from normswap.layers.convs import GIVEN, WeightStandardized, ws_class
 
 
 def converted(name: str = "efficientnet_b0", **options: object) -> nn.Module:
@@ -45,8 +49,9 @@ def test_gradients_are_those_of_separate_passes(ws: str) -> None:
 
 def test_filters_are_standardized_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, calls = converted("resnet18"), []
-    plain = WeightStandardized.fresh_kernel
-    monkeypatch.setattr(WeightStandardized, "fresh_kernel", lambda self: calls.append(self) or plain(self))
+    plain = accumulation.SharedKernel.__init__
+    monkeypatch.setattr(accumulation.SharedKernel, "__init__", lambda *args: calls.append(args[2]) or plain(*args))
+    monkeypatch.setattr(WeightStandardized, "fresh_kernel", lambda _: pytest.fail("standardized once more"))
     with normswap.accumulate(model):
         for batch in micro_batches(4):
             model(batch).sum().backward()
@@ -98,10 +103,10 @@ def test_an_error_inside_leaves_nothing_behind() -> None:
     (batch,) = micro_batches(1)
     with pytest.raises(ZeroDivisionError):
         accumulated(model, lambda: (model(batch).sum().backward(), 1 / 0))
-    assert all(p.grad is None for n, p in model.named_parameters() if n == "conv1.weight")
+    first = model.conv1.weight.grad.clone()
     copy.deepcopy(model)
     model(batch).sum().backward()
-    assert model.conv1.weight.grad is not None
+    torch.testing.assert_close(model.conv1.weight.grad, 2 * first)
 
 
 def test_evaluation_and_inference_inside() -> None:
@@ -169,3 +174,125 @@ def test_copies_made_inside_share_nothing() -> None:
         assert_same_output(copied(batch), expected)
     assert not [name for name, module in folded.named_modules() if "_shared" in vars(module)]
     assert_same_output(folded(batch), expected)
+
+
+def drops_a_micro_batch(model: nn.Module, x: Tensor) -> None:
+    (1e3 * model(x)).square().mean().backward()
+    model.zero_grad()
+    model(x).square().mean().backward()
+
+
+def names_what_it_wants(model: nn.Module, x: Tensor) -> None:
+    model(x).square().mean().backward(inputs=list(model.parameters()))
+
+
+def asks_for_gradients(model: nn.Module, x: Tensor) -> None:
+    found = torch.autograd.grad(model(x).square().mean(), list(model.parameters()))
+    for p, gradient in zip(model.parameters(), found, strict=True):
+        p.grad = gradient
+
+
+def unfreezes(model: nn.Module, x: Tensor) -> None:
+    model[0].weight.requires_grad_(False)  # type: ignore[index, union-attr, operator]
+    model(x).sum().backward()
+    model[0].weight.requires_grad_(True)  # type: ignore[index, union-attr, operator]
+    model(x).square().mean().backward()
+
+
+def penalizes_gradients(model: nn.Module, x: Tensor) -> None:
+    found = torch.autograd.grad(model(x).square().mean(), list(model.parameters()), create_graph=True)
+    sum(gradient.square().sum() for gradient in found).backward()  # type: ignore[union-attr]
+
+
+def clips_and_counts_on(model: nn.Module, x: Tensor) -> None:
+    model(x).square().mean().backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+    model(x).sum().backward()
+
+
+def runs_two_passes_in_one(model: nn.Module, x: Tensor) -> None:
+    (model(x).square().mean() + model(x.flip(0)).sum()).backward()
+
+
+def runs_in_another_thread(model: nn.Module, x: Tensor) -> None:
+    model(x).square().mean().backward()
+    thread = threading.Thread(target=lambda: model(x).sum().backward())
+    thread.start()
+    thread.join()
+
+
+STEPS: dict[str, Callable[[nn.Module, Tensor], None]] = {
+    step.__name__: step
+    for step in (
+        drops_a_micro_batch, names_what_it_wants, asks_for_gradients, unfreezes, penalizes_gradients,
+        clips_and_counts_on, runs_two_passes_in_one, runs_in_another_thread,
+    )
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_gradients_do_not_depend_on_sharing(kind: type[nn.Module], step: Callable[[nn.Module, Tensor], None]) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(kind(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), kind(8, 8, 3), nn.BatchNorm2d(8))
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    model = normswap.convert(warm(net), example_input=x.float()).double()
+    assert sum(isinstance(module, WeightStandardized) for module in model.modules()) == 2
+    other = copy.deepcopy(model)
+    step(other, x)
+    with normswap.accumulate(model):
+        step(model, x)
+    expected, found = gradients(other), gradients(model)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        assert (gradient - expected[name]).abs().max() <= 1e-9 * (1 + expected[name].abs().max()), name
+
+
+def test_threads_share_nothing() -> None:
+    model, seen = converted("resnet18"), []
+    with normswap.accumulate(model):
+        thread = threading.Thread(target=lambda: seen.append(model.conv1 in GIVEN.get()))
+        thread.start()
+        thread.join()
+        assert model.conv1 in GIVEN.get()
+    assert seen == [False]
+    assert not GIVEN.get()
+
+
+def test_pickled_and_pruned_inside() -> None:
+    model = converted("resnet18").eval()
+    prune.l1_unstructured(model.layer1[0].conv1, "weight", 0.5)
+    (batch,) = micro_batches(1)
+    expected = model(batch).detach()
+    with normswap.accumulate(model):
+        assert_same_output(model(batch), expected)
+        again = pickle.loads(pickle.dumps(model))
+    assert_same_output(again(batch), expected)
+
+
+class Slow(nn.Conv2d):
+    """Waits for another thread between padding and reading its weight."""
+
+    meet = threading.Barrier(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.meet.wait(30)
+        output = nn.functional.conv2d(x, self.weight, self.bias)
+        self.meet.wait(30)
+        return output
+
+
+def test_threads_do_not_take_each_others_kernels() -> None:
+    torch.manual_seed(0)
+    ws = ws_class(Slow).of(Slow(3, 8, 3), adaptive=True)
+    with torch.no_grad():
+        ws.weight.add_(torch.randn_like(ws.weight))
+    x, found = torch.randn(2, 1, 3, 8, 8), {}
+    expected = [torch.conv2d(one, ws.standardized_weight(), ws.bias) for one in x]
+    threads = [threading.Thread(target=lambda i=i: found.update({i: ws(x[i])})) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(2):
+        torch.testing.assert_close(found[i], expected[i])

@@ -159,8 +159,8 @@ def test_a_layer_tells_its_form(adaptive: bool, form: str) -> None:
         EPS,
         f"WSConv2d(4, 6, kernel_size=(3, 3), stride=(1, 1), ws={form})",
     )
-    frozen = {name for name, p in ws.named_parameters() if not p.requires_grad}
-    assert frozen == ({"ws_gain", "ws_offset"} if adaptive else set())
+    assert {name for name, _ in ws.named_parameters()} == {"weight", "bias"}
+    assert {name for name, _ in ws.named_buffers()} == ({"ws_gain", "ws_offset"} if adaptive else set())
     assert set(vars(conv)) == set(vars(nn.Conv2d(4, 6, 3)))
     assert set(conv._parameters) == {"weight", "bias"}
 
@@ -172,7 +172,7 @@ def test_classes_are_made_once_and_remember_theirs() -> None:
     for plain in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, Conv2dSame):
         made = ws_class(plain)
         assert made.__name__ == f"WS{plain.__name__}"
-        assert conv_class(made.__new__(made)) is plain
+        assert conv_class(made) is plain
 
 
 @pytest.mark.parametrize("kind", [Conv2dSame, nn.ConvTranspose2d])
@@ -204,7 +204,7 @@ def test_folded_layers_share_nothing_that_was_standardized(
     assert folded.weight.requires_grad is trainable
     assert folded.weight is not ws.weight
     assert folded.weight.is_leaf
-    assert {"ws_gain", "ws_offset"} <= set(ws._parameters)
+    assert {"ws_gain", "ws_offset"} <= set(ws._buffers)
 
 
 @pytest.mark.parametrize("adaptive", [False, True], ids=["standard", "adaptive"])

@@ -75,7 +75,11 @@ def test_classes_that_copy_themselves_are_asked() -> None:
 
 @pytest.mark.parametrize(
     "build",
-    [lambda: timm.create_model("test_resnet"), lambda: nn.LSTM(2, 3), lambda: nn.Sequential(WSConv2d(3, 4, 3))],
+    [
+        lambda: timm.create_model("test_resnet"),
+        lambda: nn.LSTM(2, 3),
+        lambda: nn.Sequential(WSConv2d.of(nn.Conv2d(3, 4, 3), adaptive=True)),
+    ],
     ids=["timm", "LSTM", "standardized"],
 )
 def test_copies_equal_what_deepcopy_makes(build: Any) -> None:

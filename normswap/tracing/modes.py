@@ -1,0 +1,49 @@
+"""Whether the code of a network does something else in train mode than in eval mode."""
+
+import dis
+import inspect
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import pairwise
+from types import CodeType
+from typing import Any
+
+from torch import nn
+
+from normswap.networks.recognition import is_batch_norm
+
+_DECIDES = ("POP_JUMP", "JUMP_IF", "TO_BOOL", "UNARY_NOT", "COPY", "STORE", "COMPARE", "IS_OP", "RETURN")
+"""Instructions after which a flag has been more than handed on to a function such as dropout."""
+
+
+def branches_on_mode(model: nn.Module) -> bool:
+    """Tell whether a module with children, of a class outside torch, decides anything by its flag ``training``.
+
+    A module without children sees the outputs of no layer but what it is given, and returns.
+    """
+    containers = (module for module in model.modules() if module._modules and not is_batch_norm(module))
+    return any(_decides(type(module)) for module in containers)  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=1024)
+def _decides(kind: Any) -> bool:
+    own = (cls for cls in kind.__mro__ if issubclass(cls, nn.Module) and not cls.__module__.startswith("torch."))
+    functions = (value for cls in own for value in vars(cls).values() if inspect.isfunction(value))
+    return any(_reads_to_decide(code) for f in functions for code in _codes(f.__code__))
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def _reads_to_decide(code: CodeType) -> bool:
+    if "training" not in code.co_names:
+        return False
+    steps = list(dis.get_instructions(code))
+    return any(
+        one.argval == "training" and one.opname == "LOAD_ATTR" and then.opname.startswith(_DECIDES)
+        for one, then in pairwise(steps)
+    )

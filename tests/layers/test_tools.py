@@ -1,0 +1,133 @@
+"""Tools that change convolutions, on weight-standardized ones; what they do is what they do to a plain convolution."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from timm.layers import Conv2dSame
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune, weight_norm
+from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
+
+from normswap.layers.convs import WeightStandardized, plain_conv, ws_class
+
+KINDS = pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d, Conv2dSame])
+X = torch.randn(2, 4, 9, 9, generator=torch.Generator().manual_seed(0))
+
+
+class Double(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+def both(kind: type[nn.Module]) -> tuple[nn.Module, WeightStandardized]:
+    """A plain convolution, and the adaptive form of an equal one."""
+    torch.manual_seed(0)
+    conv = kind(4, 6, 3)
+    return conv, ws_class(kind).of(copy.deepcopy(conv), adaptive=True)
+
+
+TOOLS: dict[str, Callable[[nn.Module], object]] = {
+    "prune": lambda conv: prune.l1_unstructured(conv, "weight", 0.5),
+    "prune twice": lambda conv: [prune.l1_unstructured(conv, "weight", 0.3) for _ in range(2)],
+    "parametrize": lambda conv: register_parametrization(conv, "weight", Double()),
+    "parametrized bias": lambda conv: register_parametrization(conv, "bias", Double()),
+    "weight_norm": lambda conv: parametrizations.weight_norm(conv),
+    "orthogonal": lambda conv: parametrizations.orthogonal(conv, use_trivialization=False),
+}
+
+
+@KINDS
+@pytest.mark.parametrize("tool", TOOLS.values(), ids=TOOLS)
+def test_a_tool_does_to_the_kernel_what_it_does_to_a_plain_one(
+    kind: type[nn.Module], tool: Callable[[nn.Module], object]
+) -> None:
+    conv, ws = both(kind)
+    for layer in (conv, ws):
+        torch.manual_seed(1)
+        tool(layer)
+    torch.testing.assert_close(ws(X), conv(X), rtol=1e-4, atol=1e-4)
+    ws(X).square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in ws.parameters())
+    folded = plain_conv(ws)
+    assert type(folded) is kind
+    assert set(folded.state_dict()) == {"weight", "bias"}
+    torch.testing.assert_close(folded(X), ws(X), rtol=1e-4, atol=1e-4)
+
+
+@KINDS
+def test_pruned_weights_stay_zero_in_the_kernel(kind: type[nn.Module]) -> None:
+    _, ws = both(kind)
+    prune.l1_unstructured(ws, "weight", 0.5)
+    with torch.no_grad():
+        ws.weight_orig.add_(torch.randn_like(ws.weight_orig))  # type: ignore[operator, union-attr, arg-type]
+    ws(X)
+    assert (ws.standardized_weight() == 0).float().mean() == 0.5
+    assert (plain_conv(ws).weight == 0).float().mean() == 0.5  # type: ignore[union-attr, operator]
+
+
+@KINDS
+def test_spectral_norm_bounds_the_kernel(kind: type[nn.Module]) -> None:
+    _, ws = both(kind)
+    axis = 1 if kind is nn.ConvTranspose2d else 0
+    parametrizations.spectral_norm(ws, n_power_iterations=50)
+    kernel = ws.standardized_weight().detach().transpose(0, axis).flatten(1)
+    assert abs(float(torch.linalg.matrix_norm(kernel, 2)) - 1) < 1e-3
+
+
+@KINDS
+def test_old_weight_norm_and_taking_tools_off(kind: type[nn.Module]) -> None:
+    conv, ws = both(kind)
+    expected = ws(X)
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        weight_norm(ws)
+    torch.testing.assert_close(ws(X), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(plain_conv(ws)(X), conv(X), rtol=1e-4, atol=1e-4)
+    torch.nn.utils.remove_weight_norm(ws)
+    register_parametrization(ws, "weight", nn.Identity())
+    remove_parametrizations(ws, "weight")
+    torch.testing.assert_close(ws(X), expected, rtol=1e-4, atol=1e-4)
+
+
+@KINDS
+def test_called_as_torchs_class_it_makes_torchs_class(kind: type[nn.Module]) -> None:
+    _, ws = both(kind)
+    with pytest.warns(UserWarning, match=r"model = normswap\.fold\(model\)"):
+        made = type(ws)(4, 2, 1, bias=False)
+    assert type(made) is kind
+    assert made(X).shape[:2] == (2, 2)
+
+
+@KINDS
+def test_a_compiled_layer_forgets_that_and_compiles_again(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    conv = kind(4, 6, 3)
+    conv.compile(backend="eager")
+    ws = ws_class(kind).of(conv, adaptive=True)
+    with torch.no_grad():
+        ws.weight.add_(torch.randn_like(ws.weight))
+    torch.testing.assert_close(ws(X), ws.forward(X))
+    ws.compile(backend="eager")
+    torch.testing.assert_close(ws(X), ws.forward(X))
+    torch.testing.assert_close(plain_conv(ws)(X), ws.forward(X), rtol=1e-4, atol=1e-4)
+
+
+class Noting(nn.Conv2d):
+    """Notes what it sees, and reads its weight past the attribute."""
+
+    seen = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += 1
+        return self._conv_forward(x, self._parameters["weight"], self.bias)  # type: ignore[arg-type]
+
+
+def test_a_class_may_note_things_and_read_its_weight_among_its_parameters() -> None:
+    _, ws = both(Noting)
+    with torch.no_grad():
+        ws.weight.add_(1 + torch.randn_like(ws.weight))
+    expected = torch.conv2d(X, ws.standardized_weight(), ws.bias)
+    torch.testing.assert_close(ws(X), expected)
+    ws(X)
+    assert ws.seen == 2

@@ -1,0 +1,270 @@
+"""Convolutions that something else reads, runs or holds stay plain; what leaves and what runs is what it was."""
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import normswap
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Base(nn.Module):
+    """A convolution and its norm; `keep` may hold them once more, `run` runs them."""
+
+    def __init__(self, keep: Callable[[Any], None], run: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.conv, self.bn, self.other = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(3, 16, 3)
+        self.register_buffer("queue", torch.zeros(4, 16))
+        self.run = run
+        keep(self)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.run(self, x)
+
+
+class Training(Base):
+    def forward(self, x: Tensor) -> Any:
+        h = self.conv(x)
+        return (self.bn(h), h) if self.training else self.bn(h)
+
+
+class Holder:
+    def __init__(self, **fields: Any) -> None:
+        vars(self).update(fields)
+
+
+def nothing(net: Any) -> None:
+    del net
+
+
+def conv_of(net: nn.Module) -> Any:
+    return normswap.inspect(net, example_input=X).convs[0]
+
+
+def through(read: Callable[[Any, Tensor], Any]) -> Callable[[Any, Tensor], Any]:
+    """Run the convolution, have `read` do something with its output, and run the norm on it."""
+
+    def run(net: Any, x: Tensor) -> Any:
+        h = net.conv(x)
+        found = read(net, h)
+        return net.bn(h) if found is None else (net.bn(h), found)
+
+    return run
+
+
+def after(change: Callable[[Any, Tensor, Tensor], Tensor]) -> Callable[[Any, Tensor], Any]:
+    """Run the norm on what `change` makes of the convolution's output and of another's."""
+    return lambda net, x: net.bn(change(net, net.conv(x), net.other(x)))
+
+
+def times_halves(net: Any, h: Tensor, o: Tensor) -> Tensor:
+    a, b = h.repeat(1, 2, 1, 1).chunk(2, 1)
+    return a * b
+
+
+SEEN: list[Tensor] = []
+READERS: dict[str, Callable[[Any, Tensor], Any]] = {
+    "attribute": through(lambda net, h: setattr(net, "kept", h)),
+    "list elsewhere": through(lambda net, h: SEEN.append(h.detach())),
+    "buffer": through(lambda net, h: net.queue[:2].copy_(h.mean((2, 3)))[:0].sum()),
+    "object": through(lambda net, h: Holder(inner=Holder(h=h))),
+    "iterator": through(lambda net, h: iter([h])),
+    "generator": through(lambda net, h: (item for item in [h])),
+    "numpy": through(lambda net, h: h.detach().numpy().copy()),
+    "weight": through(lambda net, h: net.conv.weight),
+    "weight, detached": through(lambda net, h: Holder(w=net.conv.weight.detach())),
+    "weight kept": through(lambda net, h: setattr(net, "kept", [net.conv.weight.detach().flatten()])),
+    "weight as an input": through(lambda net, h: F.conv2d(net.conv.weight, h[:, :3, :3, :3]).sum() * 0),
+    "weight among parameters": through(lambda net, h: F.conv2d(X.to(h), net.conv._parameters["weight"]) * 0),
+    "product with itself": after(lambda net, h, o: h * h),
+    "product of halves": after(times_halves),
+    "gate": after(lambda net, h, o: h * torch.sigmoid(o)),
+    "divisor": after(lambda net, h, o: 1 / (h + 3)),
+    "divisor of another": after(lambda net, h, o: o / h),
+    "comparison": after(lambda net, h, o: (h > 0).float()),
+    "whole numbers": after(lambda net, h, o: h.long().float()),
+    "index": after(lambda net, h, o: net.queue.flatten()[h.long() % 4]),
+    "gather": after(lambda net, h, o: torch.gather(o, 2, h.long() % 4)),
+    "grid": after(lambda net, h, o: F.grid_sample(o, h[:, :2].permute(0, 2, 3, 1), align_corners=False)),
+    "mask": after(lambda net, h, o: torch.where(h > 0, h, 0)),
+    "blend": after(lambda net, h, o: torch.lerp(o, o, h)),
+    "scores": after(lambda net, h, o: (h.flatten(2) @ h.flatten(2).mT)[..., None] * h.mean()),
+    "affine part": lambda net, x: (
+        net.bn(F.group_norm(net.other(x), 4, net.conv(x).mean((0, 2, 3)))) + net.bn(net.conv(x))
+    ),
+}
+
+
+@pytest.mark.parametrize("run", READERS.values(), ids=READERS)
+def test_what_else_reads_it_keeps_it_plain(run: Callable[[Any, Tensor], Any]) -> None:
+    entry = conv_of(Base(nothing, run).eval())
+    assert not entry.changes
+    assert entry.reason
+
+
+def test_what_leaves_in_train_mode_alone() -> None:
+    assert conv_of(Training(nothing, through(nothing)).eval()).reason == "its output leaves the network"
+
+
+LINEAR: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "as it is": lambda net, h, o: h,
+    "times a parameter": lambda net, h, o: h * net.queue[0, 0] / 3 - 1,
+    "sum": lambda net, h, o: h + o,
+    "pooled": lambda net, h, o: F.max_pool2d(F.avg_pool2d(h, 2), 2),
+    "resized": lambda net, h, o: F.interpolate(h, scale_factor=2.0, mode="bilinear"),
+    "halves written": lambda net, h, o: write_halves(h),
+    "rows by constant index": lambda net, h, o: h[:, torch.arange(15, -1, -1)],
+}
+
+
+def write_halves(h: Tensor) -> Tensor:
+    made = torch.zeros(h.shape)
+    made[:, :8], made[:, 8:] = h[:, 8:], h[:, :8]
+    return made
+
+
+@pytest.mark.parametrize("change", LINEAR.values(), ids=LINEAR)
+def test_linear_paths_to_a_norm_are_standardized(change: Callable[[Any, Tensor, Tensor], Tensor]) -> None:
+    entry = conv_of(Base(nothing, after(change)).eval())
+    assert entry.changes, entry.reason
+
+
+def hold(**made: Callable[[Any], Any]) -> Callable[[Any], None]:
+    def keep(net: Any) -> None:
+        for key, value in made.items():
+            object.__setattr__(net, key, value(net))
+
+    return keep
+
+
+HELD: dict[str, tuple[Callable[[Any], None], Callable[[Any, Tensor], Any], bool]] = {
+    "list": (hold(ops=lambda net: [net.conv]), lambda net, x: net.bn(net.ops[0](x)), True),
+    "private list": (hold(_ops=lambda net: [net.conv]), lambda net, x: net.bn(net._ops[0](x)), True),
+    "nested dict": (
+        hold(ops=lambda net: {"a": {"b": [net.conv]}}), lambda net, x: net.bn(net.ops["a"]["b"][0](x)), True,
+    ),
+    "attribute": (hold(op=lambda net: net.conv), lambda net, x: net.bn(net.op(x)), True),
+    "wrapper in a tuple": (
+        hold(ops=lambda net: (nn.Sequential(net.conv),)), lambda net, x: net.bn(net.ops[0](x)), True,
+    ),
+    "tuple": (hold(ops=lambda net: (net.conv,)), lambda net, x: net.bn(net.ops[0](x)), False),
+    "partial": (hold(op=lambda net: functools.partial(net.conv)), lambda net, x: net.bn(net.op(x)), False),
+    "bound method": (hold(op=lambda net: net.conv.forward), lambda net, x: net.bn(net.op(x)), False),
+    "closure": (hold(op=lambda net: lambda x, conv=net.conv: conv(x)), lambda net, x: net.bn(net.op(x)), False),
+    "object": (hold(op=lambda net: Holder(conv=net.conv)), lambda net, x: net.bn(net.op.conv(x)), False),
+    "held, not run": (hold(op=lambda net: (net.conv,)), lambda net, x: net.bn(net.conv(x)), False),
+    "its own forward patched": (
+        lambda net: setattr(net.conv, "forward", net.conv.forward), lambda net, x: net.bn(net.conv(x)), False,
+    ),
+    "weight in a closure": (
+        hold(op=lambda net: lambda x, w=net.conv.weight: F.conv2d(x, w)),
+        lambda net, x: net.bn(net.conv(x)) + net.op(x).mean() * 0, False,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "in place"])
+@pytest.mark.parametrize(("keep", "run", "replaced"), HELD.values(), ids=HELD)
+def test_what_runs_is_what_the_plan_says(
+    keep: Callable[[Any], None], run: Callable[[Any, Tensor], Any], replaced: bool, inplace: bool
+) -> None:
+    net = Base(keep, run).eval()
+    nn.init.normal_(net.bn.running_mean)
+    new = normswap.convert(net, example_input=X, inplace=inplace)
+    entry = normswap.plan_of(new).convs[0]
+    assert entry.changes is replaced, entry.reason
+    if not replaced:
+        assert type(new.conv) is nn.Conv2d
+    if replaced:
+        with torch.no_grad():
+            new.conv.weight.add_(torch.randn_like(new.conv.weight))
+        kernel = new.conv.standardized_weight()
+        torch.testing.assert_close(new(X), new.bn(torch.conv2d(X, kernel, new.conv.bias)), rtol=1e-4, atol=1e-4)
+
+
+def test_a_norm_in_a_tuple_is_refused_before_anything_changes() -> None:
+    net = Base(hold(ops=lambda net: (net.bn,)), lambda net, x: net.ops[0](net.conv(x))).eval()
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(normswap.NothingToConvert, match=r"ops \(a tuple\) holds it, too, where nothing can take its"):
+        normswap.convert(net, example_input=X, inplace=True)
+    assert type(net.bn) is nn.BatchNorm2d
+    assert all(value.equal(before[key]) for key, value in net.state_dict().items())
+
+
+def test_a_plan_is_not_applied_to_a_network_that_holds_more() -> None:
+    plan = normswap.inspect(Base(nothing, lambda net, x: net.bn(net.conv(x))), example_input=X)
+    with pytest.raises(normswap.PlanMismatch, match=r"conv: ops \(a tuple\) holds it, too"):
+        normswap.apply(Base(hold(ops=lambda net: (net.conv,)), lambda net, x: net.bn(net.conv(x))), plan)
+
+
+def test_check_sees_a_layer_that_was_left_behind() -> None:
+    net = Base(nothing, lambda net, x: net.bn(net.conv(x))).eval()
+    new = normswap.convert(net, example_input=X)
+    old = nn.Conv2d(3, 16, 3)
+    old.weight = new.conv.weight
+    object.__setattr__(new, "ops", (old,))
+    assert "still runs conv as it was, a Conv2d" in str(normswap.check(new, net))
+
+
+class Tied(nn.Module):
+    """A decoder that holds the encoder's kernel, in one of several ways."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.conv, self.bn, self.bn2 = (
+            nn.Conv2d(16, 16, 3, padding=1, bias=False),
+            nn.BatchNorm2d(16),
+            nn.BatchNorm2d(16),
+        )
+        self.dec: nn.Module = nn.Conv2d(16, 16, 3, padding=1, bias=False)
+        if how == "other kind":
+            self.dec = nn.ConvTranspose2d(16, 16, 3, padding=1, bias=False)
+        if how == "other name":
+            self.dec = Decoder(self.conv.weight)
+        elif how == "memory":
+            self.dec = Decoder(nn.Parameter(self.conv.weight.data))
+        else:
+            self.dec.weight = self.conv.weight
+        if how == "one trained":
+            nn.init.normal_(self.bn2.running_mean)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn2(self.dec(self.bn(self.conv(x)).relu()))
+
+
+class Decoder(nn.Module):
+    def __init__(self, kernel: nn.Parameter) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv_transpose2d(x, self.kernel, padding=1)
+
+
+@pytest.mark.parametrize(
+    ("how", "forms"),
+    [
+        ("other kind", {None}), ("other name", {None}), ("memory", {None}), ("alike", {"standard"}),
+        ("one trained", {"adaptive"}),
+    ],
+)  # fmt: skip
+def test_tied_kernels_are_treated_alike_or_left(how: str, forms: set[str | None]) -> None:
+    torch.manual_seed(0)
+    net, x = Tied(how).eval(), torch.randn(2, 16, 8, 8)
+    plan = normswap.inspect(net, example_input=x)
+    assert {entry.ws for entry in plan.convs} == forms
+    assert {entry.eps is None for entry in plan.convs} == {forms == {None}}
+
+
+def test_a_function_that_knows_the_registered_modules_holds_no_more_than_they_do() -> None:
+    net = Base(hold(op=lambda net: lambda x, own=net._modules: own["conv"](x)), lambda net, x: net.bn(net.conv(x)))
+    compiled = nn.Sequential(torch.compile(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), backend="eager"))
+    for model in (net.eval(), compiled.eval()):
+        assert conv_of(model).changes
