@@ -6,6 +6,9 @@ from normswap.planning.plan import Plan
 from normswap.tracing.facts import Trace
 from normswap.tracing.recorder import Shapes
 
+TEACH = "or teach it with normswap.register_norm, or leave it alone with exclude="
+"""The way on with a norm that is not shown to be BatchNorm."""
+
 
 def structural_checks(converted: Network, plan: Plan, after: Trace, before: Trace | None) -> Checks:
     """Return the checks of a converted network's structure.
@@ -49,7 +52,7 @@ def _no_batch_norm(converted: Network, plan: Plan, after: Trace) -> Check:
     left = [norm for norm in converted.norms if norm not in on_purpose]
     left += [f"{where or 'the model'} (calls batch_norm)" for where in after.functional_norms]
     if left:
-        why = next((f"; {left[0]}: {entry.reason}" for entry in plan.norms if entry.name == left[0]), "")
+        why = next((f"; {e.name}: {e.reason}; {TEACH}" for e in plan.norms if e.name == left[0] and not e.changes), "")
         return Check(name, False, f"{len(left)} left: {', '.join(left[:3])}{why}")
     done = sum(entry.changes for entry in plan.norms)
     kept = f", {len(on_purpose)} left as asked" if on_purpose else ""

@@ -1,7 +1,7 @@
 """Decide what happens to every norm and convolution, from a trace. Nothing is changed here."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -12,11 +12,13 @@ from normswap.layers.convs import WeightStandardized
 from normswap.layers.standardization import EPS
 from normswap.networks.inputs import describe
 from normswap.networks.network import Network
+from normswap.networks.probing import departure
 from normswap.networks.recognition import (
     carried_modules,
     computed_tensors,
     has_kernel,
     is_registered_conv,
+    is_registered_norm,
     norm_parts,
     out_channels,
 )
@@ -51,7 +53,8 @@ def make_plan(network: Network, trace: Trace, options: Options, images: Images |
         options: What the user asked for.
         images: What images showed of the norms' inputs; empty to choose signs by the filters, None to leave them.
     """
-    norms = {name: _plan_norm(name, network, trace.norms.get(name), options) for name in network.norms}
+    known: dict[Hashable, str] = {}
+    norms = {name: _plan_norm(name, network, trace.norms.get(name), options, known) for name in network.norms}
     trained = {name for name, norm in network.norms.items() if norm_parts(norm).is_trained}
     convs = {
         name: _plan_conv(name, network, trace.convs.get(name), options, norms, trained)
@@ -69,11 +72,13 @@ def make_plan(network: Network, trace: Trace, options: Options, images: Images |
     return Plan(options, entries, warnings, describe(trace.inputs), scales)
 
 
-def _plan_norm(name: str, network: Network, facts: NormFacts | None, options: Options) -> NormEntry:
+def _plan_norm(
+    name: str, network: Network, facts: NormFacts | None, options: Options, known: dict[Hashable, str]
+) -> NormEntry:
     norm, own = network.slots[name], options.for_layer(name)
     parts = norm_parts(norm)
     channels = parts.num_channels
-    then, obstacle = _what_follows(name, norm, facts)
+    then, obstacle = _what_follows(name, norm, facts) if channels else ((), "it has no channels")
     base = NormEntry(
         name,
         type(norm).__name__,
@@ -88,7 +93,7 @@ def _plan_norm(name: str, network: Network, facts: NormFacts | None, options: Op
     )
     if refusal := options.leaves(name):
         return replace(base, reason=refusal, by_user=True)
-    if obstacle:
+    if obstacle := obstacle or _departure(norm, then, facts, known):
         return replace(base, reason=obstacle)
     positions = math.prod(facts.shape[2:]) if facts else None
     if channels * (positions or 2) < 2:
@@ -136,13 +141,25 @@ def _what_follows(name: str, norm: nn.Module, facts: NormFacts | None) -> tuple[
         return children, ""
     if unknown := [child for child in ran if child not in children]:
         return (), f"its forward runs {unknown[0]}, which is not a child of it"
+    return ran, ""
+
+
+def _departure(norm: nn.Module, then: tuple[str, ...], facts: NormFacts | None, known: dict[Hashable, str]) -> str:
+    """Return why a norm that was run by itself is not what GroupNorm replaces, by what the trace knows of its forward.
+
+    Numbers decide; operators only tell people where a difference comes from.
+    """
+    found = departure(norm, then, facts.shape if facts else None, known)
+    if not found.startswith("in eval mode its output is") or is_registered_norm(norm):
+        return found
+    steps = facts.steps if facts else ()
     harmless = VIEWS | ({"batch_norm"} if isinstance(norm, _BatchNorm) else _ARITHMETIC)
     if extra := [step for step in steps if not step.startswith("module:") and step not in harmless]:
-        return (), f"its forward also computes {extra[0]}, which GroupNorm would lose"
+        return f"its forward also computes {extra[0]}, which GroupNorm would lose"
     first = next((i for i, step in enumerate(steps) if step.startswith("module:")), len(steps))
     if any(step not in VIEWS for step in steps[first:] if not step.startswith("module:")):
-        return (), f"its forward runs {ran[0]} before it normalizes"
-    return ran, ""
+        return f"its forward runs {then[0]} before it normalizes"
+    return found
 
 
 def _plan_conv(
