@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from normswap.checkpoint.folder import CONFIG, WEIGHTS, Parsed, read_config, whole
 from normswap.conversion.pipeline import apply
 from normswap.errors import CheckpointError, NormswapError, described
+from normswap.networks.copying import in_mode
 from normswap.planning.plan import Plan, plan_in
 from normswap.sources.hub import HUB, fetch
 from normswap.sources.provenance import recall
@@ -63,7 +64,7 @@ def load(
         converted = apply(_attempt(source.build, source, num_classes), plan, inplace=True)
     fill(converted, state, name=str(path), may_drop_head=num_classes is not None)
     recall(converted, description.config)
-    return converted.eval()
+    return in_mode(converted, False)
 
 
 def names_no_source(directory: Path) -> bool:

@@ -1,7 +1,8 @@
 """Check by numbers: run a converted network on random tensors and compare what must be equal."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from torch.utils._pytree import tree_map_only
 
 from normswap.conversion.checks import Check
 from normswap.errors import described, first_line
-from normswap.networks.copying import copy_model
+from normswap.networks.copying import copy_model, in_mode
 from normswap.networks.inputs import as_call, batch_size, materialize, tensors_in, vary
+from normswap.networks.surroundings import undisturbed
 from normswap.networks.validation import unwrap
 from normswap.planning.entry import ConvEntry, NormEntry
 from normswap.planning.plan import Plan
@@ -20,25 +22,30 @@ TOLERANCE = 1e-4
 """Largest difference allowed, relative to the largest output: float32 sums in another order stay far below it."""
 
 
-def behaviour_checks(converted: nn.Module, plan: Plan, original: nn.Module | None, example: Any) -> Iterator[Check]:
+def behaviour_checks(converted: nn.Module, plan: Plan, original: nn.Module | None, example: Any) -> list[Check]:
     """Run the network on real tensors; modes and gradients of the user's models are left alone.
 
     Args:
         converted: The converted network.
         plan: What it was converted by.
         original: The network before conversion, whose gradients are compared where it is given.
-        example: Shapes and types of an input.
+        example: An input, or its shapes and types on the meta device.
     """
-    model = copy_model(converted).eval()
+    with undisturbed(converted), undisturbed(converted if original is None else original):
+        return list(_behaviour(converted, plan, original, example))
+
+
+def _behaviour(converted: nn.Module, plan: Plan, original: nn.Module | None, example: Any) -> Iterator[Check]:
+    model = in_mode(copy_model(converted), False)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if device.type == "meta":
         yield Check("numbers", None, "the network is on the meta device")
         return
-    inputs = materialize(example, device, _dtype(model), seed=0)
-    try:
-        output = _output(model, inputs)
-    except Exception as error:
-        yield Check("runs", False, described(error))
+    inputs, output, failure = _first_run(model, example, device)
+    if failure is not None:
+        guessed = any(tensor.is_meta and not tensor.is_floating_point() for tensor in tensors_in(example))
+        advice = "; its whole numbers are made up, pass example_input=" if guessed else ""
+        yield Check("runs", None if guessed else False, f"{described(failure)}{advice}")
         return
     finite = all(bool(torch.isfinite(t).all()) for t in _floats(output))
     yield Check("finite", finite, "outputs are finite" if finite else "outputs hold NaN or infinity")
@@ -46,6 +53,22 @@ def behaviour_checks(converted: nn.Module, plan: Plan, original: nn.Module | Non
     yield _batch_independent(model, inputs, output)
     yield _train_equals_eval(model, inputs, output)
     yield _gradients(converted, plan, original, inputs)
+
+
+def _first_run(model: nn.Module, example: Any, device: torch.device) -> tuple[Any, Any, Exception | None]:
+    """Return inputs that a network runs on, and its output; else the first error."""
+    made = partial(materialize, example, device, _dtype(model), seed=0)
+    makers: list[Callable[[], Any]] = [made, partial(made, count=1)]
+    if not any(tensor.is_meta for tensor in tensors_in(example)):
+        makers.append(lambda: tree_map_only(Tensor, lambda tensor: tensor.to(device), example))
+    failures = []
+    for make in makers:
+        try:
+            inputs = make()
+            return inputs, _output(model, inputs), None
+        except Exception as error:  # whatever the network's own code does with them
+            failures.append(error)
+    return None, None, failures[0]
 
 
 def _output(model: nn.Module, inputs: Any) -> Any:
@@ -84,7 +107,7 @@ def _batch_independent(model: nn.Module, inputs: Any, output: Any) -> Check:
 
 def _train_equals_eval(model: nn.Module, inputs: Any, output: Any) -> Check:
     """Compare modes; where a network is random or returns something else in train mode, layer by layer."""
-    name, trained = "train() equals eval()", copy_model(model).train()
+    name, trained = "train() equals eval()", in_mode(copy_model(model), True)
     try:
         state, first = _random_state(), _output(trained, inputs)
         drew = state != _random_state()  # two passes can look alike where little is dropped at random
@@ -137,7 +160,9 @@ def _ran(entry: NormEntry | ConvEntry) -> bool:
 
 def _reached(model: nn.Module, inputs: Any) -> tuple[set[str], bool]:
     """Return the names of the parameters that a gradient reaches in eval mode, and whether all gradients are finite."""
-    model = copy_model(model).train().eval()  # by way of train mode: some networks then drop what they cached
+    model = in_mode(
+        in_mode(copy_model(model), True), False
+    )  # by way of train mode: some networks then drop what they cached
     args, kwargs = as_call(copy.deepcopy(inputs))
     with torch.enable_grad():
         outputs = [t for t in _floats(model(*args, **kwargs)) if t.requires_grad]

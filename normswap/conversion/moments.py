@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from normswap.layers.matching import CONSTANT, scale_and_shift
 from normswap.networks.hooks import channel_moments, watching
-from normswap.networks.inputs import call
+from normswap.networks.inputs import call, fresh
 from normswap.networks.network import Network
 from normswap.networks.recognition import norm_parts
 
@@ -71,8 +71,8 @@ def match_moments(converted: Network, original: Network, names: Iterable[str], b
     with watching(theirs, remember), watching(ours, correct), torch.compiler.set_stance("force_eager"):
         for batch in batches:
             wanted.update({name: [] for name in ours})
-            call(original.model, batch)
-            call(converted.model, batch)
+            call(original.model, fresh(batch))
+            call(converted.model, fresh(batch))
     for name, norm in ours.items():
         if before[name].count:
             seen, target = before[name], after[name]

@@ -6,6 +6,9 @@ from normswap.planning.plan import Plan
 from normswap.tracing.facts import Trace
 from normswap.tracing.recorder import Shapes
 
+AROUND = "its code may ask for what only BatchNorm has: leave that layer alone with exclude="
+"""The way on with a network that looks at its norms."""
+
 TEACH = "or teach it with normswap.register_norm, or leave it alone with exclude="
 """The way on with a norm that is not shown to be BatchNorm."""
 
@@ -27,7 +30,10 @@ def _same_shapes(plan: Plan, after: Trace, before: Trace | None) -> Check:
     if before is None:
         return _planned_shapes(plan, after)
     if gone := [module for module in before.shapes if module not in after.shapes]:
-        return Check(name, False, f"{gone[0] or 'the network'} ran before and does not any more")
+        why = (
+            after.stopped_by or "the forward pass goes another way, as one does that asks whether a layer is BatchNorm"
+        )
+        return Check(name, False, f"{gone[0] or 'the network'} ran before and does not any more ({why}); {AROUND}")
     for module, shapes in before.shapes.items():
         if after.shapes[module] != shapes:
             return Check(name, False, f"{module or 'the network'}: {shapes} became {after.shapes[module]}")

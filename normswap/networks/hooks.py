@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normswap.networks.inputs import tensors_in
+
 Watch = Callable[[str, nn.Module, Tensor], None]
 
 
@@ -14,7 +16,12 @@ Watch = Callable[[str, nn.Module, Tensor], None]
 def watching(modules: Mapping[str, nn.Module], watch: Watch) -> Iterator[None]:
     """Call ``watch(name, module, input)`` before every forward pass of the named modules."""
     handles = [
-        module.register_forward_pre_hook(lambda module, args, name=name: watch(name, module, args[0].detach()))
+        module.register_forward_pre_hook(
+            lambda module, args, kwargs, name=name: watch(
+                name, module, next(iter(tensors_in((args, kwargs)))).detach()
+            ),
+            with_kwargs=True,
+        )
         for name, module in modules.items()
     ]
     try:

@@ -8,15 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from normswap.errors import described
+from normswap.layers.norms import OWN
 from normswap.networks.copying import PLAIN, copy_model, copy_with, in_mode
 from normswap.networks.randomness import RandomState, same_randomness
 from normswap.networks.recognition import NormParts, is_registered_norm, norm_parts
 
 EXACT = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 """Classes whose forward is torch's own."""
-
-OWN = frozenset("weight bias running_mean running_var num_batches_tracked".split())
-"""Tensors that a BatchNorm holds."""
 
 TOLERANCE = 1e-4
 """Largest difference allowed, relative to what is added up; float32 stays below 1e-5."""

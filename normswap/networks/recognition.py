@@ -59,7 +59,7 @@ class NormParts:
             if value is not None and not value.is_meta and bool((value != fresh).any()):
                 return True
         weight = self.weight  # some networks start with a weight of zero throughout
-        return weight is not None and not weight.is_meta and bool((weight != weight[0]).any())
+        return weight is not None and not weight.is_meta and bool((weight != weight[:1]).any())
 
 
 _NORMS: dict[type[nn.Module], Callable[[nn.Module], NormParts]] = {}

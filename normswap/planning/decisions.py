@@ -3,12 +3,13 @@
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normswap.layers.convs import WeightStandardized
+from normswap.errors import described
+from normswap.layers.convs import WeightStandardized, ws_class
 from normswap.layers.standardization import EPS
 from normswap.networks.inputs import describe
 from normswap.networks.network import Network
@@ -31,6 +32,7 @@ from normswap.planning.measuring import Images
 from normswap.planning.options import Options
 from normswap.planning.plan import Plan
 from normswap.planning.plan_warnings import plan_warnings
+from normswap.planning.schema import must_be_inputs
 from normswap.tracing.facts import LayerFacts, NormFacts, Trace
 from normswap.tracing.graph import Kind
 from normswap.tracing.operators import VIEWS
@@ -69,7 +71,17 @@ def make_plan(network: Network, trace: Trace, options: Options, images: Images |
     planned: dict[str, NormEntry | ConvEntry] = {**norms, **convs}
     entries = tuple(planned[name] for name in network.modules if name in planned)
     warnings = tuple(plan_warnings(network, norms, trace, options))
-    return Plan(options, entries, warnings, describe(trace.inputs), scales)
+    return Plan(options, entries, warnings, _recorded(trace.inputs), scales)
+
+
+def _recorded(inputs: Any) -> Any:
+    """Return inputs as data; None where a plan could not be read back with them."""
+    spec = describe(inputs)
+    try:
+        must_be_inputs(spec)
+    except ValueError:
+        return None
+    return spec
 
 
 def _plan_norm(
@@ -213,6 +225,10 @@ def _conv_obstacle(conv: nn.Module, facts: LayerFacts, norms: Mapping[str, NormE
         return "no norm that is replaced reads its output"
     if conv._parameters["weight"].numel() == out_channels(conv):  # type: ignore[union-attr]
         return "one weight per filter (fan-in 1): standardizing would erase it"
+    try:
+        ws_class(type(conv))
+    except Exception as error:  # whatever its own __init_subclass__ does
+        return f"its class cannot be subclassed ({described(error)})"
     return ""
 
 

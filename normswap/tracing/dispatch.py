@@ -8,8 +8,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from normswap.networks.inputs import tensors_in
 from normswap.tracing.meta_results import all_meta, answer, shape_alone
-from normswap.tracing.operators import base_name
+from normswap.tracing.operators import VIEWS, base_name
 from normswap.tracing.recorder import Recorder
+
+MOST_CALLS = 200_000
+"""Operators of one pass; recurrent networks over thousands of steps stay below."""
+
+MOST_ANSWERS = 300
+"""Values that are made up in a pass without data: a loop that waits for another one never ends."""
+
+MOST_BYTES = 2**32
+"""Size of all results of a pass with data, which are kept until its end."""
+
+DECISIONS = frozenset(("local_scalar_dense", "is_nonzero", "equal"))
+"""Operators that hand a value to Python, which may decide by it."""
+
+
+class Endless(BaseException):
+    """A forward pass goes on and on; no network's own ``except Exception`` is to keep it going."""
 
 
 class Dispatch(TorchDispatchMode):
@@ -17,11 +33,15 @@ class Dispatch(TorchDispatchMode):
 
     Args:
         recorder: What notes each operator, once it has run.
+
+    Raises:
+        Endless: The pass does not end: it loops until data says otherwise.
     """
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self._recorder = recorder
+        self._calls = self._answers = self._bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Run one operator and have it noted."""
@@ -34,9 +54,14 @@ class Dispatch(TorchDispatchMode):
             if kwargs.get("device") is not None:
                 kwargs = {**kwargs, "device": torch.device("meta")}
         name = "batch_norm" if "batch_norm" in name else name
+        self._calls += 1
+        self._answers += on_meta and name in DECISIONS
+        if self._calls > MOST_CALLS or self._answers > MOST_ANSWERS or self._bytes > MOST_BYTES:
+            raise Endless
         result = _on_meta(func, name, args, kwargs, operands) if on_meta else NotImplemented
         if result is NotImplemented:
             result = func(*args, **kwargs)
+            self._bytes += 0 if on_meta or name in VIEWS else sum(made.nbytes for made in tensors_in(result))
         self._recorder.note(func, name, operands, result)
         return result
 

@@ -71,6 +71,7 @@ class Trace:
         shapes: Shapes of the outputs of every module that ran.
         batch: Samples in the example input.
         inputs: The example input on the meta device.
+        example: The example input as it was given or made up.
         with_data: Whether the pass needed real tensors.
         functional_norms: Modules that call batch_norm themselves, without a norm.
         stopped_by: The error that ended the pass after everything that counts had run; None where it ran to its end.
@@ -82,6 +83,7 @@ class Trace:
     shapes: dict[str, Shapes]
     batch: int
     inputs: Any
+    example: Any = None
     with_data: bool = False
     functional_norms: tuple[str, ...] = ()
     stopped_by: str | None = None
