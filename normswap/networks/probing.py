@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -102,10 +102,10 @@ def _departure(norm: nn.Module, then: Sequence[str], shape: tuple[int, ...] | No
                 break
         if taught or found or _would_communicate(norm):
             return "" if taught and found.startswith(FAILS) else found
+        before = _counters(twin)
         found = _compared(twin, then, x, training=True)
-        if not found and (counters := _counters(twin)):
-            for counter in counters:
-                counter.fill_(LATER)
+        if not found and (counted := _counters(twin).items() - before.items()):
+            _count(twin, dict(counted))
             found = _compared(twin, then, x, training=True)
         return found
 
@@ -232,9 +232,23 @@ def _difference(output: Tensor, expected: Tensor, bound: Tensor) -> str:
     return f"{share:.1%}" if share > 5e-4 else "less than 0.1%"
 
 
-def _counters(twin: nn.Module) -> list[Tensor]:
-    """Return the buffers in which a norm may count batches."""
-    return [b for b in twin.buffers() if b.ndim == 0 and not b.is_floating_point() and b.dtype is not torch.bool]
+def _counters(twin: nn.Module) -> dict[str, int]:
+    """Return the whole numbers that a norm keeps, by name: those that a pass changes count batches."""
+    whole = {name: value for name, value in vars(twin).items() if type(value) is int}
+    for name, buffer in twin._buffers.items():
+        if buffer is not None and buffer.ndim == 0 and buffer.dtype in (torch.long, torch.int):
+            whole[name] = int(buffer)
+    return whole
+
+
+def _count(twin: nn.Module, counters: Mapping[str, int]) -> None:
+    """Have a norm believe that it has seen many batches."""
+    for name in counters:
+        buffer = twin._buffers.get(name)
+        if buffer is None:
+            vars(twin)[name] = LATER
+        else:
+            buffer.fill_(LATER)
 
 
 def _would_communicate(norm: nn.Module) -> bool:

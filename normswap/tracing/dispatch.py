@@ -17,8 +17,11 @@ MOST_CALLS = 200_000
 MOST_ANSWERS = 300
 """Values that are made up in a pass without data: a loop that waits for another one never ends."""
 
-MOST_BYTES = 2**32
-"""Size of all results of a pass with data, which are kept until its end."""
+MOST_DECISIONS = 64
+"""Values of data that a pass reads before it may count as a loop that waits for one."""
+
+MOST_BYTES = 2**29
+"""Size of all results, which are kept until its end, of a pass with data that may be such a loop."""
 
 DECISIONS = frozenset(("local_scalar_dense", "is_nonzero", "equal"))
 """Operators that hand a value to Python, which may decide by it."""
@@ -41,7 +44,7 @@ class Dispatch(TorchDispatchMode):
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self._recorder = recorder
-        self._calls = self._answers = self._bytes = 0
+        self._calls = self._answers = self._decisions = self._bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Run one operator and have it noted."""
@@ -55,8 +58,11 @@ class Dispatch(TorchDispatchMode):
                 kwargs = {**kwargs, "device": torch.device("meta")}
         name = "batch_norm" if "batch_norm" in name else name
         self._calls += 1
-        self._answers += on_meta and name in DECISIONS
-        if self._calls > MOST_CALLS or self._answers > MOST_ANSWERS or self._bytes > MOST_BYTES:
+        if name in DECISIONS:
+            self._answers += on_meta
+            self._decisions += not on_meta
+        waits = self._decisions > MOST_DECISIONS and self._bytes > MOST_BYTES
+        if waits or self._calls > MOST_CALLS or self._answers > MOST_ANSWERS:
             raise Endless
         result = _on_meta(func, name, args, kwargs, operands) if on_meta else NotImplemented
         if result is NotImplemented:

@@ -49,6 +49,11 @@ def late(self: Any, x: Tensor) -> Tensor:
     return 2 * y if self.training and self.num_batches_tracked > 100 else y
 
 
+def late_by_attribute(self: Any, x: Tensor) -> Tensor:
+    self.steps = getattr(self, "steps", 0) + self.training
+    return EXACTLY(self, x) * (2 if self.steps > 1000 else 1)
+
+
 def after_update(self: Any, x: Tensor) -> Tensor:
     y = EXACTLY(self, x)
     if not self.training:
@@ -96,6 +101,7 @@ DEPARTING: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "clamps in train mode": (lambda: subclass(after(lambda s, y, x: y.clamp(-4, 4) if s.training else y)), TRAIN),
     "ghost batches": (lambda: subclass(ghosts), TRAIN),
     "other after a warm-up": (lambda: subclass(late), TRAIN),
+    "other after a warm-up by an attribute": (lambda: subclass(late_by_attribute), TRAIN),
     "running statistics after their update": (lambda: subclass(after_update), TRAIN),
     "dropout": (lambda: subclass(after(lambda s, y, x: F.dropout2d(y, 0.01, s.training))), f"in train {DRAWS}"),
     "noise": (lambda: subclass(after(lambda s, y, x: y + 1e-6 * torch.randn_like(y))), f"in eval {DRAWS}"),
