@@ -4,7 +4,7 @@ import functools
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from types import BuiltinMethodType, CellType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinMethodType, CellType, CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -76,6 +76,8 @@ class _Surroundings:
         self._seen[id(value)] = value
         if isinstance(value, Tensor):
             self._note_tensor(value)
+        elif hasattr(kind, "__array_interface__") and value.nbytes <= MOST_BYTES:
+            self._later(_restore_array, value, value.copy())
         elif isinstance(value, dict):
             self._later(_restore_dict, value, dict(value))
             self._walk_all(list(value.values()))
@@ -99,6 +101,9 @@ class _Surroundings:
             self._walk(getattr(value, "__wrapped__", None))
         elif not isinstance(value, ModuleType) and (isinstance(value, nn.Module) or not _is_of_torch(kind)):
             self._walk_all((kind, getattr(value, "__dict__", None)))
+            slots = [slot for cls in kind.__mro__ for slot in _slots(cls)]
+            if slots:
+                self._later(_restore_slots, value, {slot: slot.__get__(value) for slot in slots if _has(slot, value)})
 
     def _later(self, restore: Callable[..., None], *values: Any) -> None:
         self.restores.append(functools.partial(restore, *values))
@@ -153,6 +158,34 @@ def _content(cell: CellType) -> Any:
         return cell.cell_contents
     except ValueError:  # not set yet
         return MISSING
+
+
+def _slots(cls: type) -> list[Any]:
+    """Return the descriptors of attributes that a class keeps outside of a dict."""
+    return (
+        [value for value in vars(cls).values() if isinstance(value, MemberDescriptorType)]
+        if "__slots__" in vars(cls)
+        else []
+    )
+
+
+def _has(slot: Any, value: Any) -> bool:
+    try:
+        slot.__get__(value)
+    except AttributeError:
+        return False
+    return True
+
+
+def _restore_slots(value: Any, saved: dict[Any, Any]) -> None:
+    for slot, content in saved.items():
+        if not _has(slot, value) or slot.__get__(value) is not content:
+            slot.__set__(value, content)
+
+
+def _restore_array(value: Any, saved: Any) -> None:
+    if value.tobytes() != saved.tobytes():
+        value[...] = saved
 
 
 def _restore_cell(cell: CellType, content: Any) -> None:

@@ -16,6 +16,7 @@ from normswap.networks.network import Network
 from normswap.networks.probing import departure
 from normswap.networks.recognition import (
     carried_modules,
+    checked_parts,
     computed_tensors,
     has_kernel,
     is_registered_conv,
@@ -88,7 +89,7 @@ def _plan_norm(
     name: str, network: Network, facts: NormFacts | None, options: Options, known: dict[Hashable, str]
 ) -> NormEntry:
     norm, own = network.slots[name], options.for_layer(name)
-    parts = norm_parts(norm)
+    parts = checked_parts(name, norm)
     channels = parts.num_channels
     then, obstacle = _what_follows(name, norm, facts) if channels else ((), "it has no channels")
     base = NormEntry(

@@ -92,7 +92,7 @@ def watch(network: Network, norms: Iterable[NormEntry], batches: Iterable[Any]) 
             batch = prepared(batch, like)
             try:
                 call(copy.model, fresh(batch))
-            except Exception as error:  # whatever the network's own code does with them
+            except (Exception, SystemExit) as error:  # whatever the network's own code does with them
                 raise NeedsExampleInput(
                     f"no forward pass ran on the images ({described(error)}); pass batches= as the network takes them, "
                     "or leave them out"

@@ -1,8 +1,9 @@
 """Run a model once on the meta device and report what feeds each norm and what reads each convolution."""
 
+import sys
 import warnings
-from collections.abc import Collection
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -113,6 +114,7 @@ def _run(model: nn.Module, example_input: Any, *, training: bool, data: bool, ed
     recorder, stopped_by = Recorder(copy, edges=edges), None
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model))
+        stack.enter_context(_deeper_calls())
         placed = tree_map_only(Tensor, lambda t: _placed(t, device), example_input)
         args, kwargs = as_call(placed)
         recorder.begin(tensors_in((args, kwargs)))
@@ -124,7 +126,7 @@ def _run(model: nn.Module, example_input: Any, *, training: bool, data: bool, ed
         stack.enter_context(Dispatch(recorder))
         try:
             recorder.finish(tensors_in(copy.model(*args, **kwargs)))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             stopped_by = described(error)
         except Endless:
             stopped_by = ENDLESS
@@ -140,6 +142,17 @@ def _run(model: nn.Module, example_input: Any, *, training: bool, data: bool, ed
         functional_norms=tuple(sorted(recorder.functional_norms)),
         stopped_by=stopped_by,
     )
+
+
+@contextmanager
+def _deeper_calls() -> Iterator[None]:
+    """Let calls nest deeper: the hooks of a trace stand between those of the network, which runs without them."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(4 * limit)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def _standardize_nothing(network: Network, stack: ExitStack) -> None:

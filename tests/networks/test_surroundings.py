@@ -41,7 +41,16 @@ class Meter:
         Meter.total += 1
 
 
+class Slots:
+    __slots__ = ("count", "unset")
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
 METER = Meter()
+SLOTS = Slots()
+ARRAY = np.zeros(3)
 
 
 @functools.lru_cache
@@ -113,6 +122,14 @@ def in_place(self: Any, x: Tensor) -> None:
     BUFFER.add_(1)
 
 
+def slots(self: Any, x: Tensor) -> None:
+    SLOTS.count += 1
+
+
+def an_array(self: Any, x: Tensor) -> None:
+    ARRAY[0] += 1
+
+
 HELD = ("_parameters", "_buffers", "_modules", "_normswap_plan")
 
 STEPS: dict[str, Callable[[Any, Tensor], None]] = {
@@ -127,13 +144,29 @@ STEPS: dict[str, Callable[[Any, Tensor], None]] = {
     "a queue": lambda self, x: MAILBOX.put(x),
     "random numbers": random_numbers,
     "tensors": in_place,
+    "slots": slots,
+    "an array": an_array,
 }
 
 
 def world(model: Any, step: Any) -> Any:
     """Return all that a step may change, as data."""
     own = {key: value for key, value in vars(model).items() if key not in HELD}
-    of_the_file = CACHE, NESTED, LOG, ORDERED, COUNTS, LAST, SEEN, CALLS, BUFFER, vars(METER), Meter.total
+    of_the_file = (
+        CACHE,
+        NESTED,
+        LOG,
+        ORDERED,
+        COUNTS,
+        LAST,
+        SEEN,
+        CALLS,
+        BUFFER,
+        vars(METER),
+        Meter.total,
+        SLOTS.count,
+        ARRAY,
+    )
     of_tools = list(MAILBOX.queue), MAILBOX.unfinished_tasks, grid.cache_info().currsize, step.__defaults__
     of_the_model = type(model).passes, type(model).history, hasattr(type(model), "added"), own, model.queue
     return repr((of_the_file, of_tools, of_the_model, torch.get_rng_state().sum(), np.random.get_state()[2]))

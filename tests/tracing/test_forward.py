@@ -1,5 +1,7 @@
 """Forward passes that meta tensors alone cannot make."""
 
+import sys
+
 import pytest
 import torch
 import torchvision
@@ -231,3 +233,32 @@ def test_reading_a_shape_is_no_reading(rest: object, changes: bool) -> None:
     plan = normswap.inspect(kind(conv=conv(), bn=nn.BatchNorm2d(8)), example_input=torch.randn(2, 3, 9, 9))
     assert plan.convs[0].changes == changes, plan.convs[0].reason
     assert plan.norms[0].shape is not None
+
+
+def nested(depth: int) -> nn.Module:
+    model: nn.Module = nn.Sequential(conv(), nn.BatchNorm2d(8))
+    for _ in range(depth):
+        model = nn.Sequential(model)
+    return model
+
+
+def test_modules_nest_as_deeply_as_the_network_runs() -> None:
+    model, x = nested(150), torch.zeros(2, 3, 8, 8)
+    model(x)
+    limit = sys.getrecursionlimit()
+    assert normswap.convert(model, example_input=x)(x).shape == (2, 8, 8, 8)
+    assert sys.getrecursionlimit() == limit
+
+
+def test_modules_nested_too_deeply_are_named() -> None:
+    with pytest.raises(normswap.UnsupportedModel, match="Sequential nests its modules too deeply for Python; flatten"):
+        normswap.convert(nested(1500), example_input=torch.zeros(2, 3, 8, 8))
+
+
+def test_a_forward_that_exits_is_named() -> None:
+    class Exits(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            sys.exit(3)
+
+    with pytest.raises(normswap.NeedsExampleInput, match=r"SystemExit: 3\); pass another example_input="):
+        normswap.convert(Exits(conv=conv(), bn=nn.BatchNorm2d(8)), example_input=torch.zeros(2, 3, 8, 8))
