@@ -69,38 +69,38 @@ class _Surroundings:
                 self._walk(value)
 
     def _walk(self, value: Any) -> None:
-        """Note a value, and what it leads to."""
+        """Note a value, and what it leads to; its type tells what it is, as objects may lie or load when asked."""
         kind = type(value)
         if kind in PLAIN or id(value) in self._seen or len(self._seen) >= MOST_OBJECTS:
             return
         self._seen[id(value)] = value
-        if isinstance(value, Tensor):
+        if issubclass(kind, Tensor):
             self._note_tensor(value)
         elif hasattr(kind, "__array_interface__") and value.nbytes <= MOST_BYTES:
             self._later(_restore_array, value, value.copy())
-        elif isinstance(value, dict):
-            self._later(_restore_dict, value, dict(value))
-            self._walk_all(list(value.values()))
-        elif isinstance(value, (list, deque)):
+        elif issubclass(kind, dict):
+            self._later(_restore_dict, value, dict(dict.items(value)))  # dict's own: subclasses have others
+            self._walk_all(list(dict.values(value)))
+        elif issubclass(kind, (list, deque)):
             self._later(_restore_items, value, list(value))
             self._walk_all(list(value))
-        elif isinstance(value, set):
+        elif issubclass(kind, set):
             self._later(_restore_set, value, set(value))
-        elif isinstance(value, tuple):
+        elif issubclass(kind, tuple):
             self._walk_all(value)
-        elif isinstance(value, type):
+        elif issubclass(kind, type):
             self._walk_class(value)
-        elif isinstance(value, FunctionType):
+        elif issubclass(kind, FunctionType):
             self._walk_function(value)
-        elif isinstance(value, (MethodType, BuiltinMethodType)):
+        elif issubclass(kind, (MethodType, BuiltinMethodType)):
             self._walk_all((value.__self__, getattr(value, "__func__", None)))
-        elif isinstance(value, functools.partial):
+        elif issubclass(kind, functools.partial):
             self._walk_all((value.func, value.args, value.keywords))
         elif hasattr(kind, "cache_clear") and hasattr(kind, "cache_info"):
             self._later(_restore_cache, value, value.cache_info())
             self._walk(getattr(value, "__wrapped__", None))
-        elif not isinstance(value, ModuleType) and (isinstance(value, nn.Module) or not _is_of_torch(kind)):
-            self._walk_all((kind, getattr(value, "__dict__", None)))
+        elif not issubclass(kind, ModuleType) and (issubclass(kind, nn.Module) or not _is_of_torch(kind)):
+            self._walk_all((kind, _attributes(value)))
             slots = [slot for cls in kind.__mro__ for slot in _slots(cls)]
             if slots:
                 self._later(_restore_slots, value, {slot: slot.__get__(value) for slot in slots if _has(slot, value)})
@@ -114,7 +114,7 @@ class _Surroundings:
         for cls in own:
             attributes = dict(vars(cls))
             self._later(_restore_class, cls, attributes)
-            self._walk_all(value for value in attributes.values() if not isinstance(value, CODE))
+            self._walk_all(value for value in attributes.values() if not issubclass(type(value), CODE))
         called = ["forward", "__call__"] if own else []
         for name in called:
             for code in (vars(cls)[name] for cls in own if name in vars(cls)):
@@ -160,6 +160,13 @@ def _content(cell: CellType) -> Any:
         return MISSING
 
 
+def _attributes(value: Any) -> Any:
+    try:
+        return vars(value)
+    except Exception:  # no attributes, or a lazy object of its own kind
+        return None
+
+
 def _slots(cls: type) -> list[Any]:
     """Return the descriptors of attributes that a class keeps outside of a dict."""
     return (
@@ -202,7 +209,7 @@ def _restore_names(space: dict[str, Any], bound: dict[str, Any]) -> None:
 
 
 def _restore_dict(value: dict[Any, Any], saved: dict[Any, Any]) -> None:
-    if len(value) == len(saved) and all(value.get(key, MISSING) is item for key, item in saved.items()):
+    if dict.__len__(value) == len(saved) and all(dict.get(value, key, MISSING) is item for key, item in saved.items()):
         return
     plain: Any = OrderedDict if isinstance(value, OrderedDict) else dict  # update() of a Counter adds up
     plain.clear(value)

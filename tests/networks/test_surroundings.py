@@ -48,7 +48,26 @@ class Slots:
         self.count = 0
 
 
+class Registry(dict[str, Any]):
+    """A dict with an interface of its own."""
+
+    def get(self, key: str) -> Any:  # type: ignore[override]
+        raise KeyError
+
+    __iter__ = keys = values = items = copy = clear = update = None  # type: ignore[assignment]
+
+    def __len__(self) -> int:
+        raise TypeError
+
+
+class Lazy:
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
 METER = Meter()
+REGISTRY = Registry(kept=1)
+LAZY = Lazy()
 SLOTS = Slots()
 ARRAY = np.zeros(3)
 
@@ -126,6 +145,10 @@ def slots(self: Any, x: Tensor) -> None:
     SLOTS.count += 1
 
 
+def odd_objects(self: Any, x: Tensor) -> None:
+    REGISTRY["new"] = LAZY
+
+
 def an_array(self: Any, x: Tensor) -> None:
     ARRAY[0] += 1
 
@@ -145,6 +168,7 @@ STEPS: dict[str, Callable[[Any, Tensor], None]] = {
     "random numbers": random_numbers,
     "tensors": in_place,
     "slots": slots,
+    "odd objects": odd_objects,
     "an array": an_array,
 }
 
@@ -152,22 +176,15 @@ STEPS: dict[str, Callable[[Any, Tensor], None]] = {
 def world(model: Any, step: Any) -> Any:
     """Return all that a step may change, as data."""
     own = {key: value for key, value in vars(model).items() if key not in HELD}
-    of_the_file = (
-        CACHE,
-        NESTED,
-        LOG,
-        ORDERED,
-        COUNTS,
-        LAST,
-        SEEN,
-        CALLS,
-        BUFFER,
+    of_the_file = CACHE, NESTED, LOG, ORDERED, COUNTS, LAST, SEEN, CALLS, BUFFER, SLOTS.count, ARRAY, "new" in REGISTRY
+    of_tools = (
         vars(METER),
         Meter.total,
-        SLOTS.count,
-        ARRAY,
+        list(MAILBOX.queue),
+        MAILBOX.unfinished_tasks,
+        grid.cache_info().currsize,
+        step.__defaults__,
     )
-    of_tools = list(MAILBOX.queue), MAILBOX.unfinished_tasks, grid.cache_info().currsize, step.__defaults__
     of_the_model = type(model).passes, type(model).history, hasattr(type(model), "added"), own, model.queue
     return repr((of_the_file, of_tools, of_the_model, torch.get_rng_state().sum(), np.random.get_state()[2]))
 
