@@ -20,6 +20,7 @@ from normswap.checkpoint.atomic import replacing
 from normswap.conversion.carried_plan import plan_of
 from normswap.conversion.folding import fold
 from normswap.errors import ExportFailed, InvalidOption, NeedsExampleInput, first_line
+from normswap.networks.copying import in_mode
 from normswap.networks.inputs import as_call, call, materialize, rebuild, tensors_in
 
 OPSETS = range(18, 24)
@@ -101,7 +102,7 @@ def export(
     if to == "onnx" and any(importlib.util.find_spec(name) is None for name in ("onnxscript", "onnxruntime")):
         raise InvalidOption("to='onnx' needs onnxscript and onnxruntime; pip install 'normswap[onnx]'")
     plan, path = plan_of(model), Path(path)
-    folded = fold(model).cpu().eval()
+    folded = in_mode(fold(model).cpu(), False)
     if example_input is None and plan.inputs is None:
         raise NeedsExampleInput("the plan records no example input: it held more than tensors; pass example_input=")
     if example_input is None:

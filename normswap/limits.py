@@ -9,7 +9,7 @@ MAX_TEXT = 10_000
 MAX_ELEMENTS = 2**28
 """Elements of all example inputs together, 1 GiB of float32."""
 
-MAX_SIDE = 2**20
+MAX_SIDE = 2**28
 """Size of one axis of an example input."""
 
 MAX_AXES = 8

@@ -17,7 +17,7 @@ from normswap.conversion.carried_plan import carry_plan, must_fit, plan_of
 from normswap.conversion.moments import match_moments
 from normswap.conversion.pipeline import apply, convert
 from normswap.errors import CalibrationFailed, InvalidOption
-from normswap.networks.copying import copy_model
+from normswap.networks.copying import copy_model, in_mode
 from normswap.networks.hooks import outputs_of
 from normswap.networks.inputs import batch_size, call, rebuild
 from normswap.networks.network import Network
@@ -234,7 +234,7 @@ def _distilled(
 
 def _working_copy(model: nn.Module) -> Network:
     """Copy a network in eval mode; half precision becomes float32, in which small steps are not lost."""
-    copy = copy_model(model).eval()
+    copy = in_mode(copy_model(model), False)
     half = any(p.dtype in (torch.float16, torch.bfloat16) for p in copy.parameters())
     return Network(copy.float() if half else copy)
 

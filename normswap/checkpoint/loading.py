@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from normswap.checkpoint.folder import CONFIG, WEIGHTS, Parsed, read_config, whole
 from normswap.conversion.pipeline import apply
 from normswap.errors import CheckpointError, NormswapError, described
+from normswap.networks.copying import in_mode
 from normswap.planning.plan import Plan, plan_in
 from normswap.sources.hub import HUB, fetch
 from normswap.sources.provenance import recall
@@ -68,7 +69,7 @@ def load(
         fresh = must_fit(expected, state, name=str(path), num_classes=num_classes, head=head)
     fill(converted, state, name=str(path), head=fresh)
     recall(converted, description.config)
-    return converted.eval()
+    return in_mode(converted, False)
 
 
 def names_no_source(directory: Path) -> bool:

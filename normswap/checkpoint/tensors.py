@@ -20,12 +20,14 @@ def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
     Where no training has moved the filters they are stored bit for bit.
 
     Raises:
-        CheckpointError: A tensor has no data, or is of a kind that the file cannot hold, or an entry of the state is no
-            tensor.
+        CheckpointError: A tensor has no data, no name that is UTF-8, or is of a kind that the file cannot hold, or an
+            entry of the state is no tensor.
     """
     moved = _moved_filters(model)
     tensors: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
+        if not name.isprintable() and name.encode("utf-8", "replace") != name.encode("utf-8", "surrogatepass"):
+            raise CheckpointError(f"{name!a}: no file can hold this name, it is no UTF-8; rename the module first")
         if not isinstance(value, Tensor):
             raise CheckpointError(f"{name}: is a {type(value).__name__}, not a tensor; it cannot be saved")
         if value.is_meta:

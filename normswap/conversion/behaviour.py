@@ -1,18 +1,20 @@
 """Check by numbers: run a converted network on random tensors and compare what must be equal."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from normswap.conversion.checks import Check
 from normswap.errors import described, first_line
-from normswap.networks.copying import copy_model
+from normswap.networks.copying import copy_model, in_mode
 from normswap.networks.inputs import (
     Samples,
     as_call,
@@ -23,6 +25,7 @@ from normswap.networks.inputs import (
     tensors_in,
     vary,
 )
+from normswap.networks.surroundings import undisturbed
 from normswap.networks.validation import unwrap
 from normswap.planning.entry import ConvEntry, NormEntry
 from normswap.planning.plan import Plan
@@ -36,30 +39,37 @@ CLOSED = 1e-3
 
 def behaviour_checks(
     converted: nn.Module, plan: Plan, original: nn.Module | None, example: Any, samples: Samples
-) -> Iterator[Check]:
+) -> list[Check]:
     """Run the network on real tensors; modes and gradients of the user's models are left alone.
 
     Args:
         converted: The converted network.
         plan: What it was converted by.
         original: The network before conversion, with which training is compared where it is given.
-        example: Shapes and types of an input.
+        example: An input, or its shapes and types on the meta device.
         samples: How that input holds its samples.
     """
-    model = copy_model(converted).eval()
+    with undisturbed(converted), undisturbed(converted if original is None else original):
+        return list(_behaviour(converted, plan, original, example, samples))
+
+
+def _behaviour(
+    converted: nn.Module, plan: Plan, original: nn.Module | None, example: Any, samples: Samples
+) -> Iterator[Check]:
+    model = in_mode(copy_model(converted), False)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if device.type == "meta":
         yield Check("numbers", None, "the network is on the meta device")
         return
-    inputs = materialize(example, device, _dtype(model), seed=0)
+    inputs, failure = _first_inputs(model, example, device)
+    if failure is not None:
+        guessed = any(tensor.is_meta and not tensor.is_floating_point() for tensor in tensors_in(example))
+        advice = "; its whole numbers are made up, pass example_input=" if guessed else ""
+        yield Check("runs", None if guessed else False, f"{described(failure)}{advice}")
+        return
     original = None if original is None else unwrap(original)
     with _same_random_numbers(device):
-        try:
-            output = _output(model, inputs)
-        except Exception as error:
-            yield Check("runs", False, described(error))
-            return
-        yield _finite(output)
+        yield _finite(_output(model, inputs))
         yield _batch_one(model, first_sample(inputs, samples))
         opened = _opened(model, inputs)
         yield _batch_independent(opened, original, inputs, samples)
@@ -72,6 +82,25 @@ def _same_random_numbers(device: torch.device) -> Iterator[None]:
     """Leave torch's random numbers as they were; `_output` and `_step` begin with the same ones every time."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield
+
+
+def _first_inputs(model: nn.Module, example: Any, device: torch.device) -> tuple[Any, Exception | None]:
+    """Return inputs that a network runs on; else the first error."""
+    made = partial(materialize, example, device, _dtype(model), seed=0)
+    makers: list[Callable[[], Any]] = [made, partial(made, count=1)]
+    if not any(tensor.is_meta for tensor in tensors_in(example)):
+        makers.append(lambda: tree_map_only(Tensor, lambda tensor: tensor.to(device), example))
+    failures = []
+    for make in makers:
+        try:
+            inputs = make()
+            with _same_random_numbers(device):
+                _output(model, inputs)
+        except Exception as error:  # whatever the network's own code does with them
+            failures.append(error)
+        else:
+            return inputs, None
+    return None, failures[0]
 
 
 def _output(model: nn.Module, inputs: Any) -> Any:
@@ -165,7 +194,7 @@ def _train_equals_eval(model: nn.Module, plan: Plan, inputs: Any) -> Check:
     """
     name, output = "train() equals eval()", _output(model, inputs)
     kept = [entry for entry in plan.norms if entry.by_user and not entry.changes]
-    trained = copy_model(model).train()
+    trained = in_mode(copy_model(model), True)
     _leave_kept(trained, kept)
     try:
         state, first = _seeded_state(), _output(trained, inputs)
@@ -263,8 +292,8 @@ def _ran(entry: NormEntry | ConvEntry) -> bool:
 
 def _step(model: nn.Module, plan: Plan, inputs: Any, *, training: bool) -> _Step:
     """Run a forward and a backward pass on a copy."""
-    model = copy_model(model).train()
-    model.train(training)  # by way of train mode: some networks then drop what they cached
+    model = in_mode(copy_model(model), True)
+    in_mode(model, training)  # by way of train mode: some networks then drop what they cached
     args, kwargs = as_call(copy.deepcopy(inputs))
     torch.manual_seed(0)
     try:

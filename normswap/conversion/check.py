@@ -20,7 +20,8 @@ def check(converted: nn.Module, original: nn.Module | None = None, *, example_in
     >>> checks = check(convert(model), model)
     >>> assert checks, checks
 
-    Runs the network a few times on random inputs of the example's shapes (float32 on the model's device).
+    Runs the network a few times on random numbers of the example's shapes (float32 on the model's device). Whole
+    numbers and truth values of an example are used as they are, and so are all values where random ones do not run.
 
     Args:
         converted: What `normswap.convert` or `normswap.load` returned.
@@ -41,7 +42,7 @@ def check(converted: nn.Module, original: nn.Module | None = None, *, example_in
         example_input = rebuild(plan.inputs)
     reached = [entry.name for entry in plan.norms if entry.shape is not None]
     after = trace(network, example_input, until=reached, edges=False)
-    before = None if original is None else trace(Network(unwrap(original)), after.inputs, edges=False)
+    before = None if original is None else trace(Network(unwrap(original)), after.example, edges=False)
     structural = structural_checks(network, plan, after, before)
-    behaviour = behaviour_checks(network.model, plan, original, after.inputs, after.samples)
+    behaviour = behaviour_checks(network.model, plan, original, after.example, after.samples)
     return Checks((*left_behind(network), *structural.rows, *behaviour))

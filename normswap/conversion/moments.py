@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from normswap.layers.matching import CONSTANT, scale_and_shift
 from normswap.networks.hooks import watching
-from normswap.networks.inputs import call
+from normswap.networks.inputs import call, fresh
 from normswap.networks.network import Network
 from normswap.networks.processes import summed
 from normswap.networks.recognition import norm_parts
@@ -62,8 +62,8 @@ def match_moments(converted: Network, original: Network, names: Iterable[str], b
                 at = number
                 calls.update(dict.fromkeys(ours, 0))
                 fed.clear()
-                call(original.model, batch)
-                call(converted.model, batch)
+                call(original.model, fresh(batch))
+                call(converted.model, fresh(batch))
             if at == 0:  # one batch: a second look at it would see the same
                 break
 

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from normswap.conversion.carried_plan import carried_plan, carry_plan, must_fit
 from normswap.conversion.moments import match_moments
 from normswap.conversion.present_plan import joined
-from normswap.conversion.structure import structural_checks
+from normswap.conversion.structure import AROUND, structural_checks
 from normswap.conversion.surgery import operate
 from normswap.errors import AlreadyConverted, CheckFailed, InvalidOption, NeedsExampleInput, NothingToConvert
-from normswap.networks.copying import copy_model, meta_copy
+from normswap.networks.copying import copy_model, in_mode, meta_copy
 from normswap.networks.inputs import batch_size
 from normswap.networks.network import Network
 from normswap.networks.processes import processes
 from normswap.networks.recognition import refuse_strays
+from normswap.networks.surroundings import undisturbed
 from normswap.networks.validation import must_be_finite, refuse_unsupported, unwrap
 from normswap.planning.choices import Action, Affine
 from normswap.planning.decisions import make_plan
@@ -58,8 +59,9 @@ def convert(
             60 with ``groups="auto"``.
         equalize: Give the filters before matched norms scales and signs that BatchNorm does not see and with which
             GroupNorm keeps more of the function.
-        example_input: A tensor, a tuple of positional arguments or a dict of keyword arguments, of which only shapes
-            are used; by default it is made up from what the model says about itself.
+        example_input: A tensor, a tuple of positional arguments or a dict of keyword arguments; of floats only shapes
+            are used, of whole numbers and truth values the values. By default it is made up from what the model says
+            about itself.
         batches: Images, without labels: batches as the network takes them, or ``[images, labels]`` of a DataLoader, of
             which the first 256 samples are looked at. They tell scales, signs and group counts with which samples' own
             statistics move the outputs least (`normswap.layers.equalization`), and every norm's affine values are set
@@ -101,7 +103,7 @@ def convert(
         return network.model if inplace else copy_model(network.model)
     if check:
         must_be_finite(network.model, but={f"{entry.name}.weight" for entry in plan.convs if entry.changes})
-    original = copy_model(network.model).eval() if isinstance(images, list) else None
+    original = in_mode(copy_model(network.model), False) if isinstance(images, list) else None
     if inplace and check:  # on a twin, so that a model that does not pass stays as it is
         twin = copy_model(network.model) if before.with_data else meta_copy(network.model)
         _checked(_applied(Network(twin), plan), plan, before)
@@ -234,9 +236,10 @@ def _made_up(network: Network, plan: Plan) -> Iterator[Tensor]:
 @torch.no_grad()
 def _matched(converted: nn.Module, original: nn.Module, plan: Plan, images: list[Any]) -> None:
     """Set the norms' affine values to what images ask for; modes, hooks and everything else stay."""
-    student = Network(copy_model(converted).eval())
+    student = Network(in_mode(copy_model(converted), False))
     names = [entry.name for entry in plan.norms if entry.action is Action.GROUP_NORM and entry.shape is not None]
-    match_moments(student, Network(original), names, images)
+    with undisturbed(original):
+        match_moments(student, Network(original), names, images)
     modules = Network(converted).slots
     for name in names:
         for key, value in modules[name].named_parameters(recurse=False):
@@ -270,7 +273,13 @@ def _nothing_to_do(network: Network, plan: Plan, before: Trace) -> None:
 
 def _checked(converted: nn.Module, plan: Plan, before: Trace) -> nn.Module:
     network = Network(converted)
-    after = trace(network, before.inputs, until=before.norms, edges=False)
+    try:
+        after = trace(network, before.example, until=before.norms, edges=False, with_data=before.with_data)
+    except NeedsExampleInput as error:
+        what = str(error).rpartition("; pass")[0]
+        raise CheckFailed(
+            f"once converted, {what}; {AROUND}, or convert with check=False to look at the result"
+        ) from error
     checks = structural_checks(network, plan, after, before)
     if not checks:
         failed = checks.failed[0]

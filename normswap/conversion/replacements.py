@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normswap.errors import BadStatistics, PlanMismatch
+from normswap.errors import BadStatistics, PlanMismatch, UnsupportedModel, described
 from normswap.layers.convs import WeightStandardized, ws_class
 from normswap.layers.equalization import rescaled
 from normswap.layers.matching import centred, closed_form, scale_and_shift
@@ -19,6 +19,7 @@ from normswap.layers.standardization import filters, gain_and_offset, kernel
 from normswap.networks.inputs import rebuild, tensors_in
 from normswap.networks.network import Network
 from normswap.networks.recognition import carried_modules, norm_parts
+from normswap.networks.surroundings import undisturbed
 from normswap.networks.validation import is_finite, not_finite
 from normswap.planning.choices import WS, Action, Affine
 from normswap.planning.entry import ConvEntry, NormEntry
@@ -140,7 +141,9 @@ def _norm(entry: NormEntry, old: nn.Module, like: Tensor) -> nn.GroupNorm | Chan
             fixed = fresh if value is None else value.detach().clone()
             value = nn.Parameter(fixed, requires_grad=False)
         new._parameters[key] = value
-    carry_state(old, new)
+    used = [id(value) for value in (parts.weight, parts.bias, parts.mean, parts.var) if value is not None]
+    carry_state(old, new, used)
+    _try_hooks(entry.name, new)
     return new
 
 
@@ -165,6 +168,19 @@ def _then(entry: NormEntry, old: nn.Module) -> dict[str, nn.Module]:
             f"{entry.name}: {strange[0]} is no module of it; apply the plan to the network it was made for"
         )
     return then
+
+
+def _try_hooks(name: str, new: nn.Module) -> None:
+    """Raise where a hook on saving that a norm had asks for tensors that its replacement does not have."""
+    if not (new._state_dict_hooks or new._state_dict_pre_hooks):
+        return
+    try:
+        with undisturbed(new):
+            new.state_dict()
+    except Exception as error:  # whatever the user's own code does
+        raise UnsupportedModel(
+            f"{name}: its state-dict hook does not run once converted ({described(error)}); remove that hook first"
+        ) from error
 
 
 def _empty(entry: NormEntry, then: dict[str, nn.Module]) -> nn.GroupNorm | ChannelScale:

@@ -10,6 +10,12 @@ from normswap.planning.plan import Plan
 from normswap.tracing.facts import Trace
 from normswap.tracing.recorder import Shapes
 
+AROUND = "its code may ask for what only BatchNorm has: leave that layer alone with exclude="
+"""The way on with a network that looks at its norms."""
+
+TEACH = "or teach it with normswap.register_norm, or leave it alone with exclude="
+"""The way on with a norm that is not shown to be BatchNorm."""
+
 
 def structural_checks(converted: Network, plan: Plan, after: Trace, before: Trace | None) -> Checks:
     """Return the checks of a converted network's structure.
@@ -38,7 +44,10 @@ def _same_shapes(plan: Plan, after: Trace, before: Trace | None) -> Check:
     if before is None:
         return _planned_shapes(plan, after)
     if gone := [module for module in before.shapes if module not in after.shapes]:
-        return Check(name, False, f"{gone[0] or 'the network'} ran before and does not any more")
+        why = (
+            after.stopped_by or "the forward pass goes another way, as one does that asks whether a layer is BatchNorm"
+        )
+        return Check(name, False, f"{gone[0] or 'the network'} ran before and does not any more ({why}); {AROUND}")
     for module, shapes in before.shapes.items():
         if after.shapes[module] != shapes:
             return Check(name, False, f"{module or 'the network'}: {shapes} became {after.shapes[module]}")
@@ -63,7 +72,7 @@ def _no_batch_norm(converted: Network, plan: Plan, after: Trace) -> Check:
     left = [norm for norm in converted.norms if norm not in on_purpose]
     left += [f"{where or 'the model'} (calls batch_norm)" for where in after.functional_norms]
     if left:
-        why = next((f"; {left[0]}: {entry.reason}" for entry in plan.norms if entry.name == left[0]), "")
+        why = next((f"; {e.name}: {e.reason}; {TEACH}" for e in plan.norms if e.name == left[0] and not e.changes), "")
         return Check(name, False, f"{len(left)} left: {', '.join(left[:3])}{why}")
     done = sum(entry.converts for entry in plan.norms)
     frozen = sum(entry.action is Action.FREEZE for entry in plan.norms)

@@ -1,5 +1,9 @@
 """The norms a converted network holds: GroupNormAct, ChannelScale where a sample has one value, FrozenBatchNorm."""
 
+import copy
+import functools
+import weakref
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -15,7 +19,17 @@ HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
     "_is_full_backward_hook",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
 )
+
+OWN = frozenset("weight bias running_mean running_var num_batches_tracked".split())
+"""Tensors of a BatchNorm that its replacement has in another form, or does without."""
+
+FORGOTTEN = frozenset({*vars(nn.SyncBatchNorm(1)), "num_channels", "num_groups", "then"} - {"num_features"})
+"""Attributes of a BatchNorm that mean nothing to its replacement, and those that are the replacement's own."""
 
 
 class GroupNormAct(nn.GroupNorm):
@@ -123,9 +137,43 @@ class FrozenBatchNorm(nn.Module):
         return f"{self.num_features}, eps={self.eps}"
 
 
-def carry_state(source: nn.Module, target: nn.Module) -> None:
-    """Give `target` the training flag and the hooks of `source` (the same dicts: a removal handle keeps working)."""
+def carry_state(source: nn.Module, target: nn.Module, used: Collection[int] = ()) -> None:
+    """Give `target` what `source` has besides what it computes with.
+
+    That is the training flag, the hooks (the same dicts: a removal handle keeps working), parameters and buffers that a
+    BatchNorm does not have, and attributes of the module's own.
+
+    Args:
+        source: A norm.
+        target: What replaces it.
+        used: Tensors, by ``id``, that `target` stands for.
+    """
     target.training = source.training
     for name in HOOKS:
-        if name in source.__dict__:
-            target.__dict__[name] = source.__dict__[name]
+        if name in vars(source):
+            vars(target)[name] = _pointing_to(target, vars(source)[name]) if "load" in name else vars(source)[name]
+    for kind in ("_parameters", "_buffers"):
+        for name, tensor in vars(source)[kind].items():
+            if name not in OWN and id(tensor) not in used and not hasattr(target, name):
+                vars(target)[kind][name] = tensor
+    target._non_persistent_buffers_set |= source._non_persistent_buffers_set & target._buffers.keys()
+    for name, value in vars(source).items():
+        if name not in FORGOTTEN and not hasattr(target, name) and not _is_bound(value, source):
+            vars(target)[name] = value
+
+
+def _pointing_to(module: nn.Module, hooks: Any) -> Any:
+    """Return hooks on loading, which torch calls with the module that they point to, so that this is another one."""
+    if all(getattr(hook, "module", None) is None for hook in hooks.values()):
+        return hooks
+    ours = type(hooks)((key, copy.copy(hook)) for key, hook in hooks.items())
+    for hook in ours.values():
+        if getattr(hook, "module", None) is not None:
+            hook.module = weakref.ref(module)
+    return ours
+
+
+def _is_bound(value: Any, module: nn.Module) -> bool:
+    """Tell whether a value is the module's own code, as tools put it on a module that they patch."""
+    bound = value.args if isinstance(value, functools.partial) else (getattr(value, "__self__", None),)
+    return any(owner is module for owner in bound)

@@ -2,10 +2,12 @@
 
 import copy
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from normswap.errors import UnsupportedModel
 
@@ -15,33 +17,61 @@ CONTAINERS = DICTS | {list, set}
 
 
 def copy_model(model: nn.Module) -> nn.Module:
-    """Return a deep copy; tensors that a hook computed from parameters (pruning, weight_norm) are detached copies."""
-    modules = list(model.modules())
-    return _copied(model, modules, {id(t): t.detach().clone() for t in _computed_tensors(modules)})
+    """Return a deep copy; tensors that autograd computed (kept activations, pruned weights) are detached copies."""
+    return _copied(model, list(model.modules()), {}, lambda tensor: tensor.detach().clone())
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
     """Return a copy whose parameters and buffers are on the meta device; no data is copied."""
+    return copy_with(model, _twin)
+
+
+def copy_with(model: nn.Module, twin: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Return a copy whose parameters and buffers are what a function makes of the model's."""
     modules = list(model.modules())
-    memo: dict[int, Any] = {id(t): _twin(t) for t in _computed_tensors(modules)}
+    memo: dict[int, Any] = {}
     for module in modules:
-        memo |= {id(p): nn.Parameter(_twin(p), p.requires_grad) for p in module._parameters.values() if p is not None}
-        memo |= {id(b): _twin(b) for b in module._buffers.values() if b is not None}
-    return _copied(model, modules, memo)
+        memo |= {id(p): nn.Parameter(twin(p), p.requires_grad) for p in module._parameters.values() if p is not None}
+        memo |= {id(b): twin(b) for b in module._buffers.values() if b is not None}
+    return _copied(model, modules, memo, twin)
+
+
+def in_mode(model: nn.Module, training: bool) -> nn.Module:
+    """Set the mode of a network and return it: a ``train`` of its own may return nothing."""
+    model.train(training)
+    return model
 
 
 def _twin(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor.detach(), device="meta")
 
 
-def _copied(model: nn.Module, modules: list[nn.Module], memo: dict[int, Any]) -> nn.Module:
+class _Detaching(TorchFunctionMode):
+    """Copy tensors that are no leaves of autograd, which deepcopy refuses, by a function of one's own."""
+
+    def __init__(self, twin: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._twin = twin
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """Copy one tensor, or run anything else as it is."""
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            return memo.setdefault(id(tensor), self._twin(tensor))
+        return func(*args, **(kwargs or {}))
+
+
+def _copied(
+    model: nn.Module, modules: list[nn.Module], memo: dict[int, Any], twin: Callable[[Tensor], Tensor]
+) -> nn.Module:
     """Do what deepcopy does, without a call for each attribute of each module: most are plain values, or empty."""
     usual = [module for module in modules if _is_copied_by_attributes(type(module))]
     memo |= {id(module): module.__new__(type(module)) for module in usual}
     try:
-        for module in reversed(usual):  # children before those that hold them
-            memo[id(module)].__setstate__(_copied_state(module.__getstate__(), memo))
-        return copy.deepcopy(model, memo)
+        with _Detaching(twin):
+            for module in reversed(usual):  # children before those that hold them
+                memo[id(module)].__setstate__(_copied_state(module.__getstate__(), memo))
+            return copy.deepcopy(model, memo)
     except Exception as error:
         raise UnsupportedModel(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); "
@@ -78,13 +108,3 @@ def _copied_value(value: Any, memo: dict[int, Any]) -> Any:
             fields[key] = _copied_value(item, memo)
         return fields
     return copy.deepcopy(value, memo)
-
-
-def _computed_tensors(modules: list[nn.Module]) -> list[Tensor]:
-    """Tensors kept as plain attributes that are not leaves of autograd, which deepcopy refuses."""
-    return [
-        value
-        for module in modules
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    ]

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normswap.networks.inputs import tensors_in
+
 Watch = Callable[[str, nn.Module, Tensor], None]
 
 
@@ -21,9 +23,13 @@ def watching(modules: Mapping[str, nn.Module], watch: Watch, *, attached: bool =
     """
 
     def before(name: str) -> Callable[..., None]:
-        return lambda module, args: watch(name, module, args[0] if attached else args[0].detach())
+        def look(module: nn.Module, args: Any, kwargs: Any) -> None:
+            x = next(iter(tensors_in((args, kwargs))))
+            watch(name, module, x if attached else x.detach())
 
-    handles = [module.register_forward_pre_hook(before(name)) for name, module in modules.items()]
+        return look
+
+    handles = [module.register_forward_pre_hook(before(name), with_kwargs=True) for name, module in modules.items()]
     try:
         yield
     finally:

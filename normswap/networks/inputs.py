@@ -142,13 +142,22 @@ def rows_of(value: Any, rows: slice) -> Any:
     return tree_map_only(Tensor, lambda tensor: tensor[rows], value)
 
 
-def materialize(value: Any, device: torch.device, dtype: torch.dtype, *, seed: int) -> Any:
-    """Return random tensors of the same shapes: normal floats (of `dtype` where float32), zeros for whole numbers."""
+def fresh(value: Any) -> Any:
+    """Return nested tensors as copies, which a forward pass may change in place."""
+    return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), value)
+
+
+def materialize(value: Any, device: torch.device, dtype: torch.dtype, *, seed: int, count: int = 0) -> Any:
+    """Return tensors of the same shapes with random normal floats, of `dtype` where float32.
+
+    Whole numbers and truth values are tokens, lengths and masks: those that are known stay, others become `count`.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def made(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
-            return torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
+            unknown = torch.full(tensor.shape, count, dtype=tensor.dtype, device=device) if tensor.is_meta else tensor
+            return unknown.clone().to(device)
         kind = dtype if tensor.dtype is torch.float32 else tensor.dtype
         return torch.randn(tensor.shape, generator=generator).to(device, kind)
 

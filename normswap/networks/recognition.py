@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from normswap.errors import UnsupportedModel
+from normswap.errors import UnsupportedModel, described
 from normswap.layers.convs import WeightStandardized
 
 FOLDS = ("fuse", "reparameterize", "switch_to_deploy", "convert_to_deploy")
@@ -59,7 +59,7 @@ class NormParts:
             if value is not None and not value.is_meta and bool((value != fresh).any()):
                 return True
         weight = self.weight  # some networks start with a weight of zero throughout
-        return weight is not None and not weight.is_meta and bool((weight != weight[0]).any())
+        return weight is not None and not weight.is_meta and bool((weight != weight[:1]).any())
 
 
 _NORMS: dict[type[nn.Module], Callable[[nn.Module], NormParts]] = {}
@@ -131,6 +131,27 @@ def norm_parts(norm: nn.Module) -> NormParts:
     weight, bias, mean, var = (_vector(norm, key) for key in ("weight", "bias", "running_mean", "running_var"))
     channels = int(norm.num_features) if mean is None else mean.numel()  # type: ignore[arg-type]
     return NormParts(channels, float(getattr(norm, "eps", 1e-5)), weight, bias, mean, var)
+
+
+def checked_parts(name: str, norm: nn.Module) -> NormParts:
+    """Return what a norm computes with, or raise where that makes no sense.
+
+    Raises:
+        UnsupportedModel: With the norm's name.
+    """
+    advice = "correct it, or the function given to normswap.register_norm"
+    try:
+        parts = norm_parts(norm)
+    except Exception as error:  # whatever the user's own function does
+        raise UnsupportedModel(f"{name}: what it computes with is unknown ({described(error)}); {advice}") from error
+    if not isinstance(parts, NormParts):
+        raise UnsupportedModel(f"{name}: what it computes with is a {type(parts).__name__}, no NormParts; {advice}")
+    for key in ("weight", "bias", "mean", "var"):
+        value = getattr(parts, key)
+        if value is not None and tuple(value.shape) != (parts.num_channels,):
+            shape = tuple(value.shape)
+            raise UnsupportedModel(f"{name}: its {key} is {shape}, for {parts.num_channels} channels; {advice}")
+    return parts
 
 
 def carried_modules(norm: nn.Module) -> dict[str, nn.Module] | None:

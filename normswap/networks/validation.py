@@ -33,7 +33,13 @@ def refuse_unsupported(model: object) -> None:
         raise UnsupportedModel("an ExportedProgram holds no modules to replace; convert the model before torch.export")
     if not isinstance(model, nn.Module):
         raise UnsupportedModel(f"{type(model).__name__} is not an nn.Module; pass the network itself")
-    for name, module in model.named_modules():
+    try:
+        modules = list(model.named_modules())
+    except RecursionError as error:
+        raise UnsupportedModel(
+            f"{type(model).__name__} nests its modules too deeply for Python; flatten them"
+        ) from error
+    for name, module in modules:
         where = name or type(module).__name__
         if isinstance(module, torch.jit.ScriptModule):
             raise UnsupportedModel(f"{where} is a ScriptModule; convert the Python model before torch.jit.script")

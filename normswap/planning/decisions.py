@@ -1,19 +1,22 @@
 """Decide what happens to every norm and convolution, from a trace. Nothing is changed here."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normswap.layers.convs import WeightStandardized
+from normswap.errors import described
+from normswap.layers.convs import WeightStandardized, ws_class
 from normswap.layers.standardization import EPS
 from normswap.networks.inputs import describe
 from normswap.networks.network import Network
+from normswap.networks.probing import departure
 from normswap.networks.recognition import (
     carried_modules,
+    checked_parts,
     computed_tensors,
     has_kernel,
     is_registered_conv,
@@ -31,6 +34,7 @@ from normswap.planning.measuring import Images
 from normswap.planning.options import Options
 from normswap.planning.plan import Plan
 from normswap.planning.plan_warnings import plan_warnings
+from normswap.planning.schema import must_be_inputs
 from normswap.texts import plain
 from normswap.tracing.facts import LayerFacts, NormFacts, Trace
 from normswap.tracing.graph import NAMED, Kind, Node
@@ -57,7 +61,8 @@ def make_plan(network: Network, trace: Trace, options: Options, images: Images |
         options: What the user asked for.
         images: What images showed of the norms' inputs; empty to choose signs by the filters, None to leave them.
     """
-    norms = {name: _plan_norm(name, network, trace.norms.get(name), options) for name in network.norms}
+    known: dict[Hashable, str] = {}
+    norms = {name: _plan_norm(name, network, trace.norms.get(name), options, known) for name in network.norms}
     trained = [name for name, norm in network.norms.items() if norm_parts(norm).is_trained]
     reads = _Reads(
         other=trace.first_reader(lambda node: node.kind not in (Kind.NORM, Kind.OTHER_NORM)),
@@ -81,13 +86,18 @@ def make_plan(network: Network, trace: Trace, options: Options, images: Images |
     planned: dict[str, NormEntry | ConvEntry] = {**norms, **convs}
     entries = tuple(planned[name] for name in network.modules if name in planned)
     warnings = tuple(map(plain, (*plan_warnings(network, norms, trace, options), *advice)))
-    return Plan(options, entries, warnings, describe(trace.inputs), scales)
+    return Plan(options, entries, warnings, _recorded(trace.inputs), scales)
 
 
 @dataclass(frozen=True)
 class _Reads:
-    """The first node that reads a convolution, by its name, and is no norm, a norm that stays, a trained
-    one, or one that does not show whether it is trained.
+    """The first node that reads a convolution, by its name, and is one of four kinds.
+
+    Attributes:
+        other: No norm.
+        kept: A norm that stays.
+        trained: A trained norm.
+        unsure: A norm that does not show whether it is trained.
     """
 
     other: Callable[[str], Node | None]
@@ -96,11 +106,23 @@ class _Reads:
     unsure: Callable[[str], Node | None]
 
 
-def _plan_norm(name: str, network: Network, facts: NormFacts | None, options: Options) -> NormEntry:
+def _recorded(inputs: Any) -> Any:
+    """Return inputs as data; None where a plan could not be read back with them."""
+    spec = describe(inputs)
+    try:
+        must_be_inputs(spec)
+    except ValueError:
+        return None
+    return spec
+
+
+def _plan_norm(
+    name: str, network: Network, facts: NormFacts | None, options: Options, known: dict[Hashable, str]
+) -> NormEntry:
     norm, own = network.slots[name], options.for_layer(name)
-    parts = norm_parts(norm)
+    parts = checked_parts(name, norm)
     channels = parts.num_channels
-    then, obstacle = _what_follows(name, norm, facts)
+    then, obstacle = _what_follows(name, norm, facts) if channels else ((), "it has no channels")
     base = NormEntry(
         name,
         type(norm).__name__,
@@ -115,8 +137,7 @@ def _plan_norm(name: str, network: Network, facts: NormFacts | None, options: Op
     )
     if refusal := options.leaves(name):
         return _kept(replace(base, reason=refusal, by_user=True), norm, obstacle, options)
-    obstacle = obstacle or network.pinned_at(name)
-    if obstacle:
+    if obstacle := obstacle or _departure(norm, then, facts, known) or network.pinned_at(name):
         return replace(base, reason=obstacle)
     positions = math.prod(facts.shape[2:]) if facts else None
     if channels * (positions or 2) < 2:
@@ -175,13 +196,25 @@ def _what_follows(name: str, norm: nn.Module, facts: NormFacts | None) -> tuple[
         return children, ""
     if unknown := [child for child in ran if child not in children]:
         return (), f"its forward runs {unknown[0]}, which is not a child of it"
+    return ran, ""
+
+
+def _departure(norm: nn.Module, then: tuple[str, ...], facts: NormFacts | None, known: dict[Hashable, str]) -> str:
+    """Return why a norm that was run by itself is not what GroupNorm replaces, by what the trace knows of its forward.
+
+    Numbers decide; operators only tell people where a difference comes from.
+    """
+    found = departure(norm, then, facts.shape if facts else None, known)
+    if not found.startswith("in eval mode its output is") or is_registered_norm(norm):
+        return found
+    steps = facts.steps if facts else ()
     harmless = VIEWS | ({"batch_norm"} if isinstance(norm, _BatchNorm) else _ARITHMETIC)
     if extra := [step for step in steps if not step.startswith("module:") and step not in harmless]:
-        return (), f"its forward also computes {extra[0]}, which GroupNorm would lose"
+        return f"its forward also computes {extra[0]}, which GroupNorm would lose"
     first = next((i for i, step in enumerate(steps) if step.startswith("module:")), len(steps))
     if any(step not in VIEWS for step in steps[first:] if not step.startswith("module:")):
-        return (), f"its forward runs {ran[0]} before it normalizes"
-    return ran, ""
+        return f"its forward runs {then[0]} before it normalizes"
+    return found
 
 
 def _plan_conv(
@@ -257,6 +290,10 @@ def _conv_obstacle(name: str, conv: nn.Module, facts: LayerFacts, reads: "_Reads
         return "one weight per filter (fan-in 1): standardizing would erase it"
     if cannot_grow(conv, added=Kind.ADD in facts.via):
         return "its filters are zero or constant: standardized they could not grow"
+    try:
+        ws_class(type(conv))
+    except Exception as error:  # whatever its own __init_subclass__ does
+        return f"its class cannot be subclassed ({described(error)})"
     return ""
 
 

@@ -13,12 +13,13 @@ from tqdm import tqdm
 from normswap.errors import InvalidOption, NeedsExampleInput, described
 from normswap.layers.equalization import Moments, deviation
 from normswap.layers.matching import CONSTANT
-from normswap.networks.copying import copy_model
+from normswap.networks.copying import copy_model, in_mode
 from normswap.networks.hooks import watching
-from normswap.networks.inputs import batch_size, call
+from normswap.networks.inputs import batch_size, call, fresh
 from normswap.networks.network import Network
 from normswap.networks.processes import joined, processes
 from normswap.networks.recognition import norm_parts
+from normswap.networks.surroundings import undisturbed
 from normswap.planning import importance
 from normswap.planning.choices import Affine
 from normswap.planning.entry import NormEntry
@@ -71,7 +72,7 @@ def watch(network: Network, norms: Iterable[NormEntry], batches: Iterable[Any]) 
         parts = norm_parts(network.slots[name])
         if not usable(parts.mean.double(), parts.var.double()):  # type: ignore[union-attr]
             raise bad_statistics(name)
-    copy = Network(copy_model(network.model).eval())
+    copy = Network(in_mode(copy_model(network.model), False))
     seen = {name: Seen() for name in names}
 
     def look(name: str, norm: nn.Module, x: Tensor) -> None:
@@ -87,12 +88,16 @@ def watch(network: Network, norms: Iterable[NormEntry], batches: Iterable[Any]) 
 
     like, count, few = reference(copy.model), 0, list[Any]()
     watched = {name: copy.slots[name] for name in names}
-    with watching(watched, look), torch.compiler.set_stance("force_eager"):  # a pass or two pay for no compilation
+    with (
+        undisturbed(network.model),
+        watching(watched, look),
+        torch.compiler.set_stance("force_eager"),
+    ):  # a pass or two pay for no compilation
         for batch in tqdm(batches, "looking at images", unit="batch", disable=None, leave=False):
             batch = prepared(batch, like)
             try:
-                call(copy.model, batch)
-            except Exception as error:  # whatever the network's own code does with them
+                call(copy.model, fresh(batch))
+            except (Exception, SystemExit) as error:  # whatever the network's own code does with them
                 raise NeedsExampleInput(
                     f"no forward pass ran on the images ({described(error)}); pass batches= as the network takes them, "
                     "or leave them out"

@@ -8,8 +8,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from normswap.networks.inputs import tensors_in
 from normswap.tracing.meta_results import all_meta, answer, shape_alone
-from normswap.tracing.operators import base_name
+from normswap.tracing.operators import VIEWS, base_name
 from normswap.tracing.recorder import Recorder
+
+MOST_CALLS = 200_000
+"""Operators of one pass; recurrent networks over thousands of steps stay below."""
+
+MOST_ANSWERS = 300
+"""Values that are made up in a pass without data: a loop that waits for another one never ends."""
+
+MOST_DECISIONS = 64
+"""Values of data that a pass reads before it may count as a loop that waits for one."""
+
+MOST_BYTES = 2**29
+"""Size of all results, which are kept until its end, of a pass with data that may be such a loop."""
+
+DECISIONS = frozenset(("local_scalar_dense", "is_nonzero", "equal"))
+"""Operators that hand a value to Python, which may decide by it."""
+
+
+class Endless(BaseException):
+    """A forward pass goes on and on; no network's own ``except Exception`` is to keep it going."""
 
 
 class Dispatch(TorchDispatchMode):
@@ -17,11 +36,15 @@ class Dispatch(TorchDispatchMode):
 
     Args:
         recorder: What notes each operator, once it has run.
+
+    Raises:
+        Endless: The pass does not end: it loops until data says otherwise.
     """
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self._recorder = recorder
+        self._calls = self._answers = self._decisions = self._bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Run one operator and have it noted."""
@@ -34,9 +57,17 @@ class Dispatch(TorchDispatchMode):
             if kwargs.get("device") is not None:
                 kwargs = {**kwargs, "device": torch.device("meta")}
         name = "batch_norm" if "batch_norm" in name else name
+        self._calls += 1
+        if name in DECISIONS:
+            self._answers += on_meta
+            self._decisions += not on_meta
+        waits = self._decisions > MOST_DECISIONS and self._bytes > MOST_BYTES
+        if waits or self._calls > MOST_CALLS or self._answers > MOST_ANSWERS:
+            raise Endless
         result = _on_meta(func, name, args, kwargs, operands) if on_meta else NotImplemented
         if result is NotImplemented:
             result = func(*args, **kwargs)
+            self._bytes += 0 if on_meta or name in VIEWS else sum(made.nbytes for made in tensors_in(result))
         self._recorder.note(func, name, operands, result)
         return result
 

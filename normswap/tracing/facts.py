@@ -87,6 +87,7 @@ class Trace:
         linears: Facts of the linear layers that ran.
         shapes: Shapes of the outputs of every module that ran.
         inputs: The example input on the meta device.
+        example: The example input as it was given or made up.
         with_data: Whether the pass needed real tensors.
         functional_norms: Modules that call batch_norm themselves, without a norm.
         graphs: The passes themselves.
@@ -98,6 +99,7 @@ class Trace:
     linears: dict[str, LayerFacts]
     shapes: dict[str, Shapes]
     inputs: Any
+    example: Any = None
     with_data: bool = False
     functional_norms: tuple[str, ...] = ()
     graphs: tuple[Graph, ...] = field(default=(), repr=False)

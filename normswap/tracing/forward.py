@@ -1,8 +1,9 @@
 """Run a model once on the meta device and report what feeds each norm and what reads each convolution."""
 
+import sys
 import warnings
-from collections.abc import Collection
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,11 +14,12 @@ from torch.utils._pytree import tree_map_only
 
 from normswap.errors import NeedsExampleInput, described
 from normswap.layers.convs import given
-from normswap.networks.copying import copy_model, meta_copy
+from normswap.networks.copying import copy_model, in_mode, meta_copy
 from normswap.networks.inputs import as_call, tensors_in
 from normswap.networks.network import Network
+from normswap.networks.surroundings import undisturbed
 from normswap.tracing.candidates import candidates
-from normswap.tracing.dispatch import Dispatch
+from normswap.tracing.dispatch import Dispatch, Endless
 from normswap.tracing.facts import LayerFacts, Trace, layer_facts, norm_facts
 from normswap.tracing.modes import branches_on_mode
 from normswap.tracing.recorder import Recorder
@@ -25,23 +27,33 @@ from normswap.tracing.recorder import Recorder
 MORE_TRIES = 4
 """Example inputs that are tried for a pass without an error once one has reached every norm before its error."""
 
+ENDLESS = "it loops on, waiting for values of data"
+"""What stopped a pass that did not end."""
+
 TRIES_WITH_DATA = 3
 """Example inputs that are tried on real tensors once no pass on the meta device has run; these passes cost time."""
 
 
 def trace(
-    network: Network, example_input: Any = None, *, until: Collection[str] | None = None, edges: bool = True
+    network: Network,
+    example_input: Any = None,
+    *,
+    until: Collection[str] | None = None,
+    edges: bool = True,
+    with_data: bool = False,
 ) -> Trace:
     """Trace a network without changing it or copying its data.
 
     Args:
         network: Any network; it is copied to the meta device.
-        example_input: A tensor, a tuple of positional or a dict of keyword arguments; only shapes and types are used.
-            None makes one up.
+        example_input: A tensor, a tuple of positional or a dict of keyword arguments; of numbers only shapes and types
+            are used where a pass without data runs, of whole numbers and truth values (tokens, lengths, masks) the
+            values. None makes one up.
         until: Names of the modules that count. A pass that stops with an error after the last of them is good enough,
             and where a pass in eval mode leaves some out one in train mode follows (auxiliary heads). By default the
             BatchNorm-like modules.
         edges: Tell what feeds what. Without, a trace holds shapes and calls of batch_norm, and takes less time.
+        with_data: Do not try without data first.
 
     Raises:
         NeedsExampleInput: No forward pass ran to its end, or to the last module that counts.
@@ -50,15 +62,18 @@ def trace(
     values = list(candidates(model)) if example_input is None else [example_input]
     failures: list[str] = []
     stopped: tuple[Any, Trace] | None = None
-    for value, data in [*((value, False) for value in values), *((value, True) for value in values[:TRIES_WITH_DATA])]:
+    without = [] if with_data else [(value, False) for value in values]
+    for value, data in [*without, *((value, True) for value in values[:TRIES_WITH_DATA])]:
         if stopped and (data or len(failures) >= MORE_TRIES):
             break
         found = _run(model, value, training=False, data=data, edges=edges)
         if found.stopped_by is None:
             return _with_training_pass(model, value, found, wanted, edges)
-        if not stopped and wanted and not found.left_out(wanted):
+        if not stopped and wanted and not found.left_out(wanted) and found.stopped_by != ENDLESS:
             stopped = value, found
         failures.append(f"{_describe(value)}: {found.stopped_by}")
+        if data and found.stopped_by == ENDLESS:
+            break
     if stopped:
         return _with_training_pass(model, *stopped, wanted, edges)
     tried = failures[0] if failures else "no layer tells the input's size"
@@ -100,13 +115,15 @@ def _merged(first: dict[str, LayerFacts], second: dict[str, LayerFacts]) -> dict
 
 def _run(model: nn.Module, example_input: Any, *, training: bool, data: bool, edges: bool) -> Trace:
     copy = Network(copy_model(model) if data else meta_copy(model))
-    copy.model.train(training)
+    in_mode(copy.model, training)
     device = next((t.device for t in copy.model.parameters()), torch.device("cpu")) if data else torch.device("meta")
-    placed = tree_map_only(Tensor, lambda t: _placed(t, device), example_input)
-    args, kwargs = as_call(placed)
     recorder, stopped_by = Recorder(copy, edges=edges), None
-    recorder.begin(tensors_in((args, kwargs)))
     with ExitStack() as stack:
+        stack.enter_context(undisturbed(model))
+        stack.enter_context(_deeper_calls())
+        placed = tree_map_only(Tensor, lambda t: _placed(t, device), example_input)
+        args, kwargs = as_call(placed)
+        recorder.begin(tensors_in((args, kwargs)))
         stack.enter_context(torch.no_grad())
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -116,8 +133,10 @@ def _run(model: nn.Module, example_input: Any, *, training: bool, data: bool, ed
         try:
             output = copy.model(*args, **kwargs)
             recorder.finish(list(tensors_in(output)))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             stopped_by = described(error)
+        except Endless:
+            stopped_by = ENDLESS
     convs, linears = layer_facts(recorder)
     return Trace(
         norms=dict(norm_facts(recorder)),
@@ -125,11 +144,23 @@ def _run(model: nn.Module, example_input: Any, *, training: bool, data: bool, ed
         linears=linears,
         shapes=recorder.shapes,
         inputs=tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), placed),
+        example=example_input,
         with_data=data,
         functional_norms=tuple(sorted(recorder.functional_norms)),
         graphs=(recorder.graph,) if edges else (),
         stopped_by=stopped_by,
     )
+
+
+@contextmanager
+def _deeper_calls() -> Iterator[None]:
+    """Let calls nest deeper: the hooks of a trace stand between those of the network, which runs without them."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(4 * limit)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def _standardize_nothing(network: Network, stack: ExitStack) -> None:
@@ -139,9 +170,13 @@ def _standardize_nothing(network: Network, stack: ExitStack) -> None:
 
 
 def _placed(tensor: Tensor, device: torch.device) -> Tensor:
-    if device.type == "meta" or not tensor.is_meta:
-        return torch.empty_like(tensor, device=device) if device.type == "meta" else tensor.to(device)
-    return torch.randn(tensor.shape, device=device).to(tensor.dtype)
+    """Return a copy of an input for a pass: on the meta device, where its values say nothing about shapes."""
+    if tensor.is_meta and device.type != "meta":
+        zeros = torch.zeros(tensor.shape, device=device, dtype=tensor.dtype)
+        return zeros.normal_() if tensor.is_floating_point() else zeros
+    if device.type == "meta" and not tensor.is_meta and not (tensor.is_floating_point() or tensor.is_complex()):
+        return tensor.clone()
+    return torch.empty_like(tensor, device=device) if device.type == "meta" else tensor.detach().clone().to(device)
 
 
 def _describe(value: Any) -> str:

@@ -119,6 +119,8 @@ ANSWERS: dict[str, Callable[..., Any]] = {
     "unique_dim": _unique,
     "unique_consecutive": _unique,
     "repeat_interleave": lambda repeats, **_: _rows(repeats, ROWS * repeats.shape[0]),
+    "isnan": lambda tensor: torch.zeros((), dtype=torch.bool).expand(tensor.shape),
+    "isinf": lambda tensor: torch.zeros((), dtype=torch.bool).expand(tensor.shape),
     "bincount": lambda tensor, *_, **__: _rows(tensor, ROWS, dtype=torch.long),
 }
 """Made-up results for meta tensors, by base name: the smallest that let the forward pass go on."""

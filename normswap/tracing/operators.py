@@ -24,6 +24,12 @@ POOLS = frozenset(
     upsample_bicubic2d upsample_bicubic2d_aa upsample_trilinear3d max_unpool2d grid_sampler_2d
     grid_sampler_3d""".split()
 )
+SHAPE_READERS = frozenset(
+    """zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty new_full
+    new_empty_strided isnan isinf""".split()
+)
+"""Operators that look at a tensor's shape, or for values that no sound pass has: what they return is a constant."""
+
 ADDS = frozenset("add sub rsub lerp".split())
 SCALES = frozenset("mul div neg addcmul".split())
 CATS = frozenset("cat stack slice_scatter select_scatter index_put index_copy scatter masked_scatter".split())

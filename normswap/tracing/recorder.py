@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from normswap.networks.inputs import tensors_in
 from normswap.networks.network import Network
 from normswap.tracing.graph import Graph, Kind, Node
-from normswap.tracing.operators import kind_of, steers
+from normswap.tracing.operators import SHAPE_READERS, kind_of, steers
 from normswap.tracing.parameters import Parameters
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -127,6 +127,9 @@ class Recorder:
     def _note_edges(self, func: Any, name: str, operands: list[Tensor], result: Any) -> None:
         made = list(tensors_in(result))
         self._keep(*made)
+        if name in SHAPE_READERS:
+            self.parameters.note_constant(name, [], made, frozenset())
+            return
         written = _written(func, operands)
         reading = operands[1:] if name == "copy" and written and len(operands) > 1 else operands
         reads = [found for tensor in reading if (found := self._reads(tensor))]

@@ -31,6 +31,9 @@ def test_a_norm_left_for_another_reason_is_reported_with_it() -> None:
     prune.random_unstructured(model.bn2, "weight", amount=0.5)
     (entry,) = (entry for entry in normswap.inspect(model, example_input=broken.X).norms if not entry.changes)
     assert (entry.name, "weight" in entry.reason) == ("bn2", True)
-    message = f"no BatchNorm left: 1 left: bn2; bn2: {entry.reason}; convert with check=False to look at the result"
+    message = (
+        f"no BatchNorm left: 1 left: bn2; bn2: {entry.reason}; or teach it with normswap.register_norm, or leave it "
+        "alone with exclude=; convert with check=False to look at the result"
+    )
     with pytest.raises(normswap.CheckFailed, match=f"^{re.escape(message)}$"):
         normswap.convert(model, example_input=broken.X)

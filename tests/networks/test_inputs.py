@@ -63,11 +63,12 @@ def test_batch_size(example: Any, size: int) -> None:
     assert batch_size(example) == size
 
 
-def test_made_inputs_have_the_networks_type_and_zeros_for_whole_numbers() -> None:
+def test_made_inputs_have_the_networks_type_and_keep_whole_numbers() -> None:
     example = {"x": torch.empty(4, 3, device="meta"), "wide": A.double(), "label": torch.tensor([7, 8])}
+    example["unknown"] = example["label"].to("meta")
     made, again = (materialize(example, torch.device("cpu"), torch.float16, seed=3) for _ in range(2))
     assert (made["x"].dtype, made["wide"].dtype) == (torch.float16, torch.float64)
-    assert made["label"].tolist() == [0, 0]
+    assert (made["label"].tolist(), made["unknown"].tolist()) == ([7, 8], [0, 0])
     assert made["x"].std() > 0
     assert all(torch.equal(made[key], again[key]) for key in example)
 

@@ -1,6 +1,7 @@
 """Classes that users teach, what norms hold, and methods that fold them."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import timm
@@ -199,3 +200,35 @@ TRAINED = {
 @pytest.mark.parametrize(("parts", "trained"), TRAINED.values(), ids=TRAINED)
 def test_is_trained(parts: normswap.NormParts, trained: bool) -> None:
     assert parts.is_trained is trained
+
+
+BAD_PARTS: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
+    "fails": (
+        lambda m: 1 / 0,
+        "what it computes with is unknown \\(ZeroDivisionError: division by zero\\); correct it",
+    ),
+    "something else": (
+        lambda m: {},
+        "what it computes with is a dict, no NormParts; correct it, or the function given",
+    ),
+    "bias": (
+        lambda m: normswap.NormParts(8, bias=torch.zeros(3)),
+        "its bias is \\(3,\\), for 8 channels; correct it, or",
+    ),
+}
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize(("parts", "message"), BAD_PARTS.values(), ids=BAD_PARTS)
+def test_parts_that_make_no_sense_are_named(parts: Callable[[nn.Module], Any], message: str) -> None:
+    normswap.register_norm(OwnNorm, parts)
+    with pytest.raises(normswap.UnsupportedModel, match=f"^bn: {message}"):
+        normswap.convert(Direct(conv=conv(), bn=OwnNorm(8)), example_input=torch.zeros(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("eps", [None, "small"])
+def test_an_epsilon_that_is_no_number_is_named(eps: Any) -> None:
+    model = Direct(conv=conv(), bn=nn.BatchNorm2d(8))
+    model.bn.eps = eps
+    with pytest.raises(normswap.UnsupportedModel, match="^bn: what it computes with is unknown"):
+        normswap.inspect(model, example_input=torch.zeros(2, 3, 8, 8))

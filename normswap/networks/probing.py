@@ -1,0 +1,256 @@
+"""Show by numbers what a norm computes: a copy of it runs on a few random values, in both modes."""
+
+import functools
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from normswap.errors import described
+from normswap.layers.norms import OWN
+from normswap.networks.copying import PLAIN, copy_model, copy_with, in_mode
+from normswap.networks.randomness import RandomState, same_randomness
+from normswap.networks.recognition import NormParts, is_registered_norm, norm_parts
+
+EXACT = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+"""Classes whose forward is torch's own."""
+
+TOLERANCE = 1e-4
+"""Largest difference allowed, relative to what is added up; float32 stays below 1e-5."""
+
+LATER = 10**6
+"""Batches that a norm is told to have seen: what it does after a warm-up counts too."""
+
+RANKS = (4, 3, 2, 5)
+"""Axes that the input of a norm may have that no forward pass reached, in the order they are tried."""
+
+WIDE = 256
+"""Channels from which few positions do."""
+
+FRAMEWORK = frozenset(vars(nn.Module()))
+"""Attributes that torch gives every module; none decides what it computes, modes aside."""
+
+FAILS = "it does not run by itself"
+
+
+def departure(
+    norm: nn.Module, then: Sequence[str], shape: tuple[int, ...] | None, known: dict[Hashable, str] | None = None
+) -> str:
+    """Return how a norm departs from BatchNorm followed by some of its children; empty where it does not.
+
+    In eval mode its output must be BatchNorm's with its parts; in train mode that with the batch's statistics, or again
+    with the running ones as frozen norms use them. Of classes that the user taught the eval mode alone is looked at:
+    what they do besides in training was the user's decision.
+
+    Args:
+        norm: The norm, which is only read; its hooks are left out, as they stay on what replaces it.
+        then: Its children that run after the normalization, in order.
+        shape: An input that it met; None where no forward pass reached it.
+        known: What was found before; norms of one class and configuration run once.
+    """
+    parts = norm_parts(norm)
+    if type(norm) in EXACT and "forward" not in vars(norm):
+        return ""
+    if shape is not None and (len(shape) < 2 or shape[1] != parts.num_channels):
+        return (
+            f"its input {shape} does not have its {parts.num_channels} channels on axis 1, where GroupNorm takes them"
+        )
+    if _runs_elsewhere(norm):
+        return "its forward was replaced by a function that no copy of it can run; make that a class of its own"
+    known = {} if known is None else known
+    key = _configuration(norm, tuple(then), None if shape is None else len(shape))
+    if key is None:
+        return _departure(norm, then, shape)
+    if key not in known:
+        known[key] = _departure(norm, then, shape)
+    return known[key]
+
+
+def _runs_elsewhere(norm: nn.Module) -> bool:
+    """Tell whether a forward was put on the module itself that is not bound to it: it may run the original's."""
+    forward = vars(norm).get("forward")
+    bound = forward.args if isinstance(forward, functools.partial) else (getattr(forward, "__self__", None),)
+    return forward is not None and all(value is not norm for value in bound)
+
+
+def _configuration(norm: nn.Module, then: tuple[str, ...], axes: int | None) -> Hashable:
+    """Return all that decides what a norm does with its own tensors; None where others decide, too."""
+    key: list[Hashable] = [then, axes, is_registered_norm(norm)]
+    for module in norm.modules():
+        tensors = {**module._parameters, **module._buffers}
+        if any(tensor is not None and (module is not norm or name not in OWN) for name, tensor in tensors.items()):
+            return None
+        key += [
+            id(type(module)),
+            tuple((name, None if t is None else (t.shape, t.dtype)) for name, t in tensors.items()),
+        ]
+        for name, value in vars(module).items():
+            if name not in FRAMEWORK:
+                key.append((name, value if type(value) in PLAIN else id(value)))
+    return tuple(key)
+
+
+def _departure(norm: nn.Module, then: Sequence[str], shape: tuple[int, ...] | None) -> str:
+    taught = is_registered_norm(norm)
+    with torch.no_grad(), same_randomness(_device(norm)):
+        twin, found, x = _twin(norm), FAILS, torch.empty(0)
+        for size in _sizes(norm_parts(twin).num_channels, shape):
+            x = _values(norm_parts(twin), size)
+            found = _compared(twin, then, x, training=False)
+            if not found.startswith(FAILS):
+                break
+        if taught or found or _would_communicate(norm):
+            return "" if taught and found.startswith(FAILS) else found
+        before = _counters(twin)
+        found = _compared(twin, then, x, training=True)
+        if not found and (counted := _counters(twin).items() - before.items()):
+            _count(twin, dict(counted))
+            found = _compared(twin, then, x, training=True)
+        return found
+
+
+def _device(norm: nn.Module) -> torch.device:
+    """Return where a norm can be run."""
+    parts = norm_parts(norm)
+    tensor = next((t for t in (parts.weight, parts.mean, *norm.parameters()) if t is not None), None)
+    return torch.device("cpu") if tensor is None or tensor.is_meta else tensor.device
+
+
+def _twin(norm: nn.Module) -> nn.Module:
+    """Return a copy without hooks, with random values in all that the norm holds itself: none must decide."""
+    device, generator = _device(norm), torch.Generator().manual_seed(0)
+
+    def real(tensor: Tensor) -> Tensor:
+        value = torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor.detach().clone()
+        return value.to(device, torch.float32 if tensor.is_floating_point() and tensor.itemsize < 4 else tensor.dtype)
+
+    twin = copy_with(norm, real)
+    for module in twin.modules():
+        for name, value in vars(module).items():
+            if name.endswith("_hooks") and name in FRAMEWORK:
+                value.clear()
+    parts = norm_parts(twin)
+    for tensor in (*twin.parameters(recurse=False), *twin.buffers(recurse=False)):
+        if tensor.is_floating_point():
+            draw = torch.rand(tensor.shape, generator=generator)
+            if tensor is parts.weight:
+                draw = (18 * draw - 9).pow(3) / 81  # of both signs, mostly small
+            elif tensor is parts.var:
+                draw = 10 * draw.pow(4) + 1e-3
+            elif tensor is parts.bias or tensor is parts.mean:
+                draw = 6 * draw - 3
+            else:
+                draw = draw + 0.5
+            tensor.copy_(draw)
+    return twin
+
+
+def _sizes(channels: int, shape: tuple[int, ...] | None) -> Iterator[tuple[int, ...]]:
+    """Yield sizes of inputs, small ones first, in which no other axis looks like the channels."""
+    batch, sides = 4 if channels != 4 else 6, [n for n in (3, 5, 2, 7, 1) if n != channels]
+    for axes in RANKS if shape is None else (len(shape),):
+        sizes = sorted(sides[: axes - 2]) if channels > WIDE else sides[: axes - 2]
+        yield (batch if axes > 2 else 4 * batch, channels, *sizes)
+    if shape is not None:
+        yield (batch, *shape[1:])
+
+
+def _values(parts: NormParts, size: tuple[int, ...]) -> Tensor:
+    """Return an input around the running statistics that reaches far beyond them, where bounds would show."""
+    like = next((t for t in (parts.mean, parts.weight, parts.bias) if t is not None), torch.empty(0))
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(size, generator=generator).sub_(0.5).mul_(8).pow_(5).to(like.device, like.dtype)  # up to a thousand
+    axes = (1, -1, *(1 for _ in size[2:]))
+    return x if parts.mean is None or parts.var is None else x * parts.var.sqrt().view(axes) + parts.mean.view(axes)
+
+
+def _compared(twin: nn.Module, then: Sequence[str], x: Tensor, *, training: bool) -> str:
+    """Return how the output of a twin departs from BatchNorm's in one mode."""
+    mode, device = "train" if training else "eval", x.device
+    parts = norm_parts(in_mode(twin, training))
+    running = None if parts.mean is None or parts.var is None else (parts.mean.clone(), parts.var.clone())
+    state = RandomState.now(device)
+    try:
+        output = twin(x.clone())
+    except Exception as error:  # whatever the user's own code does
+        return f"{FAILS} on {tuple(x.shape)} in {mode} mode ({described(error)})"
+    drawn = RandomState.now(device)
+    if not isinstance(output, Tensor) or output.shape != x.shape:
+        what = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        return f"in {mode} mode it returns {what} for an input {tuple(x.shape)}"
+    departures = []
+    drew = not drawn.equals(state)
+    for statistics in (None, running) if training and running else (running,):
+        if drew:
+            state.restore()
+        expected, bound = _batch_norm(parts, x, statistics)
+        for module in _modules_after(twin, parts, then, training=training):
+            expected = module(expected)
+        if drew and not RandomState.now(device).equals(drawn):
+            return f"in {mode} mode its forward draws random numbers, which GroupNorm does not"
+        if not (off := _difference(output, expected, bound)):
+            return ""
+        departures.append(off)
+    return f"in {mode} mode its output is {departures[0]} off BatchNorm's"
+
+
+def _batch_norm(parts: NormParts, x: Tensor, running: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """Return what BatchNorm makes of an input, and the size of what it adds up; by the batch where nothing is given."""
+    axes = (1, -1, *(1 for _ in x.shape[2:]))
+    if running is None:
+        rows = x.movedim(1, -1).reshape(-1, x.shape[1])
+        mean = rows.mean(0)
+        var = (rows - mean).square_().mean(0)  # a tenth of the time that var_mean takes for so few rows
+    else:
+        mean, var = (value.to(x) for value in running)
+    weight, bias = parts.affine(x)
+    scale = weight / (var + parts.eps).sqrt()
+    scale, mean, bias = (value.view(axes) for value in (scale, mean, bias))
+    shift = bias - mean * scale
+    scaled = x * scale
+    return scaled + shift, scaled.abs_() + (mean * scale).abs() + bias.abs()
+
+
+def _modules_after(twin: nn.Module, parts: NormParts, then: Sequence[str], *, training: bool) -> Iterator[nn.Module]:
+    """Yield what runs after the normalization: the twin's children, or what the user named, of which copies run."""
+    own = {id(module) for module in twin.modules()}
+    for module in [getattr(twin, name) for name in then] if parts.then is None else parts.then.values():
+        yield module if id(module) in own else in_mode(copy_model(module), training)
+
+
+def _difference(output: Tensor, expected: Tensor, bound: Tensor) -> str:
+    """Return how far an output is off, in percent; nothing where that is rounding."""
+    off, size = (output - expected).abs(), expected.abs()
+    same = off <= bound.add_(size).mul_(TOLERANCE)
+    if bool(same.all()):
+        return ""
+    same |= (output == expected) | (output.isnan() & expected.isnan())  # an activation may overflow in both
+    if bool(same.all()):
+        return ""
+    share = float(off[~same].norm() / size.norm().clamp_min(1e-12))
+    return f"{share:.1%}" if share > 5e-4 else "less than 0.1%"
+
+
+def _counters(twin: nn.Module) -> dict[str, int]:
+    """Return the whole numbers that a norm keeps, by name: those that a pass changes count batches."""
+    whole = {name: value for name, value in vars(twin).items() if type(value) is int}
+    for name, buffer in twin._buffers.items():
+        if buffer is not None and buffer.ndim == 0 and buffer.dtype in (torch.long, torch.int):
+            whole[name] = int(buffer)
+    return whole
+
+
+def _count(twin: nn.Module, counters: Mapping[str, int]) -> None:
+    """Have a norm believe that it has seen many batches."""
+    for name in counters:
+        buffer = twin._buffers.get(name)
+        if buffer is None:
+            vars(twin)[name] = LATER
+        else:
+            buffer.fill_(LATER)
+
+
+def _would_communicate(norm: nn.Module) -> bool:
+    """Tell whether a norm would wait for other processes in train mode."""
+    communicates = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return communicates and isinstance(norm, nn.SyncBatchNorm)

@@ -1,0 +1,250 @@
+"""What a network's code keeps outside of the network: caches, counters and logs that a pass on a copy would change."""
+
+import functools
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import BuiltinMethodType, CellType, CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normswap.networks.copying import CONTAINERS, PLAIN
+from normswap.networks.randomness import same_randomness
+
+MOST_OBJECTS = 20_000
+"""Objects that are looked at, so that a large cache does not take long."""
+
+MOST_BYTES = 2**22
+"""Size of a tensor of which a copy is kept."""
+
+COPIED = frozenset(("_parameters", "_buffers", "_modules"))
+"""Attributes of a module that every copy has for itself."""
+
+CODE = (FunctionType, property, staticmethod, classmethod, type)
+"""Attributes of a class that are followed only where its forward names them."""
+
+MISSING = object()
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Leave as it was, after passes of copies of a model, what its code reaches outside of them.
+
+    A copy shares with the model what deepcopy takes for constant: classes, functions with the variables they close
+    over, hooks, and the globals that its forward names. Lists, dicts, sets, deques, attributes, variables and small
+    tensors among them get their contents back, function caches that grew are emptied, and random generators go on
+    where they were.
+    """
+    found = _Surroundings()
+    for module in model.modules():
+        found.walk_module(module)
+    device = next((p.device for p in model.parameters()), None)
+    try:
+        with same_randomness(device):
+            yield
+    finally:
+        for restore in reversed(found.restores):
+            restore()
+
+
+class _Surroundings:
+    """Walk from a network's code to what it may change, and note how to change that back."""
+
+    def __init__(self) -> None:
+        self.restores: list[Callable[[], None]] = []
+        self._seen: dict[int, Any] = {}  # held, so that an id stays a name
+
+    def walk_module(self, module: nn.Module) -> None:
+        """Note what a module of the network shares with its copies."""
+        self._walk(type(module))
+        for name, value in vars(module).items():
+            if name not in COPIED and value is not None and (type(value) not in CONTAINERS or value):
+                self._walk(value)
+
+    def _walk_all(self, values: Iterable[Any]) -> None:
+        for value in values:
+            if type(value) not in PLAIN:
+                self._walk(value)
+
+    def _walk(self, value: Any) -> None:
+        """Note a value, and what it leads to; its type tells what it is, as objects may lie or load when asked."""
+        kind = type(value)
+        if kind in PLAIN or id(value) in self._seen or len(self._seen) >= MOST_OBJECTS:
+            return
+        self._seen[id(value)] = value
+        if issubclass(kind, Tensor):
+            self._note_tensor(value)
+        elif hasattr(kind, "__array_interface__") and value.nbytes <= MOST_BYTES:
+            self._later(_restore_array, value, value.copy())
+        elif issubclass(kind, dict):
+            self._later(_restore_dict, value, dict(dict.items(value)))  # dict's own: subclasses have others
+            self._walk_all(list(dict.values(value)))
+        elif issubclass(kind, (list, deque)):
+            self._later(_restore_items, value, list(value))
+            self._walk_all(list(value))
+        elif issubclass(kind, set):
+            self._later(_restore_set, value, set(value))
+        elif issubclass(kind, tuple):
+            self._walk_all(value)
+        elif issubclass(kind, type):
+            self._walk_class(value)
+        elif issubclass(kind, FunctionType):
+            self._walk_function(value)
+        elif issubclass(kind, (MethodType, BuiltinMethodType)):
+            self._walk_all((value.__self__, getattr(value, "__func__", None)))
+        elif issubclass(kind, functools.partial):
+            self._walk_all((value.func, value.args, value.keywords))
+        elif hasattr(kind, "cache_clear") and hasattr(kind, "cache_info"):
+            self._later(_restore_cache, value, value.cache_info())
+            self._walk(getattr(value, "__wrapped__", None))
+        elif not issubclass(kind, ModuleType) and (issubclass(kind, nn.Module) or not _is_of_torch(kind)):
+            self._walk_all((kind, _attributes(value)))
+            slots = [slot for cls in kind.__mro__ for slot in _slots(cls)]
+            if slots:
+                self._later(_restore_slots, value, {slot: slot.__get__(value) for slot in slots if _has(slot, value)})
+
+    def _later(self, restore: Callable[..., None], *values: Any) -> None:
+        self.restores.append(functools.partial(restore, *values))
+
+    def _walk_class(self, kind: type) -> None:
+        """Note the attributes of a class and its bases, and what its forward leads to."""
+        own = [cls for cls in kind.__mro__ if cls is not object and not _is_of_torch(cls)]
+        for cls in own:
+            attributes = dict(vars(cls))
+            self._later(_restore_class, cls, attributes)
+            self._walk_all(value for value in attributes.values() if not issubclass(type(value), CODE))
+        called = ["forward", "__call__"] if own else []
+        for name in called:
+            for code in (vars(cls)[name] for cls in own if name in vars(cls)):
+                function = getattr(code, "fget", None) or getattr(code, "__func__", code)
+                self._walk(function)
+                if isinstance(function, FunctionType):
+                    called += [key for key in _names(function.__code__) if key not in called and hasattr(kind, key)]
+
+    def _walk_function(self, function: FunctionType) -> None:
+        """Note the variables that a function closes over or names, its defaults, and what these lead to."""
+        if _is_of_torch(function):
+            return
+        self._walk_all((function.__defaults__, function.__kwdefaults__, vars(function)))
+        for cell in function.__closure__ or ():
+            content = _content(cell)
+            self._later(_restore_cell, cell, content)
+            self._walk(content)
+        space = function.__globals__
+        bound = {name: space.get(name, MISSING) for name in _names(function.__code__)}
+        self._later(_restore_names, space, bound)
+        self._walk_all(bound.values())
+
+    def _note_tensor(self, tensor: Tensor) -> None:
+        plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
+        if plain and not tensor.is_meta and not tensor.is_inference() and tensor.nbytes <= MOST_BYTES:
+            self._later(_restore_tensor, tensor, tensor.detach().clone(), tensor._version)
+
+
+def _is_of_torch(code: Any) -> bool:
+    return str(getattr(code, "__module__", None)).partition(".")[0] in ("torch", "builtins")
+
+
+def _names(code: CodeType) -> set[str]:
+    """Return the globals and attributes that code names, with what is defined inside it."""
+    inner = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return set(code.co_names).union(*inner)
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not set yet
+        return MISSING
+
+
+def _attributes(value: Any) -> Any:
+    try:
+        return vars(value)
+    except Exception:  # no attributes, or a lazy object of its own kind
+        return None
+
+
+def _slots(cls: type) -> list[Any]:
+    """Return the descriptors of attributes that a class keeps outside of a dict."""
+    return (
+        [value for value in vars(cls).values() if isinstance(value, MemberDescriptorType)]
+        if "__slots__" in vars(cls)
+        else []
+    )
+
+
+def _has(slot: Any, value: Any) -> bool:
+    try:
+        slot.__get__(value)
+    except AttributeError:
+        return False
+    return True
+
+
+def _restore_slots(value: Any, saved: dict[Any, Any]) -> None:
+    for slot, content in saved.items():
+        if not _has(slot, value) or slot.__get__(value) is not content:
+            slot.__set__(value, content)
+
+
+def _restore_array(value: Any, saved: Any) -> None:
+    if value.tobytes() != saved.tobytes():
+        value[...] = saved
+
+
+def _restore_cell(cell: CellType, content: Any) -> None:
+    if content is not MISSING and _content(cell) is not content:
+        cell.cell_contents = content
+
+
+def _restore_names(space: dict[str, Any], bound: dict[str, Any]) -> None:
+    for name, value in bound.items():
+        if value is MISSING:
+            space.pop(name, None)
+        elif space.get(name, MISSING) is not value:
+            space[name] = value
+
+
+def _restore_dict(value: dict[Any, Any], saved: dict[Any, Any]) -> None:
+    if dict.__len__(value) == len(saved) and all(dict.get(value, key, MISSING) is item for key, item in saved.items()):
+        return
+    plain: Any = OrderedDict if isinstance(value, OrderedDict) else dict  # update() of a Counter adds up
+    plain.clear(value)
+    for key, item in saved.items():
+        plain.__setitem__(value, key, item)
+
+
+def _restore_items(value: list[Any] | deque[Any], saved: list[Any]) -> None:
+    if len(value) != len(saved) or any(now is not before for now, before in zip(value, saved, strict=True)):
+        value.clear()
+        value.extend(saved)
+
+
+def _restore_set(value: set[Any], saved: set[Any]) -> None:
+    if {id(item) for item in value} != {id(item) for item in saved}:
+        value.clear()
+        value.update(saved)
+
+
+def _restore_class(cls: type, saved: dict[str, Any]) -> None:
+    now = dict(vars(cls))
+    for name in now.keys() | saved.keys():
+        if name.startswith("__") or now.get(name, MISSING) is saved.get(name, MISSING):
+            continue
+        if name in saved:
+            setattr(cls, name, saved[name])
+        else:
+            delattr(cls, name)
+
+
+def _restore_cache(function: Any, saved: Any) -> None:
+    if function.cache_info().misses != saved.misses:
+        function.cache_clear()
+
+
+def _restore_tensor(tensor: Tensor, saved: Tensor, version: int) -> None:
+    if tensor._version != version:
+        tensor.data.copy_(saved)

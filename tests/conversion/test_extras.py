@@ -1,0 +1,180 @@
+"""What a norm carries besides its own tensors is on what replaces it; what a network asks of its norms is named."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nets import Direct, Net, conv
+from torch import Tensor, nn
+
+import normswap
+
+X = torch.zeros(2, 3, 8, 8)
+
+
+def laden() -> Direct:
+    model = Direct(conv=conv(), bn=nn.BatchNorm2d(8)).eval()
+    norm = model.bn
+    norm.register_buffer("mask", torch.arange(8.0))
+    norm.register_buffer("hidden", torch.ones(1), persistent=False)
+    norm.register_parameter("extra", nn.Parameter(torch.full((3,), 2.0)))
+    norm.lr_scale, norm.tags = 0.1, {"stage": 1}  # type: ignore[assignment]
+    norm._register_state_dict_hook(lambda m, state, prefix, _: state.update({f"{prefix}version": torch.ones(1)}))
+    return model  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "in place"])
+def test_extras_are_carried(inplace: bool) -> None:
+    model = laden()
+    mask, norm = model.bn.mask, model.bn
+    result = normswap.convert(model, example_input=X, inplace=inplace)
+    new: Any = result.bn
+    assert isinstance(new, nn.GroupNorm)
+    assert (new.lr_scale, new.tags, new.mask.tolist(), new.extra.tolist()) == (
+        0.1,
+        {"stage": 1},
+        mask.tolist(),
+        [2] * 3,
+    )
+    assert (new.mask is mask, new.extra is norm.extra) == (inplace, inplace)
+    assert set(result.state_dict()) >= {"bn.mask", "bn.extra", "bn.version"}
+    assert "bn.hidden" not in result.state_dict()
+    assert not {"bn.running_mean", "bn.num_batches_tracked"} & set(result.state_dict())
+    assert not hasattr(new, "momentum")
+
+
+def test_extras_are_saved_and_loaded(tmp_path: Path) -> None:
+    model = laden()
+    model.bn._state_dict_hooks.clear()
+    again = laden()
+    again.bn._state_dict_hooks.clear()
+    nn.init.zeros_(again.bn.mask)  # type: ignore[arg-type]
+    loaded: Any = normswap.load(normswap.save(normswap.convert(model, example_input=X), tmp_path / "OUT"), model=again)
+    assert torch.equal(loaded.bn.mask, model.bn.mask)  # type: ignore[arg-type]
+
+
+def test_hooks_on_loading_see_the_replacement() -> None:
+    model, seen = laden(), list[nn.Module]()
+    model.bn.register_load_state_dict_pre_hook(lambda module, *_: seen.append(module))
+    model.bn.register_load_state_dict_post_hook(lambda module, _: seen.append(module))
+    result = normswap.convert(model, example_input=X)
+    seen.clear()
+    result.load_state_dict(result.state_dict(), strict=False)
+    assert [module is result.bn for module in seen] == [True, True]
+    seen.clear()
+    model.load_state_dict(model.state_dict(), strict=False)
+    assert [module is model.bn for module in seen] == [True, True]
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "in place"])
+def test_a_hook_that_needs_batch_norm_is_named(inplace: bool) -> None:
+    model = laden()
+    model.bn._register_state_dict_hook(lambda m, state, prefix, _: state.pop(f"{prefix}running_mean"))
+    before = copy.deepcopy(model)
+    with pytest.raises(normswap.UnsupportedModel, match="^bn: its state-dict hook does not run once converted .*; rem"):
+        normswap.convert(model, example_input=X, inplace=inplace)
+    assert repr(model) == repr(before)
+
+
+ASKS: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
+    "statistics": (
+        lambda s, x: s.bn(s.conv(x)) * s.bn.running_var.mean(),
+        r"the network ran before and does not any more \(AttributeError: 'GroupNorm' object has no attribute 'running_",
+    ),
+    "statistics before it runs": (
+        lambda s, x: s.bn(s.conv(x) * s.bn.running_var.mean()),
+        r"once converted, no forward pass of Asks ran .*AttributeError: 'GroupNorm' object has no attribute 'running_",
+    ),
+    "class": (
+        lambda s, x: s.bn(s.conv(x)) if isinstance(s.bn, nn.BatchNorm2d) else s.conv(x),
+        "bn ran before and does not any more \\(the forward pass goes another way",
+    ),
+}
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "in place"])
+@pytest.mark.parametrize(("forward", "says"), ASKS.values(), ids=ASKS)
+def test_a_network_that_asks_what_only_batch_norm_has(
+    forward: Callable[[Any, Tensor], Tensor], says: str, inplace: bool
+) -> None:
+    model = type("Asks", (Net,), {"forward": forward})(conv=conv(), bn=nn.BatchNorm2d(8))
+    with pytest.raises(normswap.CheckFailed, match=f"{says}.*leave that layer alone with exclude="):
+        normswap.convert(model, example_input=X, inplace=inplace)
+    assert type(model.bn) is nn.BatchNorm2d
+
+
+def test_a_network_that_asks_for_the_size_runs() -> None:
+    class Asks(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.bn(self.conv(x)) / self.bn.num_features
+
+    assert normswap.check(normswap.convert(Asks(conv=conv(), bn=nn.BatchNorm2d(8)), example_input=X))
+
+
+class Final(nn.Conv2d):
+    def __init_subclass__(cls, **_: object) -> None:
+        raise TypeError("this class is final")
+
+
+class ByName(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(input=self.conv(x))
+
+
+def test_a_class_that_cannot_be_subclassed_stays_plain() -> None:
+    plan = normswap.plan_of(normswap.convert(nn.Sequential(Final(3, 8, 3), nn.BatchNorm2d(8)), example_input=X))
+    assert plan.convs[0].reason == "its class cannot be subclassed (TypeError: this class is final)"
+
+
+@pytest.mark.filterwarnings("ignore:calibration did not help")
+def test_a_norm_called_by_keyword_is_watched() -> None:
+    model = ByName(conv=conv(), bn=nn.BatchNorm2d(8))
+    nn.init.normal_(model.bn.running_mean)  # type: ignore[arg-type]
+    x = torch.randn(4, 3, 8, 8)
+    result = normswap.convert(model, example_input=x, groups="auto", batches=[x])
+    normswap.calibrate(result, model, [x] * 4)
+
+
+def test_a_norm_without_channels_is_named() -> None:
+    with pytest.raises(normswap.NothingToConvert, match="0: it has no channels"):
+        normswap.convert(nn.Sequential(nn.BatchNorm2d(0)), example_input=torch.zeros(2, 0, 4, 4))
+
+
+@pytest.mark.parametrize("samples", [2**20, 2**29], ids=["long", "beyond what a plan records"])
+def test_a_long_signal(samples: int) -> None:
+    model = nn.Sequential(nn.Conv1d(1, 16, 5), nn.BatchNorm1d(16))
+    result = normswap.convert(model, example_input=torch.empty(1, 1, samples, device="meta"))
+    assert (normswap.plan_of(result).inputs is None) == (samples == 2**29)
+
+
+def test_a_name_that_no_file_can_hold(tmp_path: Path) -> None:
+    model = nn.Sequential()
+    model.add_module("\ud800", conv())
+    model.add_module("bn", nn.BatchNorm2d(8))
+    with pytest.raises(normswap.CheckpointError, match=r"'\\ud800.weight': no file can hold this name.*; rename"):
+        normswap.save(normswap.convert(model, example_input=X), tmp_path / "OUT")
+    assert not (tmp_path / "OUT").exists()
+
+
+class Silent(Direct):
+    """A framework's way of overriding train()."""
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(mode)
+
+
+@pytest.mark.filterwarnings("ignore:calibration did not help")
+def test_a_train_that_returns_nothing(tmp_path: Path) -> None:
+    model, x = Silent(conv=conv(), bn=nn.BatchNorm2d(8)), torch.randn(2, 3, 8, 8)
+    nn.init.normal_(model.bn.running_mean)  # type: ignore[arg-type]
+    result = normswap.convert(model, example_input=x, batches=[x])
+    assert normswap.check(result, model)
+    loaded = normswap.load(normswap.save(result, tmp_path / "OUT"), model=Silent(conv=conv(), bn=nn.BatchNorm2d(8)))
+    assert not loaded.training
+    assert torch.equal(loaded.conv.weight, result.conv.weight)
+    normswap.calibrate(result, model, [x] * 6)
+    exported = normswap.export(result, tmp_path / "net.pt2")
+    assert (tmp_path / "net.pt2").exists(), exported
