@@ -19,9 +19,10 @@ from normswap.conversion.pipeline import apply, convert
 from normswap.errors import CalibrationFailed, InvalidOption
 from normswap.networks.copying import copy_model, in_mode
 from normswap.networks.hooks import outputs_of
-from normswap.networks.inputs import batch_size, call, rebuild
+from normswap.networks.inputs import batch_size, call, fresh, rebuild
 from normswap.networks.network import Network
 from normswap.networks.processes import processes, summed
+from normswap.networks.surroundings import undisturbed
 from normswap.networks.validation import unwrap
 from normswap.planning.choices import Action, Affine
 from normswap.planning.measuring import SAMPLES
@@ -116,8 +117,12 @@ def calibration(
     seed: int = 0,
     held_back: Iterable[Any] | None = None,
     mixed_precision: bool | None = None,
+    seen: Iterable[Any] | None = None,
 ) -> Calibration:
-    """Calibrate like `calibrate` and return what was measured."""
+    """Calibrate like `calibrate` and return what was measured.
+
+    With `seen`, scales and affine values are told by these batches, and `batches` are for distillation alone.
+    """
     if steps < 0:
         raise InvalidOption(f"steps={steps} must not be negative")
     if steps and isinstance(batches, Iterator):
@@ -126,13 +131,13 @@ def calibration(
     must_fit(Network(unwrap(original)), plan)
     student, teacher = _working_copy(unwrap(converted)), _working_copy(unwrap(original))
     like = next(student.model.parameters())
-    with torch.random.fork_rng():
+    with undisturbed(unwrap(converted)), undisturbed(unwrap(original)), torch.random.fork_rng():
         torch.manual_seed(seed)
         images = Split(Prepared(batches, like), None if held_back is None else Prepared(held_back, like))
         judge = _Judge(teacher, images.judged)
         best = {"converted": student}
         scores = {"converted": judge(student)}
-        few = _few(images)
+        few = _few(images.once() if seen is None else Prepared(seen, like))
         if few and _as_converted(unwrap(converted), unwrap(original), plan):
             best["equalized"] = _equalized(teacher, plan, few)
             scores["equalized"] = judge(best["equalized"])
@@ -152,10 +157,10 @@ def calibration(
     return Calibration(scores, kept, interrupted)
 
 
-def _few(images: Split) -> list[Any]:
+def _few(batches: Iterable[Any]) -> list[Any]:
     """Return as many of the first batches as scales and affine values are told by."""
     few, count = list[Any](), 0
-    for batch in images.once():
+    for batch in batches:
         few.append(batch)
         count += batch_size(batch) * processes()
         if count >= SAMPLES:
@@ -187,7 +192,7 @@ def _equalized(teacher: Network, plan: Plan, few: list[Any]) -> Network:
     example = few[0] if plan.inputs is None else rebuild(plan.inputs)
     again = convert(teacher.model, example_input=example, batches=few, check=False, **plan.options.wishes())
     carry_plan(again, replace(plan_of(again), inputs=plan.inputs))
-    return Network(again.eval())
+    return Network(in_mode(again, False))
 
 
 def _distilled(
@@ -265,7 +270,7 @@ class _Judge:
         watched = ({name: network.slots[name] for name in names} for network in (student, self.teacher))
         with outputs_of(next(watched)) as ours, outputs_of(next(watched)) as theirs:
             for batch in self.batches:
-                score = disagreement(call(student.model, batch), call(self.teacher.model, batch))
+                score = disagreement(call(student.model, fresh(batch)), call(self.teacher.model, fresh(batch)))
                 scores.append(disagreement(ours, theirs) if score is None else score)
         found = [score for score in scores if score is not None]
         if not found:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,7 +18,9 @@ BATCH, JUDGED_ONE_IN = 16, 10
 Loader = DataLoader[Any]
 
 
-def image_batches(folder: Path, model: nn.Module, size: tuple[int, ...], *, augment: bool) -> tuple[Loader, Loader]:
+def image_batches(
+    folder: Path, model: nn.Module, size: tuple[int, ...], *, augment: bool, workers: int = 0
+) -> tuple[Loader, Loader]:
     """Return (N, 3, H, W) batches to learn from and to judge by, of every image under a folder, without labels.
 
     Mean, deviation and interpolation are the ones that timm's ``pretrained_cfg`` names, else ImageNet's. Files that are
@@ -27,7 +30,9 @@ def image_batches(folder: Path, model: nn.Module, size: tuple[int, ...], *, augm
         folder: Searched with its subfolders.
         model: The network the images are for.
         size: (3, H, W) of its input.
-        augment: Learn from random crops and mirror images in random order, instead of central crops.
+        augment: Learn from random crops and mirror images in random order, instead of central crops of images from all
+            over the folder, whose subfolders may be classes.
+        workers: Processes that read images.
 
     Raises:
         CalibrationFailed: There is no such folder, or it holds too few images.
@@ -41,15 +46,22 @@ def image_batches(folder: Path, model: nn.Module, size: tuple[int, ...], *, augm
     config = resolve_data_config({"input_size": size}, pretrained_cfg=getattr(model, "pretrained_cfg", None) or {})
     used = {key: config[key] for key in ("input_size", "mean", "std", "interpolation", "crop_pct")}
     central = create_transform(**used)
-    random = create_transform(**used, is_training=True, scale=(0.15, 1.0), color_jitter=None)
+    augmented = create_transform(**used, is_training=True, scale=(0.15, 1.0), color_jitter=None)
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
     if len(files) < 2 * BATCH:
         raise CalibrationFailed(f"{folder}: holds {len(files)} images; calibration needs at least {2 * BATCH}")
     judged = files[::JUDGED_ONE_IN]
     learned = [path for path in files if path not in set(judged)]
+    Random(0).shuffle(learned)
     return (
-        DataLoader(_Images(learned, random if augment else central), BATCH, shuffle=augment, drop_last=augment),
-        DataLoader(_Images(judged, central), BATCH),
+        DataLoader(
+            _Images(learned, augmented if augment else central),
+            BATCH,
+            shuffle=augment,
+            drop_last=augment,
+            num_workers=workers,
+        ),
+        DataLoader(_Images(judged, central), BATCH, num_workers=workers),
     )
 
 

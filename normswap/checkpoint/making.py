@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -14,15 +14,12 @@ from normswap.checkpoint.saving import save
 from normswap.conversion.carried_plan import plan_of
 from normswap.conversion.check import check
 from normswap.conversion.checks import Checks
-from normswap.conversion.pipeline import convert, inspect
+from normswap.conversion.pipeline import convert
 from normswap.errors import NeedsExampleInput
 from normswap.planning.options import Wishes
 from normswap.planning.plan import Plan
 from normswap.planning.report import summary
 from normswap.sources.registry import Source
-
-MEASURED = 8
-"""Batches of images that scales, signs and group counts are chosen by."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +62,7 @@ def make(
     source: Source | None,
     images: Path | None = None,
     steps: int = 0,
+    workers: int = 0,
     made_up: bool = False,
     example_input: Any = None,
     note: Callable[[str], None] = lambda _: None,
@@ -78,16 +76,14 @@ def make(
         source: What rebuilds the unconverted architecture.
         images: Folder of images to calibrate on.
         steps: Steps of distillation on them.
+        workers: Processes that read them.
         made_up: Equalize on made-up images where there are no others; networks that take no images go without.
         example_input: As for `normswap.convert`.
         note: Called with a line of text as each part begins.
         **options: As for `normswap.convert`.
     """
     few: Any = "synthetic" if made_up and images is None else None
-    if images is not None:
-        size = inspect(network, example_input=example_input, **options).input_size
-        few = list(islice(image_batches(images, network, size, augment=False)[0], MEASURED))
-    if few == "synthetic":
+    if few is not None:
         note("making up images, to see which scales and signs of filters keep the function (--no-synthetic skips it) …")
     try:
         converted = convert(network, example_input=example_input, batches=few, **options)
@@ -95,11 +91,13 @@ def make(
         if few != "synthetic":
             raise
         converted = convert(network, example_input=example_input, **options)
-    plan, result = plan_of(converted), None
+    result = None
     if images is not None:
         note("calibrating …")
-        learned, judged = image_batches(images, network, plan.input_size, augment=bool(steps))
-        result = calibration(converted, network, learned, steps=steps, held_back=judged)
+        read = partial(image_batches, images, network, plan_of(converted).input_size, workers=workers)
+        (seen, judged), (learned, _) = read(augment=False), read(augment=True)
+        result = calibration(converted, network, learned, steps=steps, held_back=judged, seen=seen)
+    plan = plan_of(converted)
     note("checking …")
     checks = check(converted, network)
     if not checks:

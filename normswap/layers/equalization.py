@@ -40,7 +40,8 @@ class Moments:
         second: (B, N, C) mean square of the same.
         ratio: (B, C) running mean over deviation, r.
         live: (B, C) running variance over the deviation's square: 1 but for BatchNorm's epsilon.
-        weight: (B, C) γ, or what the network's outputs make of each channel.
+        weight: (B, C) γ.
+        importance: (B, C) what scales are fitted for instead of γ: what the network's outputs make of each channel.
     """
 
     first: Tensor
@@ -48,16 +49,17 @@ class Moments:
     ratio: Tensor
     live: Tensor
     weight: Tensor
+    importance: Tensor | None = None
 
     def of_groups(self, num_groups: int) -> "_Groups":
-        """Return the same, group by group."""
-        return _Groups(self, num_groups)
+        """Return the same, group by group, weighted by γ."""
+        return _Groups(self, self.weight, num_groups)
 
 
 class _Groups:
     """Moments of B·G groups of k channels, and the error of t on them; (B·G, N, k) and (B·G, k, 1)."""
 
-    def __init__(self, moments: Moments, num_groups: int) -> None:
+    def __init__(self, moments: Moments, weight: Tensor, num_groups: int) -> None:
         self.norms, channels = moments.first.shape[0], moments.first.shape[-1]
         self.groups, self.size = num_groups, channels // num_groups
         ratio = moments.ratio[:, None]
@@ -65,9 +67,9 @@ class _Groups:
         self.second = self._samples(moments.second + 2 * ratio * moments.first + ratio.square())
         self.centred = self._samples(moments.first - moments.first.mean(1, keepdim=True))
         self.ratio, self.live = self._channels(moments.ratio), self._channels(moments.live)
-        self.power = self._channels(moments.weight.square())
+        self.power = self._channels(weight.square())
         self.spread = self.second @ self.power
-        self.total = (moments.weight.square() * moments.second.mean(1)).sum(1).clamp_min(1e-30)
+        self.total = (weight.square() * moments.second.mean(1)).sum(1).clamp_min(1e-30)
 
     def _samples(self, values: Tensor) -> Tensor:
         split: Tensor = values.unflatten(-1, (self.groups, self.size))
@@ -96,10 +98,18 @@ class _Groups:
         return moved.mean((1, 2)).view(self.norms, self.groups).sum(1) / self.total
 
 
-def drift_of(moments: Moments, *, num_groups: int, shrink: float) -> Tensor:
-    """Return the (B,) drift that samples show without equalization: the root of the relative mean square error."""
+def drift_of(moments: Moments, *, num_groups: int, shrink: float, t: Tensor | None = None) -> Tensor:
+    """Return the (B,) drift that samples show: the root of the relative mean square error of the norms' outputs.
+
+    Args:
+        moments: Of B norms of one size.
+        num_groups: Groups of C/num_groups neighbouring channels.
+        shrink: As for `normswap.convert`.
+        t: (B, C) scales and signs; 1 where there are none.
+    """
     groups = moments.of_groups(num_groups)
-    return groups.error(torch.ones_like(groups.ratio), shrink).clamp_min(0).sqrt()
+    chosen = torch.ones_like(groups.ratio) if t is None else t.reshape(groups.ratio.shape)
+    return groups.error(chosen, shrink).clamp_min(0).sqrt()
 
 
 @torch.enable_grad()
@@ -119,9 +129,10 @@ def equalize(
         steps: Steps of Adam.
 
     Returns:
-        t, (B, C), and the drift, (B,): never larger than with t = 1.
+        t, (B, C), and the drift, (B,), weighted by importance where it is known: never larger than with t = 1.
     """
-    groups = moments.of_groups(num_groups)
+    weight = moments.weight if moments.importance is None else moments.importance
+    groups = _Groups(moments, weight, num_groups)
     ones = torch.ones_like(groups.ratio)
     best, least = ones, groups.error(ones, shrink)
     if groups.size == 1:  # a channel by itself: no other that it could balance

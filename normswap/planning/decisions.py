@@ -136,6 +136,7 @@ def _plan_norm(
         then=then,
     )
     if refusal := options.leaves(name):
+        obstacle = obstacle or _departure(norm, then, facts, known)
         return _kept(replace(base, reason=refusal, by_user=True), norm, obstacle, options)
     if obstacle := obstacle or _departure(norm, then, facts, known) or network.pinned_at(name):
         return replace(base, reason=obstacle)

@@ -166,13 +166,13 @@ def _from_images(
     else:
         chosen = counts * len(names)
     before = {groups: drift_of(moments, num_groups=groups, shrink=shrink).tolist() for groups in set(chosen)}
-    fits = {groups: tried(groups) for groups in set(chosen)}
+    fits = {groups: tried(groups)[0] for groups in set(chosen)}
+    after = {groups: drift_of(moments, num_groups=groups, shrink=shrink, t=t).tolist() for groups, t in fits.items()}
     made = []
     for index, (entry, groups) in enumerate(zip(entries, chosen, strict=True)):
-        t, drifts = fits[groups]
-        scale = _relative(network, entry, t[index]) if free else None
-        drift_after = rounded(float(drifts[index]))
-        entry = replace(entry, groups=groups, drift_before=rounded(before[groups][index]), drift=drift_after)
+        scale = _relative(network, entry, fits[groups][index]) if free else None
+        entry = replace(entry, groups=groups, drift_before=rounded(before[groups][index]))
+        entry = replace(entry, drift=rounded(after[groups][index]))
         made.append(_refitted(network, entry, scale, shrink))
     return made
 

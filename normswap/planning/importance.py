@@ -1,6 +1,7 @@
 """What the outputs make of each channel: one backward pass over a few samples."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from normswap.networks.hooks import watching
-from normswap.networks.inputs import batch_size, call, rows_of, tensors_in
+from normswap.networks.inputs import batch_size, call, fresh, rows_of, tensors_in
 from normswap.networks.network import Network
 from normswap.networks.processes import processes, rank, summed
 
@@ -32,25 +33,43 @@ def importance(network: Network, names: Iterable[str], batches: Iterable[Any]) -
         (C,) root mean square derivatives by the input of each norm, by name.
     """
     sums: dict[str, Tensor] = {}
-    inputs: list[tuple[str, Tensor]] = []
-
-    def remember(name: str, _norm: nn.Module, x: Tensor) -> None:
-        inputs.append((name, x))
-
     watched = {name: network.slots[name] for name in names}
-    with torch.enable_grad(), watching(watched, remember, attached=True), torch.compiler.set_stance("force_eager"):
+    with torch.compiler.set_stance("force_eager"), _following(network.model):
         for first, rows in _few_rows(batches):
-            inputs.clear()
-            mixture = _mixture(tensors_in(call(network.model, rows)), first, batch_size(rows))
-            followed = [(name, x) for name, x in inputs if x.requires_grad]
-            if mixture is None or not followed:
+            try:
+                slopes = _slopes(network.model, watched, rows, first)
+            except Exception:  # whatever the network's own code does with a history of what it computes
                 return {}
-            slopes = torch.autograd.grad(mixture, [x for _, x in followed], allow_unused=True)
-            for (name, _), slope in zip(followed, slopes, strict=True):
-                if slope is not None:
-                    moved = slope.double().sum(tuple(range(2, slope.ndim))) if slope.ndim > 2 else slope.double()
-                    sums[name] = sums[name] + moved.square().sum(0) if name in sums else moved.square().sum(0)
+            for name, slope in slopes:
+                moved = slope.double().sum(tuple(range(2, slope.ndim))) if slope.ndim > 2 else slope.double()
+                sums[name] = sums[name] + moved.square().sum(0) if name in sums else moved.square().sum(0)
     return {name: summed(value).sqrt() for name, value in sums.items() if bool(value.isfinite().all())}
+
+
+@contextmanager
+def _following(model: nn.Module) -> Iterator[None]:
+    """Have parameters make a history, frozen ones as well: gradients by activations pass through what they make."""
+    frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+def _slopes(model: nn.Module, norms: Mapping[str, nn.Module], rows: Any, first: int) -> list[tuple[str, Tensor]]:
+    """Return the derivatives of a mixture of the outputs by what the norms read, by name, call by call."""
+    inputs: list[tuple[str, Tensor]] = []
+    with watching(norms, lambda name, _norm, x: inputs.append((name, x)), attached=True):
+        mixture = _mixture(tensors_in(call(model, fresh(rows))), first, batch_size(rows))
+    followed = [(name, x) for name, x in inputs if x.requires_grad]
+    if mixture is None or not followed:
+        return []
+    slopes = torch.autograd.grad(mixture, [x for _, x in followed], allow_unused=True)
+    return [(name, slope) for (name, _), slope in zip(followed, slopes, strict=True) if slope is not None]
 
 
 def _few_rows(batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:

@@ -107,8 +107,9 @@ def watch(network: Network, norms: Iterable[NormEntry], batches: Iterable[Any]) 
             count += batch_size(batch)
             if count * processes() >= SAMPLES:
                 break
-    for name, told in importance.importance(copy, names, few).items():
-        seen[name].importance = told
+    with undisturbed(network.model):
+        for name, told in importance.importance(copy, names, few).items():
+            seen[name].importance = told
     for found in seen.values() if processes() > 1 else ():
         found.first, found.second = [joined(torch.cat(found.first))], [joined(torch.cat(found.second))]
     for name, found in seen.items():
@@ -151,6 +152,6 @@ def moments_of(seen: Sequence[Seen], network: Network, names: Iterable[str]) -> 
     unit = deviation(mean, var, eps=eps, constant=CONSTANT)
     # γ as it acts on x/unit, whatever a constant channel's unit is
     gammas = torch.stack([own.affine(first)[0] for own in parts]) * unit / (var + eps).sqrt()
-    told = [one.importance for one in seen]
-    weight = torch.stack([*map(importance.weighted, told, gammas, unit)])
-    return Moments(first, torch.stack([s[:count] for s in seconds]), mean / unit, var / unit.square(), weight)
+    second = torch.stack([values[:count] for values in seconds])
+    weights = torch.stack([*map(importance.weighted, (one.importance for one in seen), gammas, unit)])
+    return Moments(first, second, mean / unit, var / unit.square(), gammas, weights)

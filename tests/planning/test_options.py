@@ -64,6 +64,6 @@ def test_a_count_and_a_size_of_groups_exclude_each_other_by_layer() -> None:
     assert options.for_layer("c") == options
 
 
-@pytest.mark.parametrize(("shrink", "asked", "used"), [(None, 32, 0.5), (None, "auto", 10), (0, "auto", 0)])
+@pytest.mark.parametrize(("shrink", "asked", "used"), [(None, 32, 10), (None, "auto", 60), (0, "auto", 0)])
 def test_shrink_for(shrink: float | None, asked: int | str, used: float) -> None:
     assert Options.of(shrink=shrink).shrink_for(asked) == used

@@ -60,12 +60,18 @@ def test_a_layer_that_runs_often_is_one_end() -> None:
 
 
 def walked(graph: Graph, start: int, back: bool) -> tuple[set[int], set[Kind], bool]:
-    """Walk from one node alone, way by way."""
+    """Walk from one node alone, way by way; forward, what is steered ends a way, and what nothing is known of."""
     ends, via, leaves, stack, seen = set[int](), set[Kind](), not back and start in graph.outputs, [start], {start}
+    known = graph.outputs | graph.places
     while stack:
         here = stack.pop()
         ahead = graph.nodes[here].parents if back else [i for i, n in enumerate(graph.nodes) if here in n.parents]
+        if not back and not ahead and here not in known and here != start:
+            ends.add(here)
         for index in ahead:
+            if not back and here in graph.nodes[index].steered_by:
+                ends.add(index)
+                continue
             if index in seen:
                 continue
             seen.add(index)
@@ -84,8 +90,11 @@ def test_all_walks_at_once_are_each_walk_alone(seed: int) -> None:
     kinds = [*PASSING, Kind.ADD, Kind.ADD, Kind.CONV, Kind.NORM, Kind.OTHER]
     for index in range(60):
         parents = tuple({drawn.randrange(index) for _ in range(drawn.randint(1, 3))}) if index else ()
-        found.add(Node(drawn.choice(sorted(kinds)) if index else Kind.INPUT, str(index), parents))
+        steered = frozenset(parent for parent in parents if drawn.random() < 0.1)
+        kind = drawn.choice(sorted(kinds)) if index else Kind.INPUT
+        found.add(Node(kind, str(index), parents, steered_by=steered))
     found.outputs = {drawn.randrange(60) for _ in range(3)}
+    found.places = {drawn.randrange(60) for _ in range(9)}
     for back, reaches in ((True, found.upstream()), (False, found.downstream())):
         norms = (found.upstream if back else found.downstream)(lambda node: node.kind is Kind.NORM)
         for start in range(60):

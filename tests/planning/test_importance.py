@@ -1,0 +1,60 @@
+"""What the outputs make of each channel: against derivatives taken one by one."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import normswap
+from normswap.networks.network import Network
+from normswap.planning.importance import importance, weighted
+
+
+def two_outputs() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    with torch.no_grad():
+        model[5].weight[:, 1] = 0  # what nothing reads
+        model[5].weight[:, 2] *= 20
+    return model.eval().requires_grad_(False)
+
+
+def test_it_is_the_derivative_of_all_outputs_by_a_shift_of_the_channel() -> None:
+    model, images = two_outputs(), torch.randn(32, 3, 8, 8)
+    found = importance(Network(model), ["1"], [images])["1"]
+    squares = torch.zeros(4, dtype=torch.float64)
+    for image in images:
+        x = model[0](image[None])
+        shift = torch.zeros(4, requires_grad=True)
+        for output in model[1:](x + shift.view(1, 4, 1, 1))[0]:
+            squares += torch.autograd.grad(output, shift, retain_graph=True)[0].double().square()
+    exact = (squares / 32).sqrt() * 32**0.5  # sums over samples, as `importance` leaves them
+    torch.testing.assert_close(found, exact, rtol=0.25, atol=1e-9)  # two signs a sample, 32 samples
+    assert found[1] == 0
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class Rounded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x)).argmax(1)
+
+
+def test_a_network_without_gradients_is_equalized_by_its_norms_alone() -> None:
+    model, images = Rounded().eval(), torch.randn(8, 3, 9, 9)
+    nn.init.uniform_(model.bn.running_var, 0.5, 2)
+    assert importance(Network(model), ["bn"], [images]) == {}
+    plan = normswap.inspect(model, batches=[images], example_input=images[:2], groups=1)
+    assert plan.norms[0].drift is not None
+
+
+def test_weights_without_importance_are_those_of_the_norm() -> None:
+    gamma, unit = torch.tensor([1.0, -2.0]), torch.tensor([3.0, 0.5])
+    assert torch.equal(weighted(None, gamma, unit), gamma)
+    assert torch.equal(weighted(torch.zeros(2), gamma, unit), gamma)
+    mixed = weighted(torch.tensor([0.0, 4.0]), gamma, unit)
+    assert mixed.square().tolist() == pytest.approx([0.1 * 1 / 2.5, 2 + 0.1 * 4 / 2.5])
