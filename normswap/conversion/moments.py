@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normswap.layers.matching import CONSTANT, scale_and_shift
+from normswap.layers.matching import scale_and_shift
 from normswap.networks.hooks import watching
 from normswap.networks.inputs import call, fresh
 from normswap.networks.network import Network
@@ -17,6 +17,9 @@ from normswap.networks.recognition import norm_parts
 
 PASSES = 3
 """Times that several batches are gone through: the first ones were met by norms that had not seen the others yet."""
+
+ROUNDING = 1e-12
+"""Variance of a normalized channel below which it is float32's rounding."""
 
 FLOOR = 0.2
 """Least share of the scale that would give a channel its deviation; regression on noise would turn the channel off."""
@@ -94,7 +97,7 @@ def _regress(norm: nn.Module, batch_norm: nn.Module, sums: Tensor, sign: Tensor)
     parts = norm_parts(batch_norm)
     running = (their_mean, their_var) if parts.mean is None or parts.var is None else (parts.mean, parts.var)
     scale, shift = scale_and_shift(*parts.affine(their_mean), *running, eps=parts.eps)
-    alive, old = var > CONSTANT, norm.weight.detach().double()  # type: ignore[operator]
+    alive, old = var > ROUNDING, norm.weight.detach().double()  # type: ignore[operator]
     most = (scale.square() * their_var / var.clamp_min(1e-300)).sqrt()
     slope = sign * scale * (product - mean * their_mean) / var.clamp_min(1e-300)
     weight = torch.where(alive, sign * slope.clamp_min(FLOOR * most).minimum(most), old)

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from normswap.layers.matching import CONSTANT, HEARD
+
 STEPS, RATE = 60, 0.15
 """Steps of Adam on log|t|, and its highest rate; it falls along a cosine."""
 
@@ -214,14 +216,13 @@ def rescaled(
     return weight * ((scaled + eps) / (var + eps)).sqrt() / scale, mean * scale, scaled
 
 
-def deviation(mean: Tensor, var: Tensor, *, eps: float | Tensor, constant: float) -> Tensor:
+def deviation(mean: Tensor, var: Tensor, *, eps: float | Tensor) -> Tensor:
     """Return the (*, C) unit in which channels are compared: √(var + eps); with the mean in it where nothing varies.
 
     Args:
         mean: Running mean.
         var: Running variance.
         eps: BatchNorm's epsilon.
-        constant: Share of the mean variance below which a channel counts as constant.
     """
-    dead = var <= constant * var.mean(-1, keepdim=True)
+    dead = (var <= CONSTANT * var.mean(-1, keepdim=True)) & (var <= HEARD * eps)
     return (var + eps + torch.where(dead, mean.square(), 0)).sqrt()

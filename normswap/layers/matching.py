@@ -4,7 +4,27 @@ import torch
 from torch import Tensor
 
 CONSTANT = 1e-8
-"""Share of its group's variance below which a channel counts as constant: rounding, not signal."""
+"""Share of its group's variance below which a channel counts as constant where BatchNorm's epsilon silences it, too."""
+
+HEARD = 1e-3
+"""Variance in BatchNorm's epsilons above which its output tells a channel from a constant."""
+
+
+def is_constant(
+    mean: Tensor, var: Tensor, group_var: Tensor, *, eps: float | Tensor, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Tell which channels are constant to GroupNorm: silent, or lost in the rounding of what is beside them.
+
+    Args:
+        mean: Means less their group's, (*, G, C/G).
+        var: Variances, (*, G, C/G).
+        group_var: (*, G, 1), as `group_moments` returns it.
+        eps: BatchNorm's epsilon.
+        dtype: In which GroupNorm computes; less than float32 counts as float32.
+    """
+    rounding = (8 * torch.finfo(dtype if dtype is torch.float64 else torch.float32).eps) ** 2
+    silent = (var <= CONSTANT * group_var) & (var <= HEARD * eps)
+    return silent | (var <= rounding * (group_var + mean.square()))
 
 
 def closed_form(
@@ -28,8 +48,7 @@ def closed_form(
     >>> closed_form(ones, zeros, zeros, ones, eps=0.0, norm_eps=0.0, num_groups=2)
     (tensor([1., 1., 1., 1.]), tensor([0., 0., 0., 0.]))
 
-    A channel without variance is constant: any scale reproduces it, so it gets its group's, which keeps it from
-    amplifying noise.
+    A channel that `is_constant` is reproduced by any scale, so it gets its group's, which does not amplify its noise.
 
     Args:
         weight: γ, shape (C,).
@@ -46,7 +65,8 @@ def closed_form(
     weight, bias, mean, var = (value.double().unflatten(-1, (num_groups, -1)) for value in (weight, bias, mean, var))
     eps, norm_eps = (_by_norm(value, mean, axes=2) for value in (eps, norm_eps))
     group_mean, group_var = group_moments(mean, var)
-    alive, group_var = var > CONSTANT * group_var, group_var + norm_eps
+    alive = ~is_constant(mean - group_mean, var, group_var, eps=eps, dtype=dtype)
+    group_var = group_var + norm_eps
     scale = weight / torch.where(alive, var + eps, group_var).sqrt()
     gamma, beta = scale * group_var.sqrt(), bias - scale * (mean - group_mean)
     return gamma.flatten(-2).to(dtype), beta.flatten(-2).to(dtype)
@@ -86,11 +106,12 @@ def drift(
     ``D = mean(v)/m`` and a variance with variance ``K = mean(2v² + 4v·(mean − μ)²)/m``. To first order the matched
     output ``a·x`` of a channel then moves by ``a²·(D + (v + (mean − μ)²)·K/(4·(σ² + norm_eps)²))`` in the mean square.
     The result is the root of that, summed over the channels, over the outputs' own variance ``a²·v``: 0 moves nothing,
-    1 as much as the samples differ. Positions inside a sample average out, so that real images move it less; layers
-    and group counts compare all the same.
+    1 as much as the samples differ. What a channel says that GroupNorm takes for a constant moves as a whole. Positions
+    inside a sample average out, so that real images move it less; layers and group counts compare all the same.
 
     Args as for `closed_form`; many norms at a time, (*, C) and epsilons (*,), give (*,).
     """
+    dtype = weight.dtype
     weight, mean, var = (value.double().unflatten(-1, (num_groups, -1)) for value in (weight, mean, var))
     eps, norm_eps = (_by_norm(value, mean, axes=2) for value in (eps, norm_eps))
     size = mean.shape[-1]
@@ -98,9 +119,10 @@ def drift(
     distance = (mean - group_mean).square()
     mean_moves = var.mean(-1, keepdim=True) / size
     var_moves = (var * (var + 2 * distance)).mean(-1, keepdim=True) * (2 / size)
-    gain = weight.square() / (var + eps) * (var > CONSTANT * group_var)
+    gain = weight.square() / (var + eps)
+    constant = is_constant(mean - group_mean, var, group_var, eps=eps, dtype=dtype)
     share = var_moves / (4 * (group_var + norm_eps).square().clamp_min(1e-300))
-    moved = gain * (mean_moves + (var + distance) * share)
+    moved = gain * torch.where(constant, var, mean_moves + (var + distance) * share)
     return (moved.sum((-2, -1)) / (gain * var).sum((-2, -1)).clamp_min(1e-300)).sqrt()
 
 

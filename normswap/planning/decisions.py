@@ -24,7 +24,7 @@ from normswap.networks.recognition import (
     norm_parts,
     out_channels,
 )
-from normswap.planning.choices import WS, Action, Keep, To
+from normswap.planning.choices import WS, Action, Affine, Keep, To
 from normswap.planning.entry import ConvEntry, NormEntry
 from normswap.planning.equalizing import Scales, equalize_norms
 from normswap.planning.fitting import fit_norms
@@ -69,6 +69,9 @@ def make_plan(network: Network, trace: Trace, options: Options, images: Images |
         kept=trace.first_reader(lambda node: node.kind is Kind.NORM and not norms[node.name].converts),
         trained=trace.first_reader(lambda node: node.kind is Kind.NORM and node.name in trained),
         unsure=trace.first_reader(lambda node: node.kind is Kind.NORM and not is_fresh(network.norms[node.name])),
+        apart=trace.first_reader(
+            lambda node: node.kind is Kind.NORM and node.name in trained and not trace.norms[node.name].direct
+        ),
     )
     sign = _sign_of_training(network, trained)
     convs = {
@@ -98,12 +101,14 @@ class _Reads:
         kept: A norm that stays.
         trained: A trained norm.
         unsure: A norm that does not show whether it is trained.
+        apart: A trained norm that reads something else than this layer's own output.
     """
 
     other: Callable[[str], Node | None]
     kept: Callable[[str], Node | None]
     trained: Callable[[str], Node | None]
     unsure: Callable[[str], Node | None]
+    apart: Callable[[str], Node | None]
 
 
 def _recorded(inputs: Any) -> Any:
@@ -244,6 +249,9 @@ def _plan_conv(
     if frozen and not adaptive:
         return replace(base, reason="its weight is frozen: the standard form would change a filter that is fixed")
     reason = training
+    if not adaptive and options.affine is Affine.MATCH and (apart := reads.apart(name)):
+        adaptive = True
+        reason = f"what {apart.name} meets behind the standard form is not known, for it reads more than this output"
     if via := "+".join(sorted(kind.value for kind in facts.via)):
         reason = f"every path ends in a norm, through {via}; {reason}"
     form = WS.ADAPTIVE if adaptive else WS.STANDARD

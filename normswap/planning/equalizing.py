@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from normswap.layers.convs import WeightStandardized
 from normswap.layers.equalization import alternating, balanced, deviation, drift_of, equalize, rescaled
-from normswap.layers.matching import CONSTANT, damping
+from normswap.layers.matching import damping
 from normswap.layers.standardization import filters
 from normswap.networks.network import Network
 from normswap.networks.recognition import norm_parts, rows_of
@@ -215,7 +215,7 @@ def _projected_sums(network: Network, entry: NormEntry) -> Tensor:
 def _relative(network: Network, entry: NormEntry, t: Tensor) -> tuple[float, ...]:
     """Return s = t/σ up to a factor per norm, which GroupNorm does not see; filters keep their size on average."""
     mean, var, eps = _running(network, entry)
-    unit = deviation(mean, var, eps=eps, constant=CONSTANT)
+    unit = deviation(mean, var, eps=eps)
     scale = t.to(unit) / unit * unit.log().mean().exp()
     return tuple(scale.half().clamp(-(2.0**14), 2.0**14).double().tolist())
 

@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from normswap.errors import InvalidOption, NeedsExampleInput, described
 from normswap.layers.equalization import Moments, deviation
-from normswap.layers.matching import CONSTANT
 from normswap.networks.copying import copy_model, in_mode
 from normswap.networks.hooks import watching
 from normswap.networks.inputs import batch_size, call, fresh
@@ -82,7 +81,7 @@ def watch(network: Network, norms: Iterable[NormEntry], batches: Iterable[Any]) 
         axes = (1, -1, *(1 for _ in x.shape[2:]))
         mean, unit = (
             parts.mean.float(),
-            deviation(parts.mean.float(), parts.var.float(), eps=parts.eps, constant=CONSTANT),
+            deviation(parts.mean.float(), parts.var.float(), eps=parts.eps),
         )
         seen[name].add((x.float() - mean.view(axes)) / unit.view(axes))
 
@@ -149,7 +148,7 @@ def moments_of(seen: Sequence[Seen], network: Network, names: Iterable[str]) -> 
     first = torch.stack([values[:count] for values in firsts])
     mean, var = (torch.stack([getattr(own, key).to(first) for own in parts]) for key in ("mean", "var"))
     eps = first.new_tensor([own.eps for own in parts]).unsqueeze(-1)
-    unit = deviation(mean, var, eps=eps, constant=CONSTANT)
+    unit = deviation(mean, var, eps=eps)
     # γ as it acts on x/unit, whatever a constant channel's unit is
     gammas = torch.stack([own.affine(first)[0] for own in parts]) * unit / (var + eps).sqrt()
     second = torch.stack([values[:count] for values in seconds])

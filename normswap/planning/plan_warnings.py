@@ -7,9 +7,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normswap.networks.network import Network
 from normswap.networks.recognition import fold_methods, is_registered_norm, norm_parts, stray_norms
-from normswap.planning.choices import Action
+from normswap.planning.choices import Action, Affine
 from normswap.planning.entry import NormEntry
 from normswap.planning.options import Options
+from normswap.planning.statistics import drowned
 from normswap.tracing.facts import Trace
 
 
@@ -43,6 +44,10 @@ def plan_warnings(network: Network, norms: Mapping[str, NormEntry], trace: Trace
             f"{len(fresh)} norms are frozen before they were trained ({fresh[0]}, …): they normalize nothing; "
             "pass keep='live' (--keep live) to train them"
         )
+    for name, entry in norms.items():
+        if entry.affine is Affine.MATCH and (lost := drowned(entry, network)):
+            channels = f"channel {lost[0]}" + (f" and {len(lost) - 1} others" if lost[1:] else "")
+            yield f"{name}: {channels} is lost in the rounding of louder ones in its group; more groups may keep it"
     never = [name for name, entry in norms.items() if entry.shape is None]
     if never:
         yield f"{len(never)} norms were never reached ({never[0]}, …); their convolutions stay plain"

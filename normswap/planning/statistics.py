@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 from normswap.errors import BadStatistics
-from normswap.layers.matching import standardized_statistics
+from normswap.layers.matching import HEARD, group_moments, is_constant, standardized_statistics
 from normswap.layers.standardization import filters
 from normswap.networks.network import Network
 from normswap.networks.recognition import norm_parts
@@ -31,11 +32,25 @@ def statistics_before(
     feeder = convs.get(norm.fed_by[0]) if len(norm.fed_by) == 1 else None
     if feeder is None or feeder.ws is not WS.STANDARD or feeder.channels != norm.channels:
         return mean, var
-    conv = network.slots[feeder.name]
-    if getattr(conv, "transposed", False):
-        return mean, var
-    rows, bias = filters(conv.weight.detach()), conv._parameters.get("bias")  # type: ignore[operator]
+    conv: Any = network.slots[feeder.name]
+    layout: dict[str, Any] = {"transposed": getattr(conv, "transposed", False), "groups": conv.groups}
+    rows, bias = filters(conv.weight.detach(), **layout), conv._parameters.get("bias")
     return standardized_statistics(rows, None if bias is None else bias.detach(), mean, var)
+
+
+def drowned(norm: NormEntry, network: Network) -> list[int]:
+    """Return the channels that BatchNorm hears and GroupNorm loses in the rounding of what is beside them."""
+    parts = norm_parts(network.slots[norm.name])
+    if parts.mean is None or parts.var is None or parts.mean.is_meta:
+        return []
+    mean, var = parts.mean.detach().double(), parts.var.detach().double()
+    if float(var.min()) > 1e-11 * float((var + mean.square()).max()) or not usable(mean, var):
+        return []
+    mean, var = (values.view(norm.groups or 1, -1) for values in (mean, var))
+    group_mean, group_var = group_moments(mean, var)
+    lost = is_constant(mean - group_mean, var, group_var, eps=parts.eps, dtype=parts.var.dtype)
+    heard: list[int] = (lost & (var > HEARD * parts.eps)).flatten().nonzero().flatten().tolist()
+    return heard
 
 
 def bad_statistics(name: str) -> BadStatistics:

@@ -119,14 +119,18 @@ def test_closed_form_by_hand() -> None:
     assert gamma.dtype == torch.float32
 
 
-@pytest.mark.parametrize(("share", "alive"), [(0.9e-8, False), (1.1e-8, True)], ids=["constant", "alive"])
-def test_where_a_channel_counts_as_constant(share: float, alive: bool) -> None:
+@pytest.mark.parametrize(
+    ("share", "eps", "alive"),
+    [(0.9e-8, 1e-4, False), (1.1e-8, 1e-4, True), (0.9e-8, 1e-9, True), (2e-30, 0, False), (4e-30, 0, True)],
+    ids=["silent", "not quiet enough", "heard", "rounding", "above rounding"],
+)
+def test_where_a_channel_counts_as_constant(share: float, eps: float, alive: bool) -> None:
     var = torch.tensor([share, 2 - share], dtype=torch.float64)
     ones, zeros = torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    gamma, _ = closed_form(ones, zeros, zeros, var, eps=0, norm_eps=0, num_groups=1)
-    assert gamma[0].item() == pytest.approx(share**-0.5 if alive else 1)
-    moved = drift(ones, zeros, var, eps=0, norm_eps=0, num_groups=1)
-    assert (moved.item() > 1000) is alive
+    gamma, _ = closed_form(ones, zeros, zeros, var, eps=eps, norm_eps=0, num_groups=1)
+    assert gamma[0].item() == pytest.approx((share + eps) ** -0.5 if alive else 1)
+    moved = drift(ones, zeros, var, eps=eps, norm_eps=0, num_groups=1)
+    assert (moved.item() > 10) is alive
 
 
 def test_drift_by_hand() -> None:
@@ -174,3 +178,32 @@ def test_norms_of_one_size_together_are_as_each_alone() -> None:
         assert all(torch.equal(a[i], b) for a, b in zip(scaled, scale_and_shift(*one, eps=own), strict=True))
         expected = drift(weight[i], mean[i], var[i], eps=own, norm_eps=own_norm, num_groups=4)
         assert drifts[i].item() == pytest.approx(expected.item())
+
+
+QUIET: dict[str, tuple[list[float], list[float], torch.dtype, bool]] = {
+    "beside one of large mean": ([3e4, 0, 1, -1], [1e2, 1, 2, 0.5], torch.float32, True),
+    "beside a time stamp": ([1.7e9, 0, 40, 1], [1e12, 1, 150, 0.25], torch.float64, True),
+    "beside loud ones": ([0, 0, 0, 0], [1e-4, 1e8, 1e8, 1e8], torch.float64, True),
+    "silenced by epsilon": ([0, 0, 0, 0], [1e-10, 1, 1, 1], torch.float32, False),
+    "lost in rounding": ([0, 0, 0, 0], [1e-4, 1e10, 1e10, 1e10], torch.float32, False),
+}
+
+
+@pytest.mark.parametrize(("mean", "var", "dtype", "heard"), QUIET.values(), ids=QUIET)
+def test_a_quiet_channel_that_batch_norm_hears_stays(
+    mean: list[float], var: list[float], dtype: torch.dtype, heard: bool
+) -> None:
+    norm = nn.BatchNorm2d(4).to(dtype).eval()
+    norm.running_mean.copy_(torch.tensor(mean))  # type: ignore[union-attr]
+    norm.running_var.copy_(torch.tensor(var))  # type: ignore[union-attr]
+    x = torch.randn(2, 4, 16, 16, dtype=torch.float64)
+    x = (x - x.mean((2, 3), keepdim=True)) / x.std((2, 3), correction=0, keepdim=True)
+    x = x * torch.tensor(var).double().sqrt().view(-1, 1, 1) + torch.tensor(mean).double().view(-1, 1, 1)
+    converted = normswap.convert(norm, example_input=x.to(dtype), groups=1)
+    kept = (converted(x.to(dtype)).std((0, 2, 3)) / norm(x.to(dtype)).std((0, 2, 3)))[0].item()
+    assert kept == pytest.approx(1, rel=0.1) if heard else kept < 0.5
+    shown = normswap.plan_of(converted).norms[0].drift
+    assert shown is not None
+    told = [line for line in normswap.plan_of(converted).warnings if "channel 0 is lost in the rounding" in line]
+    assert bool(told) == ((mean, var) == QUIET["lost in rounding"][:2])
+    assert shown > 0.4  # a sample's own statistics move it, or it is lost; silent ones leave it at that of the others

@@ -73,9 +73,10 @@ def test_a_trained_norm_far_down_makes_every_convolution_adaptive(depth: int) ->
 
 
 @pytest.mark.parametrize("depth", [3, 20])
-def test_a_standardized_convolution_far_up_is_seen_from_every_norm_behind_it(depth: int) -> None:
-    model = trained(Stream(depth))
-    options = {"overrides": {f"layers.{depth - 2}.2": {"ws": "standard"}}}
-    plan = plan_of(model, batches=[torch.randn(4, 3, 6, 6)], **options)
-    seen = {entry.name for entry in plan.norms if entry.drift_before is None}
-    assert seen == {f"layers.{depth - 1}.0", "out"}
+def test_a_convolution_whose_norms_read_more_is_not_standardized_without_its_scale(depth: int) -> None:
+    model, name = trained(Stream(depth)), f"layers.{depth - 2}.2"
+    plan = plan_of(model, batches=[torch.randn(4, 3, 6, 6)], overrides={name: {"ws": "standard"}})
+    (chosen,) = (entry for entry in plan.convs if entry.name == name)
+    assert chosen.ws == "adaptive"
+    assert "behind the standard form is not known" in chosen.reason
+    assert all(entry.drift_before is not None for entry in plan.norms)

@@ -1,10 +1,66 @@
-"""The statistics that a new norm meets."""
+"""The statistics that a new norm meets: followed behind the standard form, or filters stay as they are."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import normswap
+
+
+class Apply(nn.Module):
+    """A function of the input and of layers."""
+
+    def __init__(self, function: Callable[..., Tensor], *layers: nn.Module) -> None:
+        super().__init__()
+        self.function, self.layers = function, nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, *self.layers)
+
+
+def conv(channels: int, kind: type[nn.Conv2d | nn.ConvTranspose2d] = nn.Conv2d, groups: int = 1) -> nn.Module:
+    """Return a convolution of 8 channels whose filters have mean zero and very different sizes."""
+    layer = kind(8, channels, 3, padding=1, groups=groups)
+    with torch.no_grad():
+        if kind is nn.Conv2d:
+            layer.weight -= layer.weight.mean((1, 2, 3), keepdim=True)
+            layer.weight *= torch.logspace(-0.7, 0.7, channels)[torch.randperm(channels)].view(-1, 1, 1, 1)
+        else:  # (inputs, outputs / groups, 3, 3): a filter runs over the inputs of its group
+            rows = layer.weight.unflatten(0, (groups, -1))
+            rows -= rows.mean((1, 3, 4), keepdim=True)
+            rows *= torch.logspace(-0.7, 0.7, channels).view(groups, 1, -1, 1, 1)
+    return layer
+
+
+PATHS: dict[str, tuple[Callable[[], list[nn.Module]], bool]] = {
+    "conv": (lambda: [conv(32)], True),
+    "transposed": (lambda: [conv(32, nn.ConvTranspose2d)], True),
+    "transposed, grouped": (lambda: [conv(32, nn.ConvTranspose2d, groups=2)], True),
+    "shuffled": (lambda: [conv(32), Apply(lambda x: F.channel_shuffle(x, 4))], False),
+    "shifted": (lambda: [conv(32), Apply(lambda x: x + 3)], False),
+    "scaled": (lambda: [conv(32), Apply(lambda x: x * 3)], False),
+    "unfolded": (lambda: [conv(128), nn.PixelShuffle(2)], False),
+    "concatenated": (lambda: [Apply(lambda x, a, b: torch.cat([a(x), b(x)], 1), conv(16), conv(16))], False),
+    "beside its input": (lambda: [Apply(lambda x, a: torch.cat([x, a(x)], 1), conv(24))], False),
+    "added": (lambda: [Apply(lambda x, a, b: a(x) + b(x), conv(32), conv(32))], False),
+}
+
+
+@pytest.mark.parametrize(("layers", "standard"), PATHS.values(), ids=PATHS)
+def test_the_standard_form_is_matched_or_not_taken(layers: Callable[[], list[nn.Module]], standard: bool) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(*layers(), nn.BatchNorm2d(32, momentum=None)), torch.randn(1, 8, 24, 24)
+    model(x)  # the running statistics are this sample's
+    model.eval()
+    converted = normswap.convert(model, example_input=x, ws="standard", shrink=0)
+    assert ((converted(x) - model(x)).norm() / model(x).norm()).item() < 2e-3
+    forms = {entry.ws for entry in normswap.plan_of(converted).convs}
+    assert forms == {"standard" if standard else "adaptive"}
+    if not standard:
+        assert "behind the standard form is not known" in normswap.plan_of(converted).convs[0].reason
 
 
 @pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
