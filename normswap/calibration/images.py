@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
 
 from normswap.errors import CalibrationFailed
+from normswap.networks.processes import processes, rank
 
 BATCH, JUDGED_ONE_IN = 16, 10
 """Images per batch, and how many images there are to each one that is held back to judge by."""
@@ -24,7 +25,7 @@ def image_batches(
     """Return (N, 3, H, W) batches to learn from and to judge by, of every image under a folder, without labels.
 
     Mean, deviation and interpolation are the ones that timm's ``pretrained_cfg`` names, else ImageNet's. Files that are
-    no images are left out by their suffix.
+    no images are left out by their suffix. Of several processes each gets files of its own, and its part of a batch.
 
     Args:
         folder: Searched with its subfolders.
@@ -53,16 +54,22 @@ def image_batches(
     judged = files[::JUDGED_ONE_IN]
     learned = [path for path in files if path not in set(judged)]
     Random(0).shuffle(learned)
+    learned, judged, size_here = _own(learned), _own(judged), max(BATCH // processes(), 1)
     return (
         DataLoader(
             _Images(learned, augmented if augment else central),
-            BATCH,
+            size_here,
             shuffle=augment,
             drop_last=augment,
             num_workers=workers,
         ),
-        DataLoader(_Images(judged, central), BATCH, num_workers=workers),
+        DataLoader(_Images(judged, central), size_here, num_workers=workers),
     )
+
+
+def _own(files: list[Path]) -> list[Path]:
+    """Return this process' files, as many as every other one has."""
+    return files[: len(files) // processes() * processes()][rank() :: processes()]
 
 
 class _Images(Dataset[Tensor]):

@@ -16,6 +16,7 @@ from normswap.conversion.check import check
 from normswap.conversion.checks import Checks
 from normswap.conversion.pipeline import convert
 from normswap.errors import NeedsExampleInput
+from normswap.networks.processes import rank
 from normswap.planning.options import Wishes
 from normswap.planning.plan import Plan
 from normswap.planning.report import summary
@@ -71,8 +72,8 @@ def make(
     """Convert a network, bring it closer to the original on images, check it, and save it if all checks hold.
 
     Args:
-        network: The unconverted network; it is only read.
-        directory: Folder to write to.
+        network: The unconverted network; it is only read. Work is done on its device.
+        directory: Folder to write to; of several processes the first one writes.
         source: What rebuilds the unconverted architecture.
         images: Folder of images to calibrate on.
         steps: Steps of distillation on them.
@@ -103,4 +104,6 @@ def make(
     if not checks:
         return Made(plan, result, checks, None)
     note("writing …")
-    return Made(plan, result, checks, save(converted, directory, source=source, checks=checks))
+    if rank() == 0:
+        save(converted.cpu(), directory, source=source, checks=checks)
+    return Made(plan, result, checks, directory)

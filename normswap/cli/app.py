@@ -12,7 +12,7 @@ import click
 from normswap import errors
 from normswap.cli.delivery import export, push
 from normswap.cli.models import Opening, folder_name, open_named, show_plan
-from normswap.cli.options import conversion_options
+from normswap.cli.options import conversion_options, device_option
 from normswap.cli.output import FAILED, INTERRUPTED, Output, UnwrittenResult, verb
 from normswap.version import __version__
 
@@ -46,6 +46,15 @@ def cli() -> None:
     help="Then distill the original for N steps of 16 images.",
 )
 @click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Processes that read images.",
+)
+@device_option
+@click.option(
     "--synthetic/--no-synthetic",
     "made_up",
     default=True,
@@ -62,6 +71,8 @@ def convert(
     force: bool,
     images: Path | None,
     steps: int,
+    workers: int,
+    device: str | None,
     made_up: bool,
     opening: Opening,
     **options: Any,
@@ -70,6 +81,8 @@ def convert(
 
     MODEL is a name of timm or torchvision (resnet50, timm/resnet50.a1_in1k, torchvision/vgg16_bn), a checkpoint in
     timm's format (hf-hub:user/name, local-dir:FOLDER), or a function of your own (package.module:factory).
+
+    Under torchrun all processes calibrate together.
     """
     from normswap.planning.options import Options
 
@@ -81,6 +94,10 @@ def convert(
         from normswap.checkpoint.folder import must_be_free
 
         must_be_free(target)
+    out.note("loading torch and timm …")
+    from normswap.networks.processes import device_named, rank, torchrun
+
+    chosen = device_named(device)
     network, source, example_input = open_named(out, model, opening, options)
     if dry_run:
         show_plan(out, network, example_input, options)
@@ -88,18 +105,21 @@ def convert(
     from normswap.checkpoint.making import make
 
     out.note(f"converting {model} …")
-    made = make(
-        network,
-        target,
-        source=source,
-        images=images,
-        steps=steps,
-        made_up=made_up,
-        example_input=example_input,
-        note=out.note,
-        **options,
-    )
-    out.result(made.to_dict(), str(made))
+    with torchrun(chosen):
+        made = make(
+            network.to(chosen),
+            target,
+            source=source,
+            images=images,
+            steps=steps,
+            workers=workers,
+            made_up=made_up,
+            example_input=example_input,
+            note=out.note,
+            **options,
+        )
+        if rank() == 0:
+            out.result(made.to_dict(), str(made))
     if made.directory is None:
         failed = made.checks.failed[0]
         raise errors.CheckFailed(f"{failed.name}: {failed.detail}; nothing was written")
@@ -138,12 +158,14 @@ def inspect(out: Output, model: str, plot: Path | None, opening: Opening, **opti
 @cli.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--against", metavar="MODEL", help="Compare module shapes and gradients with this model.")
+@device_option
 @verb
-def check(out: Output, directory: Path, against: str | None) -> None:
+def check(out: Output, directory: Path, against: str | None, device: str | None) -> None:
     """Rebuild the checkpoint in DIRECTORY and check that it behaves as promised."""
     from normswap import check as check_model
     from normswap import load
     from normswap.checkpoint.loading import names_no_source
+    from normswap.networks.processes import device_named
 
     original = None
     if against is not None:
@@ -151,7 +173,8 @@ def check(out: Output, directory: Path, against: str | None) -> None:
 
         original, _ = open_model(against, pretrained=False)
     converted = load(directory, model=original if names_no_source(directory) else None)
-    checks = check_model(converted, original)
+    chosen = device_named(device)
+    checks = check_model(converted.to(chosen), None if original is None else original.to(chosen))
     out.result({"checks": checks.to_dict()}, str(checks))
     if not checks:
         raise errors.CheckFailed(f"{directory}: {checks.failed[0].name}: {checks.failed[0].detail}")

@@ -111,6 +111,9 @@ OPTIONS = (
 )
 
 
+device_option = click.option("--device", metavar="NAME", help="Where to compute; default cuda where there is one.")
+
+
 def conversion_options(function: Callable[..., None]) -> Callable[..., None]:
     """Add the options that convert and inspect share; those that tell how to open the model arrive as ``opening``."""
 

@@ -1,10 +1,47 @@
-"""Work together with other processes, where there are any: `torch.distributed` as the user has set it up."""
+"""Work on a device, and together with other processes where there are any, as `torch.distributed` is set up."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from normswap.errors import InvalidOption, first_line
+
+
+def device_named(text: str | None) -> torch.device:
+    """Return the device that a user names; by default CUDA where there is one, under ``torchrun`` each process' own.
+
+    Raises:
+        InvalidOption: There is no such device here.
+    """
+    own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(text or own)
+        torch.empty(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InvalidOption(
+            f"device {text!r} cannot be used here ({first_line(error)}); leave it out, or name another"
+        ) from error
+    return device
+
+
+@contextmanager
+def torchrun(device: torch.device) -> Iterator[None]:
+    """Join the processes that ``torchrun`` started, over nccl on CUDA and gloo elsewhere, and part afterwards."""
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2 or processes() > 1:
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
 
 
 def processes() -> int:

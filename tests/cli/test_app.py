@@ -1,6 +1,7 @@
 """The command line: results, exit codes, and what is not imported."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -299,3 +300,27 @@ def test_inspect_draws_the_drift(tmp_path: Path, trained_weights: Path) -> None:
     )
     assert code == 2
     assert "a.xyz" in stderr
+
+
+@pytest.mark.parametrize("device", ["nope", "cuda:99", "meta"])
+def test_a_device_that_is_not_there_is_named_at_once(tmp_path: Path, device: str) -> None:
+    code, stdout, stderr = run("convert", "no_such_model", "--device", device, "-o", str(tmp_path / "OUT"))
+    assert (code, stdout) == (2, "")
+    assert f"device '{device}' cannot be used here" in stderr
+    assert "leave it out, or name another" in stderr
+    assert not (tmp_path / "OUT").exists()
+
+
+def test_two_processes_of_torchrun_write_what_one_writes(tmp_path: Path, trained_weights: Path, photos: Path) -> None:
+    arguments = ["convert", "test_resnet", "--weights", str(trained_weights), "--calibrate", str(photos), "--json"]
+    both = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "normswap"]
+    quiet = {**os.environ, "OMP_NUM_THREADS": "1"}
+    where = ["--device", "cpu", "--workers", "1", "-o"]
+    done = subprocess.run([*both, *arguments, *where, str(tmp_path / "TWO")], capture_output=True, text=True, env=quiet)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)  # one object: the other process is silent
+    assert run(*arguments, "--device", "cpu", "-o", str(tmp_path / "ONE"))[0] == 0
+    assert result["calibration"]["kept"] == "equalized"
+    one, two = (normswap.load(tmp_path / name).state_dict() for name in ("ONE", "TWO"))
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-4)
