@@ -52,7 +52,8 @@ def image_batches(
     if len(files) < 2 * BATCH:
         raise CalibrationFailed(f"{folder}: holds {len(files)} images; calibration needs at least {2 * BATCH}")
     judged = files[::JUDGED_ONE_IN]
-    learned = [path for path in files if path not in set(judged)]
+    held = set(judged)
+    learned = [path for path in files if path not in held]
     Random(0).shuffle(learned)
     learned, judged, size_here = _own(learned), _own(judged), max(BATCH // processes(), 1)
     return (
