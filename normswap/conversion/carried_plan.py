@@ -7,6 +7,7 @@ from normswap.networks.network import Network
 from normswap.networks.recognition import has_kernel, is_batch_norm, norm_parts, out_channels, rows_of
 from normswap.networks.validation import unwrap
 from normswap.planning.choices import Role
+from normswap.planning.entry import NormEntry
 from normswap.planning.plan import Plan
 from normswap.sources.provenance import remember
 
@@ -68,6 +69,12 @@ def must_fit(network: Network, plan: Plan) -> None:
             )
         if pinned := network.pinned_at(entry.name):
             raise PlanMismatch(f"{entry.name}: {pinned}")
+        for feeder, start, stop in entry.scaled_by if isinstance(entry, NormEntry) else ():
+            if len(plan.scales.get(feeder, ())) != stop - start or stop > entry.channels:
+                raise PlanMismatch(
+                    f"{entry.name}: the plan has its channels {start} to {stop} scaled by {feeder}, for which it holds "
+                    f"{len(plan.scales.get(feeder, ()))} scales; make one with normswap.inspect"
+                )
     for name, scale in plan.scales.items():
         layer = network.slots.get(name)
         if layer is None or layer._parameters.get("weight") is None or rows_of(layer) != len(scale):

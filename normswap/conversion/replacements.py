@@ -12,10 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normswap.errors import BadStatistics, PlanMismatch, UnsupportedModel, described
 from normswap.layers.convs import WeightStandardized, ws_class
-from normswap.layers.equalization import rescaled
+from normswap.layers.equalization import rescaled, times
 from normswap.layers.matching import centred, closed_form, scale_and_shift
 from normswap.layers.norms import ChannelScale, FrozenBatchNorm, GroupNormAct, carry_state
-from normswap.layers.standardization import filters, gain_and_offset, kernel
+from normswap.layers.standardization import gain_and_offset
 from normswap.networks.inputs import rebuild, tensors_in
 from normswap.networks.network import Network
 from normswap.networks.recognition import carried_modules, norm_parts
@@ -87,8 +87,13 @@ def build_all(network: Network, plan: Plan) -> tuple[dict[int, nn.Module], list[
 
 
 def _scale(plan: Plan, norm: NormEntry) -> tuple[float, ...] | None:
-    """Return the scales of the layer before a norm."""
-    return plan.scales.get(norm.fed_by[0]) if len(norm.fed_by) == 1 else None
+    """Return the scales of a norm's channels: of the one layer before it, or slice by slice; 1 where filters stay."""
+    if not norm.scaled_by:
+        return plan.scales.get(norm.fed_by[0]) if len(norm.fed_by) == 1 else None
+    scale = [1.0] * norm.channels
+    for layer, start, stop in norm.scaled_by:
+        scale[start:stop] = plan.scales[layer]
+    return tuple(scale)
 
 
 def _match(
@@ -116,11 +121,8 @@ def _scaled(layer: nn.Module, scale: tuple[float, ...]) -> Iterator[Change]:
 
 def _times(layer: nn.Module, parameter: nn.Parameter, scale: tuple[float, ...]) -> Tensor:
     """Return rows of a weight, or values of a bias, times their factors."""
-    factors = parameter.new_tensor(scale)
-    if parameter.ndim == 1:
-        return parameter.detach() * factors
     layout: dict[str, Any] = {"transposed": getattr(layer, "transposed", False), "groups": getattr(layer, "groups", 1)}
-    return kernel(filters(parameter.detach(), **layout) * factors.unsqueeze(-1), parameter, **layout)
+    return times(parameter, scale, **layout)
 
 
 def _like(network: Network, plan: Plan) -> Tensor:

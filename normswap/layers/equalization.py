@@ -19,12 +19,14 @@ the others are matrix-vector products with the moments.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from normswap.layers.matching import CONSTANT, HEARD
+from normswap.layers.standardization import filters, kernel
 
 STEPS, RATE = 60, 0.15
 """Steps of Adam on log|t|, and its highest rate; it falls along a cosine."""
@@ -53,9 +55,10 @@ class Moments:
     weight: Tensor
     importance: Tensor | None = None
 
-    def of_groups(self, num_groups: int) -> "_Groups":
-        """Return the same, group by group, weighted by γ."""
-        return _Groups(self, self.weight, num_groups)
+    def of_groups(self, num_groups: int, *, important: bool = False) -> "_Groups":
+        """Return the same, group by group, weighted by γ, or by importance where it is known."""
+        weight = self.importance if important and self.importance is not None else self.weight
+        return _Groups(self, weight, num_groups)
 
 
 class _Groups:
@@ -133,8 +136,7 @@ def equalize(
     Returns:
         t, (B, C), and the drift, (B,), weighted by importance where it is known: never larger than with t = 1.
     """
-    weight = moments.weight if moments.importance is None else moments.importance
-    groups = _Groups(moments, weight, num_groups)
+    groups = moments.of_groups(num_groups, important=True)
     ones = torch.ones_like(groups.ratio)
     best, least = ones, groups.error(ones, shrink)
     if groups.size == 1:  # a channel by itself: no other that it could balance
@@ -214,6 +216,22 @@ def rescaled(
     """
     scaled = var * scale.square()
     return weight * ((scaled + eps) / (var + eps)).sqrt() / scale, mean * scale, scaled
+
+
+def times(parameter: Tensor, scale: Sequence[float], *, transposed: bool = False, groups: int = 1) -> Tensor:
+    """Return the filters of a weight, or the values of a bias, times their factors.
+
+    Args:
+        parameter: A convolution's or a linear layer's weight, or its bias, (C,).
+        scale: C factors.
+        transposed: Whether the weight is a transposed convolution's.
+        groups: Groups of that.
+    """
+    factors = parameter.new_tensor(scale)
+    if parameter.ndim == 1:
+        return parameter.detach() * factors
+    rows = filters(parameter.detach(), transposed=transposed, groups=groups)
+    return kernel(rows * factors.unsqueeze(-1), parameter, transposed=transposed, groups=groups)
 
 
 def deviation(mean: Tensor, var: Tensor, *, eps: float | Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from normswap.planning.schema import (
     optional,
     ruled,
     sizes,
+    slices,
     text,
     texts,
 )
@@ -82,8 +83,10 @@ class NormEntry(Entry):
             the output's variation (`normswap.layers.matching.drift`): 0 moves nothing, 1 as much as samples differ.
             None where there are no statistics to tell.
         drift_before: The same without equalization; None where nothing was equalized or seen on images.
-        not_equalized: Why the filters before a matched norm keep scale and sign; empty where they are equalized
-            (`normswap.layers.equalization`).
+        not_equalized: Why the filters before a matched norm keep scale and sign, or how many of its channels' do not;
+            empty where they are equalized (`normswap.layers.equalization`).
+        scaled_by: Where several layers make its channels, or some are scaled and others not: layer, first channel and
+            end of every slice that the layer's scales are for. Empty where they are those of the one layer before it.
         affine: Where the affine values of the new norm come from; None where it stays.
         then: Modules inside a norm subclass that keep running after the normalization, in order.
     """
@@ -97,6 +100,7 @@ class NormEntry(Entry):
     drift: float | None = field(default=None, metadata=ruled(optional(number)))
     drift_before: float | None = field(default=None, metadata=ruled(optional(number)))
     not_equalized: str = field(default="", metadata=ruled(text))
+    scaled_by: tuple[tuple[str, int, int], ...] = field(default=(), metadata=ruled(slices))
     affine: Affine | None = field(default=None, metadata=ruled(optional(chosen(Affine))))
     then: tuple[str, ...] = field(default=(), metadata=ruled(texts))
 
@@ -154,9 +158,13 @@ def entry_from(data: Mapping[str, Any]) -> NormEntry | ConvEntry:
     must_hold(own, where, *ENTRIES.values())
     if strange := [key for key in own if key not in {declared.name for declared in fields(kind)}]:
         raise ValueError(f"{where}: a {role} has no {strange[0]}")
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
+    values: dict[str, Any] = {key: _tuples(value) for key, value in own.items()}
     values |= {key: enum(values[key]) for key, enum in ENUMS.items() if values.get(key) is not None}
     entry = kind(**values)
     if entry.flaw:
         raise ValueError(f"{where}: {entry.flaw}")
     return entry
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

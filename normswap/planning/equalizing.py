@@ -1,27 +1,28 @@
 """Which norms can be equalized, and with which scales: from what images show, or from running statistics alone."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
-from normswap.layers.convs import WeightStandardized
 from normswap.layers.equalization import alternating, balanced, deviation, drift_of, equalize, rescaled
+from normswap.layers.joint_equalization import FIXED, Reader, equalize_jointly
 from normswap.layers.matching import damping
 from normswap.layers.standardization import filters
 from normswap.networks.network import Network
-from normswap.networks.recognition import norm_parts, rows_of
+from normswap.networks.recognition import norm_parts
 from normswap.planning.choices import WS, Action, Affine
 from normswap.planning.entry import ConvEntry, NormEntry
 from normswap.planning.fitting import group_candidates, rounded
+from normswap.planning.freedom import Freedom, freedoms
 from normswap.planning.measuring import Images, moments_of
 from normswap.planning.options import Options
 from normswap.planning.statistics import usable
-from normswap.tracing.facts import LayerFacts, Trace
-from normswap.tracing.graph import Kind
+from normswap.planning.unseen import TOLERANCE
+from normswap.tracing.facts import Trace
 
 Scales = dict[str, tuple[float, ...]]
 """A factor for every output channel, by layer."""
@@ -57,28 +58,136 @@ def equalize_norms(
     """
     standard = trace.first_feeder(lambda node: node.name in convs and convs[node.name].ws is WS.STANDARD)
     found, scales, alike = dict(norms), Scales(), dict[Any, list[str]]()
-    for name, entry in norms.items():
-        if entry.action is not Action.GROUP_NORM or entry.affine is not Affine.MATCH:
-            continue
-        obstacle = _obstacle(network, trace, entry, convs, options) if options.equalize else "not asked for"
-        found[name] = replace(entry, not_equalized=obstacle)
-        if standard(name) is not None:
-            continue  # it will meet other statistics than the ones that images show now
-        parts = norm_parts(network.slots[name])
-        if parts.mean is not None and not parts.mean.is_meta and entry.drift is not None:
-            seen = sum(map(len, images[name].first)) if name in images else 0
-            size = entry.channels, entry.groups, entry.groups_asked, group_candidates(entry), not obstacle
-            alike.setdefault((*size, seen, parts.mean.device), []).append(name)
-    for (*_, free, seen, _), names in alike.items():
+    free = dict[str, Freedom]()
+    for by_filters in (False, True):
+        matched = {
+            name: entry
+            for name, entry in norms.items()
+            if entry.action is Action.GROUP_NORM and entry.affine is Affine.MATCH and (name in images) != by_filters
+        }
+        able = {
+            name
+            for name, entry in matched.items()
+            if _has_values(network, name) and entry.drift is not None and standard(name) is None
+        }  # one behind the standard form will meet other statistics than the ones that images show now
+        if options.equalize and matched:
+            free |= freedoms(network, trace, matched, convs, options, able=able, by_filters=by_filters)
+        else:
+            free |= dict.fromkeys(matched, Freedom((), "not asked for"))
+        found |= {name: replace(norms[name], not_equalized=free[name].reason(norms[name].channels)) for name in matched}
+        for names in _together({name: free[name] for name in matched if name in able}):
+            entry, own = found[names[0]], free[names[0]]
+            if len(names) > 1 or (own.places and (entry.not_equalized or len(own.layers) < len(own.places))):
+                made = _jointly(network, [found[name] for name in names], free, options, images)
+                for entry, scale in made:
+                    found[entry.name] = _noted(entry, free[entry.name], scale, scales)
+                continue
+            seen = 0 if by_filters else sum(map(len, images[entry.name].first))
+            size = entry.channels, entry.groups, entry.groups_asked, group_candidates(entry), bool(own.places)
+            alike.setdefault((*size, seen, norm_parts(network.slots[entry.name]).mean.device), []).append(entry.name)  # type: ignore[union-attr]
+    for (*_, is_free, seen, _), names in alike.items():
         entries = [found[name] for name in names]
         made = (
-            _from_images(network, entries, options, images, free) if seen else _signs(network, entries, options, free)
+            _from_images(network, entries, options, images, is_free)
+            if seen
+            else _signs(network, entries, options, is_free)
         )
         for entry, scale in made:
-            found[entry.name] = entry
-            if scale is not None:
-                scales[entry.fed_by[0]] = scale
+            found[entry.name] = _noted(entry, free[entry.name], scale, scales)
     return found, scales, list(_advice(network, found, options, images))
+
+
+def _has_values(network: Network, name: str) -> bool:
+    """Tell whether a norm has running statistics with values."""
+    mean = norm_parts(network.slots[name]).mean
+    return mean is not None and not mean.is_meta
+
+
+def _together(free: Mapping[str, Freedom]) -> list[list[str]]:
+    """Return the norms' names in sets that no scale is common to."""
+    sets: dict[str, list[str]] = {}  # by layer, and by norm
+    for name, own in free.items():
+        joined = [name]
+        for layer in own.layers:
+            if (other := sets.get(f"layer:{layer}")) is not None and other is not joined:
+                joined, less = (other, joined) if len(other) > len(joined) else (joined, other)
+                joined.extend(less)
+                for member in less:
+                    sets |= dict.fromkeys([f"layer:{of}" for of in free[member].layers], joined)
+        sets |= dict.fromkeys([f"layer:{of}" for of in own.layers], joined)
+        sets |= {f"norm:{member}": joined for member in joined}
+    return list({id(own): own for key, own in sets.items() if key.startswith("norm:")}.values())
+
+
+def _noted(entry: NormEntry, free: Freedom, scale: tuple[float, ...] | None, scales: Scales) -> NormEntry:
+    """Note a norm's scales by layer, and which of its channels they are for."""
+    if scale is None:
+        return entry
+    scales |= {layer: scale[start:stop] for layer, start, stop in free.places}
+    simple = free.places == ((entry.fed_by[0], 0, entry.channels),) and len(entry.fed_by) == 1
+    return entry if simple else replace(entry, scaled_by=free.places)
+
+
+def _jointly(
+    network: Network, entries: list[NormEntry], free: Mapping[str, Freedom], options: Options, images: Images
+) -> list[tuple[NormEntry, tuple[float, ...] | None]]:
+    """Fit norms that have scales in common, or channels whose filters stay; all are scaled or none."""
+    layers: dict[str, range] = {}
+    count = 0
+    for entry in entries:
+        for layer, start, stop in free[entry.name].places:
+            if layer not in layers:
+                layers[layer] = range(count, count := count + stop - start)
+    units = [_unit(network, entry) for entry in entries]
+    level = float(torch.cat(units).log().mean().exp())
+    readers = list[Reader]()
+    for entry, unit in zip(entries, units, strict=True):
+        moments = moments_of([images[entry.name]], network, [entry.name])
+        index = torch.full((entry.channels,), FIXED, device=unit.device)
+        for layer, start, stop in free[entry.name].places:
+            index[start:stop] = torch.arange(layers[layer].start, layers[layer].stop, device=unit.device)
+        shrink = options.shrink_for(entry.groups_asked)
+        tries = [
+            Reader(moments, (unit / level).to(moments.first), index, groups, shrink) for groups in _group_counts(entry)
+        ]
+        readers.append(tries[0] if len(tries) == 1 else min(tries, key=lambda one: _left(one, count)))
+    scales = equalize_jointly(readers, count).double()
+    scales = scales.half().clamp(-(2.0**14), 2.0**14).to(readers[0].unit)
+    made, drifts = list[tuple[NormEntry, tuple[float, ...] | None]](), list[tuple[float, float]]()
+    for entry, reader in zip(entries, readers, strict=True):
+        before, after = (
+            float(drift_of(reader.moments, num_groups=reader.num_groups, shrink=reader.shrink, t=reader.t(own)))
+            for own in (torch.ones_like(scales), scales)
+        )
+        drifts.append((before, after))
+        vector = tuple((reader.t(scales)[0] / reader.unit).double().tolist())
+        entry = replace(entry, groups=reader.num_groups, drift_before=rounded(before), drift=rounded(after))
+        made.append(_refitted(network, entry, vector, reader.shrink))
+    obstacle = next((entry.not_equalized for entry, scale in made if scale is None), "")
+    if not obstacle and sum(after**2 - before**2 for before, after in drifts) >= 0:
+        obstacle = "no scales leave the norms that share them less drift in all"
+    if not obstacle:
+        return made
+    stay = [replace(entry, not_equalized=obstacle, drift=entry.drift_before) for entry, _ in made]
+    return [_refitted(network, entry, None, reader.shrink) for entry, reader in zip(stay, readers, strict=True)]
+
+
+def _left(reader: Reader, count: int) -> float:
+    """Return the drift that a few steps leave to a norm by itself."""
+    t = reader.t(equalize_jointly([reader], count, steps=COARSE))
+    return float(drift_of(reader.moments, num_groups=reader.num_groups, shrink=reader.shrink, t=t))
+
+
+def _group_counts(entry: NormEntry) -> list[int]:
+    """Return the group counts that are compared for a norm."""
+    counts = list(group_candidates(entry))
+    return [count for count in counts if count <= FEW] or counts
+
+
+def _unit(network: Network, entry: NormEntry) -> Tensor:
+    """Return the (C,) deviation of a norm's channels, which without scales they stand in."""
+    mean, var, eps = _running(network, entry)
+    return deviation(mean, var, eps=eps)
 
 
 def _advice(network: Network, norms: Mapping[str, NormEntry], options: Options, images: Images) -> Iterator[str]:
@@ -92,7 +201,9 @@ def _advice(network: Network, norms: Mapping[str, NormEntry], options: Options, 
         moments = moments_of([images[entry.name]], network, [entry.name])
         shrink = options.shrink_for(entry.groups_asked)
         if entry.not_equalized:
-            drift = drift_of(moments, num_groups=1, shrink=shrink)
+            plain = _unit(network, entry)
+            plain = (plain / plain.log().mean().exp()).to(moments.first)
+            drift = drift_of(moments, num_groups=1, shrink=shrink, t=plain)
         else:
             drift = equalize(moments, num_groups=1, shrink=shrink, steps=COARSE)[1]
         fitted += float(drift.square())
@@ -103,49 +214,6 @@ def _advice(network: Network, norms: Mapping[str, NormEntry], options: Options, 
         )
 
 
-def _obstacle(
-    network: Network, trace: Trace, entry: NormEntry, convs: Mapping[str, ConvEntry], options: Options
-) -> str:
-    """Return why the filters before a norm cannot be scaled, or nothing."""
-    facts = trace.norms.get(entry.name)
-    if facts is None:
-        return "never runs"
-    if len(facts.fed_by) != 1 or facts.fed_by[0].kind not in (Kind.CONV, Kind.LINEAR):
-        return "not fed by one convolution or linear layer"
-    if not facts.direct:
-        return "something stands between the layer before it and the norm"
-    name, kind = facts.fed_by[0].name, facts.fed_by[0].kind
-    read = (trace.convs if kind is Kind.CONV else trace.linears).get(name)
-    return _layer_obstacle(network, name, entry, read, convs.get(name), options)
-
-
-def _layer_obstacle(
-    network: Network,
-    name: str,
-    norm: NormEntry,
-    facts: LayerFacts | None,
-    entry: ConvEntry | None,
-    options: Options,
-) -> str:
-    layer = network.slots.get(name)
-    weight = None if layer is None else layer._parameters.get("weight")
-    if layer is None or facts is None or weight is None or not facts.plain:
-        return f"the kernel of {name} is computed in the forward pass"
-    if facts.leaves or facts.weight_reads or len(facts.read_by) != 1:
-        return f"{name} is read by others, too"
-    if not weight.requires_grad or isinstance(layer, WeightStandardized):
-        return f"the filters of {name} are fixed"
-    if options.leaves(name):
-        return f"{name} is left alone: {options.leaves(name)}"
-    if entry is not None and entry.ws is WS.STANDARD:
-        return f"the filters of {name} are standardized without their scale"
-    if rows_of(layer) != norm.channels or (not isinstance(layer, nn.Linear) and entry is None):
-        return f"{name} is no layer with one filter per channel"
-    if any(network.owners[id(own)] > 1 for own in (weight, layer._parameters.get("bias")) if own is not None):
-        return f"{name} shares its parameters with another layer"
-    return ""
-
-
 def _from_images(
     network: Network, entries: list[NormEntry], options: Options, images: Images, free: bool
 ) -> list[tuple[NormEntry, tuple[float, ...] | None]]:
@@ -153,11 +221,13 @@ def _from_images(
     names = [entry.name for entry in entries]
     moments = moments_of([images[name] for name in names], network, names)
     shrink = options.shrink_for(entries[0].groups_asked)
-    counts = [count for count in group_candidates(entries[0]) if count <= FEW] or list(group_candidates(entries[0]))
+    counts = _group_counts(entries[0])
+    plain = torch.stack([_unit(network, entry) for entry in entries])
+    plain = (plain / plain.log().mean(1, keepdim=True).exp()).to(moments.first)
 
     def tried(groups: int, **more: Any) -> tuple[Tensor, Tensor]:
         if not free:
-            return torch.ones_like(moments.ratio), drift_of(moments, num_groups=groups, shrink=shrink)
+            return plain, drift_of(moments, num_groups=groups, shrink=shrink, t=plain)
         return equalize(moments, num_groups=groups, shrink=shrink, **more)
 
     if len(counts) > 1:
@@ -165,7 +235,7 @@ def _from_images(
         chosen = [counts[index] for index in drifts.argmin(0).tolist()]
     else:
         chosen = counts * len(names)
-    before = {groups: drift_of(moments, num_groups=groups, shrink=shrink).tolist() for groups in set(chosen)}
+    before = {groups: drift_of(moments, num_groups=groups, shrink=shrink, t=plain).tolist() for groups in set(chosen)}
     fits = {groups: tried(groups)[0] for groups in set(chosen)}
     after = {groups: drift_of(moments, num_groups=groups, shrink=shrink, t=t).tolist() for groups, t in fits.items()}
     made = []
@@ -226,11 +296,26 @@ def _refitted(
     """Return the entry with the epsilon that belongs to scaled filters."""
     mean, var, eps = _running(network, entry)
     if scale is not None:
-        _, mean, var = rescaled(torch.ones_like(mean), mean, var, mean.new_tensor(scale), eps=eps)
-        if not usable(mean, var) or not all(map(math.isfinite, scale)) or 0.0 in scale:
-            return replace(entry, not_equalized="its statistics leave no scale that could be stored"), None
+        factors, before = mean.new_tensor(scale), (mean, var)
+        weight, mean, var = rescaled(torch.ones_like(mean), mean, var, factors, eps=eps)
+        sound = usable(mean, var) and bool((factors.isfinite() & (factors != 0)).all())
+        if not sound or not _is_same_norm(before, (mean, var), weight, factors, eps):
+            reason = "its statistics leave no scale that could be stored"
+            return _refitted(network, replace(entry, not_equalized=reason, drift=entry.drift_before), None, shrink)
     damped = eps + float(damping(mean, var, shrink=shrink, num_groups=entry.groups or 1))
     return replace(entry, eps=damped), scale
+
+
+def _is_same_norm(
+    before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor], weight: Tensor, factors: Tensor, eps: float
+) -> bool:
+    """Tell whether torch's BatchNorm, run on random samples, makes of scaled channels what it made of plain ones."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(4, len(factors), generator=generator).to(factors)
+    x = before[0] + before[1].sqrt() * noise
+    expected = F.batch_norm(x, *before, eps=eps)
+    found = F.batch_norm(x * factors, *after, weight, eps=eps)
+    return bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max())
 
 
 def _running(network: Network, entry: NormEntry) -> tuple[Tensor, Tensor, float]:

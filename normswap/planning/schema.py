@@ -52,6 +52,20 @@ def sizes(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) <= MAX_AXES and all(count(size, 0) for size in value)
 
 
+def slices(value: Any) -> bool:
+    """Layers, each with the first channel and the end of a slice, one slice behind the other."""
+    if not isinstance(value, (list, tuple)) or len(value) > MAX_COUNT:
+        return False
+    end = 0
+    for own in value:
+        if not isinstance(own, (list, tuple)) or len(own) != 3 or not text(own[0]):
+            return False
+        if not count(own[1], 0) or not count(own[2]) or not end <= own[1] < own[2]:
+            return False
+        end = own[2]
+    return True
+
+
 def number(value: Any) -> bool:
     """A finite number."""
     return type(value) in (int, float) and abs(value) < math.inf

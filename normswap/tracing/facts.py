@@ -8,7 +8,7 @@ from operator import or_
 from typing import Any
 
 from normswap.networks.inputs import Samples, samples_in
-from normswap.tracing.graph import FEW, NAMED, Graph, Kind, Node, Reach, Select
+from normswap.tracing.graph import FEW, LAYERS, NAMED, Graph, Kind, Node, Reach, Select
 from normswap.tracing.recorder import Recorder, Shapes
 
 OWN_READS = {
@@ -16,6 +16,19 @@ OWN_READS = {
     Kind.LINEAR: frozenset("t addmm mm linear".split()),
 }
 """Operators by which a convolution or a linear layer reads its own weight."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Neighbouring channels of a norm's input.
+
+    Attributes:
+        layer: The convolution or linear layer of which they are the very output; empty where they are none's.
+        channels: How many.
+    """
+
+    layer: str
+    channels: int
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,8 @@ class NormFacts:
         via: Kinds of nodes between those and the norm.
         steps: The operators and modules that its forward runs.
         direct: Whether its input is, in every call, the very tensor that the one node feeding it made.
+        slices: What its channels are, where its input is, in every call, the very output of the same layer, or the same
+            concatenation along the channels; else nothing.
     """
 
     shape: tuple[int, ...]
@@ -39,6 +54,7 @@ class NormFacts:
     via: frozenset[Kind]
     steps: tuple[str, ...]
     direct: bool = False
+    slices: tuple[Slice, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,7 @@ class LayerFacts:
         via: Kinds of nodes between the convolution and those.
         leaves: Whether the output leaves the network.
         weight_reads: Other operators that read the weight.
+        norms: The norms that read it, itself or in a concatenation along the channels; None where others do, too.
     """
 
     plain: bool
@@ -62,6 +79,7 @@ class LayerFacts:
     via: frozenset[Kind]
     leaves: bool
     weight_reads: frozenset[str] = frozenset()
+    norms: frozenset[str] | None = None
 
     def merged(self, other: "LayerFacts") -> "LayerFacts":
         """Return what both show together."""
@@ -74,6 +92,7 @@ class LayerFacts:
             self.via | other.via,
             self.leaves or other.leaves,
             self.weight_reads | other.weight_reads,
+            None if self.norms is None or other.norms is None else self.norms | other.norms,
         )
 
 
@@ -146,6 +165,7 @@ def norm_facts(recorder: Recorder) -> Iterator[tuple[str, NormFacts]]:
     """Yield the facts of every norm that ran, by name."""
     graph = recorder.graph
     upstream = graph.upstream() if recorder.norm_nodes else []
+    slices = graph.slices()
     for name, indices in recorder.norm_nodes.items():
         reach = reduce(or_, (upstream[index] for index in indices))
         parents = sum(len(graph.nodes[index].parents) for index in indices)
@@ -153,13 +173,31 @@ def norm_facts(recorder: Recorder) -> Iterator[tuple[str, NormFacts]]:
         steps = tuple(recorder.norm_steps.get(name, ()))
         smallest = min(recorder.norm_inputs[name], key=lambda shape: math.prod(shape[2:]))
         direct = parents == len(indices) and len(fed_by) == 1 and not reach.via
-        yield name, NormFacts(smallest, fed_by, reach.more, reach.kinds, reach.via, steps, direct)
+        calls = [graph.nodes[index].parents for index in indices]
+        seen = {_named(graph, slices.get(call[0], ())) if len(call) == 1 else () for call in calls}
+        parts = seen.pop() if len(seen) == 1 else ()
+        yield name, NormFacts(smallest, fed_by, reach.more, reach.kinds, reach.via, steps, direct, parts)
+
+
+def _named(graph: Graph, slices: tuple[tuple[int, int], ...]) -> tuple[Slice, ...]:
+    """Return slices with the names of their layers; what is no layer's is one slice with what is beside it."""
+    found = list[Slice]()
+    for index, channels in slices:
+        node = graph.nodes[index] if index >= 0 else None
+        if node is not None and node.kind in LAYERS:
+            found.append(Slice(node.name, channels))
+        elif found and not found[-1].layer:
+            found[-1] = Slice("", found[-1].channels + channels)
+        else:
+            found.append(Slice("", channels))
+    return tuple(found)
 
 
 def layer_facts(recorder: Recorder) -> tuple[dict[str, LayerFacts], dict[str, LayerFacts]]:
     """Return the facts of every convolution and of every linear layer that ran, by name."""
     graph = recorder.graph
     convs, linears = dict[str, LayerFacts](), dict[str, LayerFacts]()
+    alone = graph.norms_alone()
     for index, (node, reach) in enumerate(zip(graph.nodes, graph.downstream(), strict=True)):
         if node.kind not in (Kind.CONV, Kind.LINEAR):
             continue
@@ -167,8 +205,10 @@ def layer_facts(recorder: Recorder) -> tuple[dict[str, LayerFacts], dict[str, La
         leaf = recorder.plain.get(index)
         reads = recorder.parameters.reads.get(leaf, set()) - OWN_READS[node.kind] if leaf else ()
         read_by = tuple(graph.nodes[end] for end in reach.ends)
+        norms = alone.get(index)
+        names = None if norms is None else frozenset(graph.nodes[norm].name for norm in norms)
         facts = LayerFacts(
-            leaf is not None, read_by, reach.more, reach.kinds, reach.via, reach.leaves, frozenset(reads)
+            leaf is not None, read_by, reach.more, reach.kinds, reach.via, reach.leaves, frozenset(reads), names
         )
         found[node.name] = found[node.name].merged(facts) if node.name in found else facts
     return convs, linears

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import chain
 
 
 class Kind(StrEnum):
@@ -24,8 +25,14 @@ class Kind(StrEnum):
 PASSING = frozenset({Kind.VIEW, Kind.SCALE, Kind.POOL, Kind.ADD, Kind.CAT})
 """Kinds that both walks go through; all others end a walk."""
 
+LAYERS = frozenset({Kind.CONV, Kind.LINEAR})
+"""Kinds of layers that mix channels by filters."""
+
 NAMED = frozenset({Kind.CONV, Kind.LINEAR, Kind.NORM})
 """Kinds of nodes that carry a layer's name; others carry an operator's."""
+
+MANY = 256
+"""Slices of a concatenation that are told apart: a network that collects all it made holds their square otherwise."""
 
 FEW = 8
 """Ends of a walk that are kept: along a residual stream every layer reads what all before it made."""
@@ -41,6 +48,8 @@ class Node:
     shape: tuple[int, ...] = ()
     steered_by: frozenset[int] = frozenset()
     """Parents that say where values come from, or by what they are weighed: scaling them does not scale the result."""
+    slices: tuple[tuple[int, int], ...] = ()
+    """Of a concatenation along axis 1: node, −1 for none, and channels of every operand."""
 
 
 Select = Callable[[Node], bool]
@@ -128,6 +137,53 @@ class Graph:
                 met |= ends.get(index, NOTHING)
             for parent in node.parents:  # all that reads a node ran after it, and is known by now
                 found[parent] |= ends.get(index, NOTHING) if parent in node.steered_by else met
+        return found
+
+    def slices(self) -> dict[int, tuple[tuple[int, int], ...]]:
+        """Return what the channels of each layer and of each concatenation are: slices as `Node.slices` has them.
+
+        A concatenation in another is spelled out; a node that neither is, is not there.
+        """
+        found: dict[int, tuple[tuple[int, int], ...]] = {}
+        for index, node in enumerate(self.nodes):
+            if node.kind in LAYERS and len(node.shape) > 1:
+                found[index] = ((index, node.shape[1]),)
+            elif node.slices:
+                parts = [
+                    found[parent]
+                    if parent >= 0 and self.nodes[parent].slices and parent in found
+                    else ((parent, size),)
+                    for parent, size in node.slices
+                ]
+                if sum(map(len, parts)) <= MANY:
+                    found[index] = tuple(chain.from_iterable(parts))
+        return found
+
+    def norms_alone(self) -> dict[int, frozenset[int] | None]:
+        """Return for each layer and concatenation the norms that read it; None where anything else does, too.
+
+        What a concatenation's norms read, its operands' do.
+        """
+        found: dict[int, frozenset[int] | None] = {}
+        known = self.slices()
+        readers: dict[int, list[int]] = {}
+        for index, node in enumerate(self.nodes):
+            for parent in node.parents:
+                readers.setdefault(parent, []).append(index)
+        for index in range(len(self.nodes) - 1, -1, -1):
+            if index not in known:
+                continue
+            norms = frozenset[int]()
+            for reader in readers.get(index, ()):
+                node = self.nodes[reader]
+                read = frozenset([reader]) if node.kind is Kind.NORM and len(node.parents) == 1 else found.get(reader)
+                if read is None or (node.kind is not Kind.NORM and not node.slices):
+                    break
+                norms |= read
+            else:
+                found[index] = None if index in self.outputs or index in self.places else norms
+                continue
+            found[index] = None
         return found
 
     def _ends(self, select: Select) -> dict[int, Reach]:

@@ -146,7 +146,8 @@ class Recorder:
             if steered and kind is Kind.OTHER_NORM:
                 self.graph.add(Node(Kind.OTHER, name, tuple(steered)))
             shape = tuple(made[0].shape) if made else ()
-            index = self.graph.add(Node(kind, name, tuple(data), shape, frozenset(steered)))
+            slices = self._slices(operands, made) if name == "cat" and not written else ()
+            index = self.graph.add(Node(kind, name, tuple(data), shape, frozenset(steered), slices))
             self.parameters.note_reads(name, sources)
             if kind is Kind.CONV:
                 self.parameters.note_reads(f"{name} as its input", self.parameters.sources(operands[:1]))
@@ -157,6 +158,19 @@ class Recorder:
         self.graph.places.update(before)
         for tensor in written:
             self._writers.setdefault(_storage(tensor), []).append(index)
+
+    def _slices(self, operands: list[Tensor], made: list[Tensor]) -> tuple[tuple[int, int], ...]:
+        """Return node and channels of every operand of a concatenation along axis 1; nothing of another one.
+
+        The shapes tell the axis: channels add up, and all else agrees.
+        """
+        shapes = [tuple(tensor.shape) for tensor in operands]
+        (whole,) = (tuple(tensor.shape) for tensor in made)
+        alike = all(len(shape) > 1 and (shape[0], *shape[2:]) == (whole[0], *whole[2:]) for shape in shapes)
+        nodes = [self._reads(tensor) for tensor in operands]
+        if not alike or sum(shape[1] for shape in shapes) != whole[1] or any(len(found) > 1 for found in nodes):
+            return ()
+        return tuple((found[0] if found else -1, shape[1]) for found, shape in zip(nodes, shapes, strict=True))
 
     def _name_node(self, index: int, kind: Kind, operands: list[Tensor], sources: frozenset[str]) -> None:
         """Name convolutions and linear layers after their module."""

@@ -1,0 +1,125 @@
+"""Scales and signs of filters that several norms read, or that stand beside channels whose filters stay.
+
+The error is that of `normswap.layers.equalization`, summed over the norms; a scale is one number in all of them, and a
+channel whose filter stays keeps ``t = σ``, which s = 1 gives.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from normswap.layers.equalization import BOUND, RATE, STEPS, Moments, alternating
+
+FIXED = -1
+"""Index of channels whose filters stay."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One of the norms.
+
+    Attributes:
+        moments: Of this norm alone.
+        unit: (C,) deviation of its channels.
+        index: (C,) which of the scales each channel has, or FIXED.
+        num_groups: Groups of neighbouring channels.
+        shrink: As for `normswap.convert`.
+    """
+
+    moments: Moments
+    unit: Tensor
+    index: Tensor
+    num_groups: int
+    shrink: float
+
+    def t(self, scales: Tensor) -> Tensor:
+        """Return (1, C) t = s·σ of (count,) scales."""
+        return (self.unit * torch.cat([scales, scales.new_ones(1)])[self.index]).unsqueeze(0)
+
+
+@torch.enable_grad()
+def equalize_jointly(readers: Sequence[Reader], count: int, *, bound: float = BOUND, steps: int = STEPS) -> Tensor:
+    """Return (count,) scales, not 0, with which the norms' errors are together no larger than with s = 1.
+
+    As in `equalize`: signs are flipped first, then log|s| is fitted, with another look at the signs on the way.
+
+    Args:
+        readers: The norms.
+        count: Number of scales.
+        bound: Largest distance of log|t| from that of the channels around.
+        steps: Steps of Adam.
+    """
+    groups = [reader.moments.of_groups(reader.num_groups, important=True) for reader in readers]
+
+    def total(scales: Tensor) -> Tensor:
+        return torch.stack(
+            [
+                own.error(reader.t(scales).reshape(own.ratio.shape), reader.shrink).sum()
+                for reader, own in zip(readers, groups, strict=True)
+            ]
+        ).sum()
+
+    def balanced_signs(scales: Tensor) -> Tensor:
+        gram = scales.new_zeros(count + 1, count + 1)
+        for reader, own in zip(readers, groups, strict=True):
+            values = own.centred * reader.t(scales.abs()).reshape(own.ratio.shape).transpose(1, 2)
+            products = values.transpose(1, 2) @ values
+            at = torch.where(reader.index < 0, count, reader.index).view(own.groups, own.size)
+            share = products / products.diagonal(dim1=1, dim2=2).sum().clamp_min(1e-30)
+            gram.index_put_((at.unsqueeze(2), at.unsqueeze(1)), share, accumulate=True)
+        return _flipped(gram, torch.cat([scales.sign(), scales.new_ones(1)]))[:-1]
+
+    best = readers[0].unit.new_ones(count)
+    least, centre = total(best), _centre(readers, count)
+
+    def keep(scales: Tensor, error: Tensor) -> None:
+        nonlocal best, least
+        if bool(error < least):
+            best, least = scales.detach().clone(), error.detach()
+
+    sign = balanced_signs(alternating(centre.unsqueeze(-1)).squeeze(-1) * centre.exp())
+    logs = torch.zeros_like(centre)
+    for part in (steps * 2 // 5, steps - steps * 2 // 5):
+        logs.requires_grad_()
+        adam = torch.optim.Adam([logs], lr=RATE, betas=(0.9, 0.99), eps=1e-12)
+        for step in range(part):
+            scales = sign * (centre + bound * torch.tanh(logs / bound)).exp()
+            error = total(scales)
+            keep(scales, error)
+            (logs.grad,) = torch.autograd.grad(error.clamp_min(1e-30).log(), logs)
+            adam.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * step / part)) / 2
+            adam.step()
+        scales = (sign * (centre + bound * torch.tanh(logs / bound)).exp()).detach()
+        keep(scales, total(scales))
+        sign = balanced_signs(best)
+        keep(sign * best.abs(), total(sign * best.abs()))
+        logs = ((best.abs().log() - centre) / bound).clamp(-0.99, 0.99).atanh().detach() * bound
+    return best
+
+
+def _centre(readers: Sequence[Reader], count: int) -> Tensor:
+    """Return (count,) log s with which all channels have the t of the fixed ones, or filters keep their size."""
+    unit = readers[0].unit
+    sums, number = unit.new_zeros(count + 1), unit.new_zeros(count + 1)
+    for reader in readers:
+        at = torch.where(reader.index < 0, count, reader.index)
+        sums.index_add_(0, at, reader.unit.log())
+        number.index_add_(0, at, torch.ones_like(reader.unit))
+    means = sums / number.clamp_min(1)
+    return (means[-1] if bool(number[-1]) else means[:-1].mean()) - means[:-1]
+
+
+def _flipped(gram: Tensor, signs: Tensor) -> Tensor:
+    """Flip signs, the best one first, until none makes ``signsᵀ·gram·signs`` smaller; the last one stays."""
+    power, pull = gram.diagonal().clone(), gram @ signs
+    least = 1e-9 * float(power.sum())
+    for _ in range(4 * len(signs)):
+        gain, at = (signs * pull - power)[:-1].max(0)
+        if float(gain) <= least:
+            break
+        pull -= 2 * signs[at] * gram[:, at]
+        signs[at] = -signs[at]
+    return signs

@@ -1,0 +1,165 @@
+"""Which filters may be multiplied by anything: all that reads them are BatchNorms, which take the factors up again."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from normswap.layers.convs import WeightStandardized
+from normswap.networks.network import Network
+from normswap.networks.recognition import rows_of
+from normswap.planning.choices import WS
+from normswap.planning.entry import ConvEntry, NormEntry
+from normswap.planning.options import Options
+from normswap.planning.unseen import layer_follows, network_follows
+from normswap.tracing.facts import LayerFacts, NormFacts, Trace
+from normswap.tracing.graph import LAYERS
+
+Place = tuple[str, int, int]
+"""A layer, and the first channel and the end of the slice of a norm's input that it makes."""
+
+NOT_SHOWN = "a forward pass with scaled filters did not show what its channels are"
+
+
+@dataclass(frozen=True)
+class Freedom:
+    """What of one norm's channels may be scaled.
+
+    Attributes:
+        places: Slices whose layers may be.
+        obstacle: Why others, or all, may not.
+    """
+
+    places: tuple[Place, ...] = ()
+    obstacle: str = ""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers, once each."""
+        return tuple(dict.fromkeys(layer for layer, _, _ in self.places))
+
+    def reason(self, channels: int) -> str:
+        """Return what the plan says: nothing where all channels are free."""
+        free = sum(stop - start for _, start, stop in self.places)
+        return f"{free} of {channels} channels are free: {self.obstacle}" if 0 < free < channels else self.obstacle
+
+
+def freedoms(
+    network: Network,
+    trace: Trace,
+    norms: Mapping[str, NormEntry],
+    convs: Mapping[str, ConvEntry],
+    options: Options,
+    *,
+    able: Collection[str],
+    by_filters: bool,
+) -> dict[str, Freedom]:
+    """Return for every norm which of its channels may be scaled.
+
+    Args:
+        network: The unconverted network.
+        trace: What a forward pass of it showed.
+        norms: The matched norms' entries.
+        convs: The convolutions' entries.
+        options: What the user asked for.
+        able: Names of those that can be fitted.
+        by_filters: Whether nothing but filters is known of a norm's input; then only a layer that one norm reads, and a
+            norm that reads one layer, are free.
+    """
+    layers: dict[str, str] = {}
+    places, obstacles = dict[str, tuple[Place, ...]](), dict[str, str]()
+    for name, entry in norms.items():
+        obstacles[name] = _norm_obstacle(trace.norms.get(name), entry)
+        places[name] = () if obstacles[name] else _places(trace.norms[name])
+    able = {name for name in able if places[name]}
+    for name in places:
+        for layer, start, stop in places[name]:
+            if layer not in layers:
+                layers[layer] = _layer_obstacle(network, layer, trace, able, convs, options)
+            if not layers[layer] and rows_of(network.slots[layer]) != stop - start:
+                layers[layer] = f"{layer} is no layer with one filter per channel"
+    unsure = set[str]()
+    for layer in [layer for layer, obstacle in layers.items() if not obstacle]:
+        follows = layer_follows(network.slots[layer])
+        if follows is None:
+            unsure.add(layer)
+        elif not follows:
+            layers[layer] = f"the output of {layer} does not scale with its filters"
+    free = {layer for layer, obstacle in layers.items() if not obstacle}
+    reads = Counter(layer for own in places.values() for layer, _, _ in own)
+    wholly = {own[0][0] for name, own in places.items() if [place[1:] for place in own] == [(0, norms[name].channels)]}
+    lone = {layer for layer in wholly & free - unsure if reads[layer] == 1}
+    if by_filters:
+        rest, reason = free - lone, "filters alone do not tell how to scale a concatenation or what several norms read"
+    else:
+        wired = {name: own for name, own in places.items() if any(layer in free - lone for layer, _, _ in own)}
+        shown = not wired or network_follows(network, trace, _only(wired, free))
+        rest, reason = set[str]() if shown else free - lone, NOT_SHOWN
+    layers |= dict.fromkeys(rest, reason)
+    return {name: _freedom(own, layers, obstacles[name], norms[name].channels) for name, own in places.items()}
+
+
+def _freedom(places: tuple[Place, ...], layers: Mapping[str, str], obstacle: str, channels: int) -> Freedom:
+    free = tuple(place for place in places if not layers[place[0]])
+    if obstacle or sum(stop - start for _, start, stop in free) == channels:
+        return Freedom(free, obstacle)
+    bound = next((layers[layer] for layer, _, _ in places if layers[layer]), "")
+    return Freedom(free, bound or "the others are no layer's own output")
+
+
+def _only(places: Mapping[str, Iterable[Place]], free: Collection[str]) -> dict[str, tuple[Place, ...]]:
+    return {name: tuple(place for place in own if place[0] in free) for name, own in places.items()}
+
+
+def _places(facts: NormFacts) -> tuple[Place, ...]:
+    found, start = list[Place](), 0
+    for own in facts.slices:
+        if own.layer:
+            found.append((own.layer, start, start + own.channels))
+        start += own.channels
+    return tuple(found)
+
+
+def _norm_obstacle(facts: NormFacts | None, entry: NormEntry) -> str:
+    """Return why nothing that a norm reads can be scaled, or nothing."""
+    if facts is None:
+        return "never runs"
+    if facts.slices and sum(own.channels for own in facts.slices) == entry.channels:
+        if any(own.layer for own in facts.slices):
+            return ""
+        return "no slice of the concatenation before it is the output of a convolution or linear layer"
+    if len(facts.fed_by) != 1 or facts.fed_by[0].kind not in LAYERS:
+        return "not fed by one convolution or linear layer"
+    return "something stands between the layer before it and the norm"
+
+
+def _layer_obstacle(
+    network: Network,
+    name: str,
+    trace: Trace,
+    able: Collection[str],
+    convs: Mapping[str, ConvEntry],
+    options: Options,
+) -> str:
+    """Return why the filters of a layer cannot be scaled, or nothing."""
+    layer, entry = network.slots.get(name), convs.get(name)
+    facts: LayerFacts | None = trace.convs.get(name) or trace.linears.get(name)
+    weight = None if layer is None else layer._parameters.get("weight")
+    if layer is None or facts is None or weight is None or not facts.plain:
+        return f"the kernel of {name} is computed in the forward pass"
+    if facts.leaves or facts.weight_reads or facts.norms is None:
+        return f"{name} is read by others, too"
+    if not weight.requires_grad or isinstance(layer, WeightStandardized):
+        return f"the filters of {name} are fixed"
+    if options.leaves(name):
+        return f"{name} is left alone: {options.leaves(name)}"
+    if entry is not None and entry.ws is WS.STANDARD:
+        return f"the filters of {name} are standardized without their scale"
+    if not isinstance(layer, nn.Linear) and entry is None:
+        return f"{name} is no layer with one filter per channel"
+    if any(network.owners[id(own)] > 1 for own in (weight, layer._parameters.get("bias")) if own is not None):
+        return f"{name} shares its parameters with another layer"
+    if other := sorted(facts.norms.difference(able)):
+        return f"{name} is read by {other[0]}, which cannot take its scales up"
+    return ""

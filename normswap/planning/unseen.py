@@ -1,0 +1,141 @@
+"""Show by running that a layer's output scales with its filters, and that norms meet the channels they seem to meet.
+
+Factors are powers of two with a sign, with which sums of floats scale exactly: what differs is no rounding.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from normswap.layers.equalization import times
+from normswap.networks.copying import copy_model, in_mode
+from normswap.networks.hooks import outputs_of
+from normswap.networks.inputs import call, first_sample, fresh, materialize, tensors_in
+from normswap.networks.network import Network
+from normswap.networks.recognition import rows_of
+from normswap.networks.surroundings import undisturbed
+from normswap.tracing.facts import Trace
+
+TOLERANCE = 1e-5
+"""Largest difference, relative to the largest value."""
+
+
+@torch.no_grad()
+def layer_follows(layer: nn.Module) -> bool | None:
+    """Tell whether the output of a layer is multiplied, channel by channel, by what its filters are.
+
+    A copy of it runs on one small random sample. None where it does not run by itself.
+
+    Args:
+        layer: A convolution or a linear layer.
+    """
+    try:
+        x = _sample(layer)
+        with undisturbed(layer):
+            copy = in_mode(copy_model(layer), False)
+            before, factors = copy(x), _factors(rows_of(layer), 0)
+            _scale(copy, factors)
+            after = copy(x)
+        return _close(after, before * _along_channels(factors, before))
+    except Exception:  # whatever the layer's own code does with it
+        return None
+
+
+@torch.no_grad()
+def network_follows(network: Network, trace: Trace, places: Mapping[str, Iterable[tuple[str, int, int]]]) -> bool:
+    """Tell whether norms undo the factors of filters by the slices of their channels, and nothing else moves.
+
+    Two passes of a copy on one sample of random values: as it is; and with scaled filters, with what norms read divided
+    slice by slice. The norms' outputs and the network's must be the same. A network that does not run shows nothing.
+
+    Args:
+        network: The unconverted network.
+        trace: What a forward pass of it showed.
+        places: Layer, first channel and end of every slice of a norm that is to be scaled, by norm.
+    """
+    layers = dict.fromkeys(layer for own in places.values() for layer, _, _ in own)
+    factors = {layer: _factors(rows_of(network.slots[layer]), seed) for seed, layer in enumerate(layers)}
+    with undisturbed(network.model), torch.compiler.set_stance("force_eager"):
+        try:
+            copy = Network(in_mode(copy_model(network.model), False))
+            like = next((p for p in copy.model.parameters() if p.is_floating_point()), torch.empty(0))
+            example = materialize(first_sample(trace.example, trace.samples), like.device, like.dtype, seed=0)
+            before = _outputs(copy, places, example)
+            for layer, own in factors.items():
+                _scale(copy.slots[layer], own)
+            for norm, slices in places.items():
+                _divide(copy.slots[norm], slices, factors)
+            after = _outputs(copy, places, example)
+        except Exception:  # whatever the network's own code does with them
+            return False
+    shown = all(before[norm] for norm in places) and before.keys() == after.keys()
+    return shown and all(
+        len(before[key]) == len(after[key]) and all(map(_close, after[key], before[key])) for key in before
+    )
+
+
+def _outputs(network: Network, norms: Iterable[str], example: Any) -> dict[str | None, list[Tensor]]:
+    """Return the norms' last outputs by name, and the network's without one."""
+    torch.manual_seed(0)
+    with outputs_of({name: network.slots[name] for name in norms}) as found:
+        whole = call(network.model, fresh(example))
+        made: dict[str | None, list[Tensor]] = {name: _floats(found.get(name)) for name in norms}
+    return made | {None: _floats(whole)}
+
+
+def _floats(output: Any) -> list[Tensor]:
+    return [tensor.clone() for tensor in tensors_in(output) if tensor.is_floating_point()]
+
+
+def _divide(norm: nn.Module, slices: Iterable[tuple[str, int, int]], factors: Mapping[str, Tensor]) -> None:
+    """Have what a norm reads divided by the factors of the layers that make it."""
+
+    def divided(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        x = next(iter(tensors_in((args, kwargs))))
+        own = torch.ones(x.shape[1])
+        for layer, start, stop in slices:
+            own[start:stop] = factors[layer]
+        return tree_map(lambda leaf: x / _along_channels(own, x) if leaf is x else leaf, (args, kwargs))
+
+    norm.register_forward_pre_hook(divided, with_kwargs=True)
+
+
+def _scale(layer: nn.Module, factors: Tensor) -> None:
+    """Multiply the filters and the bias of a copy."""
+    layout = {"transposed": bool(getattr(layer, "transposed", False)), "groups": int(getattr(layer, "groups", 1))}
+    for parameter in (layer._parameters.get("weight"), layer._parameters.get("bias")):
+        if parameter is not None:
+            parameter.copy_(times(parameter, factors.tolist(), **layout))  # type: ignore[arg-type]
+
+
+def _factors(count: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    size = torch.randint(-1, 2, (count,), generator=generator)
+    return 2.0**size * (2 * torch.randint(0, 2, (count,), generator=generator) - 1)
+
+
+def _along_channels(values: Tensor, like: Tensor) -> Tensor:
+    return values.to(like).view(1, -1, *(1 for _ in like.shape[2:]))
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    if found.shape != expected.shape:
+        return False
+    largest = float(expected.abs().nan_to_num().amax()) if expected.numel() else 0.0
+    return torch.allclose(found, expected, rtol=0, atol=TOLERANCE * largest, equal_nan=True)
+
+
+def _sample(layer: nn.Module) -> Tensor:
+    """Return a sample that a layer's kernel just fits in."""
+    weight: Tensor = layer._parameters["weight"]  # type: ignore[assignment]
+    generator = torch.Generator().manual_seed(0)
+    if isinstance(layer, nn.Linear):
+        shape = [1, layer.in_features]
+    else:
+        conv: Any = layer
+        reach = [d * (k - 1) + 1 for d, k in zip(conv.dilation, weight.shape[2:], strict=True)]
+        shape = [1, conv.in_channels, *(2 if getattr(conv, "transposed", False) else size for size in reach)]
+    return torch.randn(shape, generator=generator).to(weight)
