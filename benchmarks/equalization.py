@@ -72,11 +72,12 @@ def main() -> None:
             model = NETWORKS[name]()
             agreement = Agreement(model, args.crops / "evaluation")
             photos = crops(args.crops / "calibration", model, 128)
-            batches = {"as they are": None, "filters": "filters", "made-up": "synthetic", "128 photos": photos}
+            batches = {"as they are": None, "filters": None, "made-up": "synthetic", "128 photos": [torch.cat(photos)]}
             for shrink in args.shrink:
                 for source in args.sources:
                     started = time.perf_counter()
                     options = {"groups": groups, "shrink": shrink, "batches": batches[source]}
+                    options["equalize"] = source != "as they are"
                     converted = normswap.convert(model, **options)  # type: ignore[arg-type]
                     seconds = round(time.perf_counter() - started, 1)
                     row = {"network": name, "crops": args.crops.name, "groups": groups, "shrink": shrink}

@@ -35,7 +35,7 @@ def convert(
     model: nn.Module,
     *,
     example_input: Any = None,
-    batches: Iterable[Any] | Literal["synthetic", "filters"] | None = None,
+    batches: Iterable[Any] | Literal["synthetic"] | None = None,
     inplace: bool = False,
     check: bool = True,
     **options: Unpack[Wishes],
@@ -55,8 +55,8 @@ def convert(
             ``"auto"`` is standard where norms and filters show that the network is fresh, else adaptive; or ``"none"``.
         affine: ``"match"`` finds the affine values with which GroupNorm does what BatchNorm did; ``"copy"`` keeps γ, β.
         shrink: How far a matched norm draws a sample's variance towards the running one: its epsilon is BatchNorm's
-            plus `shrink` times the running variance of its groups. 0 keeps BatchNorm's epsilon; by default 10, and
-            60 with ``groups="auto"``.
+            plus `shrink` times the running variance of its groups. 0 keeps BatchNorm's epsilon; by default 4, and
+            60 with ``groups="auto"``; behind filters that are not equalized 0.5 and 1.5.
         equalize: Give the filters before matched norms scales and signs that BatchNorm does not see and with which
             GroupNorm keeps more of the function.
         example_input: A tensor, a tuple of positional arguments or a dict of keyword arguments; of floats only shapes
@@ -65,8 +65,8 @@ def convert(
         batches: Images, without labels: batches as the network takes them, or ``[images, labels]`` of a DataLoader, of
             which the first 256 samples are looked at. They tell scales, signs and group counts with which samples' own
             statistics move the outputs least (`normswap.layers.equalization`), and every norm's affine values are set
-            to give the moments that the original's have on them. ``"synthetic"`` makes up 64 inputs, which tell scales
-            and signs alone; ``"filters"`` chooses signs by the filters, without a forward pass. Without, filters stay.
+            by least squares towards the original's outputs on them. ``"synthetic"`` makes up 64 inputs, which tell
+            scales and signs alone. Without, signs are chosen by the filters, without a forward pass on data.
         keep: How the norms go on that `include` and `exclude` leave alone: ``"frozen"``, with the statistics they have
             in train mode, too, or ``"live"``.
         include: Glob patterns of qualified names; only these layers, and those in modules of such a name, are touched.
@@ -119,7 +119,7 @@ def inspect(
     model: nn.Module,
     *,
     example_input: Any = None,
-    batches: Iterable[Any] | Literal["synthetic", "filters"] | None = None,
+    batches: Iterable[Any] | Literal["synthetic"] | None = None,
     **options: Unpack[Wishes],
 ) -> Plan:
     """Return what `convert` would do, with the same arguments; the model is only read.
@@ -183,8 +183,8 @@ def _applied(network: Network, plan: Plan) -> nn.Module:
 def _few(network: Network, batches: Any) -> Any:
     """Return the first batches as a list, prepared for the network; what is no iterable of batches as it is."""
     if batches is None or isinstance(batches, str):
-        if batches not in (None, "synthetic", "filters"):
-            raise InvalidOption(f"batches={batches!r} is neither batches of images nor 'synthetic' or 'filters'")
+        if batches not in (None, "synthetic"):
+            raise InvalidOption(f"batches={batches!r} is neither batches of images nor 'synthetic'")
         return batches
     like, found, count = reference(network.model), list[Any](), 0
     for batch in batches:
@@ -202,8 +202,6 @@ def _inspected(network: Network, example_input: Any, options: Options, images: A
     plan = make_plan(network, found, options)
     if images is None or (isinstance(images, str) and not any(e.affine is Affine.MATCH for e in plan.norms)):
         return plan, found
-    if images == "filters":
-        return make_plan(network, found, options, {}), found
     must_be_finite(network.model)
     if images == "synthetic":
         images = _made_up(network, plan)

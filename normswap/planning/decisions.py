@@ -26,7 +26,7 @@ from normswap.networks.recognition import (
 )
 from normswap.planning.choices import WS, Action, Affine, Keep, To
 from normswap.planning.entry import ConvEntry, NormEntry
-from normswap.planning.equalizing import Scales, equalize_norms
+from normswap.planning.equalizing import equalize_norms
 from normswap.planning.fitting import fit_norms
 from normswap.planning.freshness import are_initialized, cannot_grow, is_fresh
 from normswap.planning.groups import num_groups_for
@@ -59,7 +59,7 @@ def make_plan(network: Network, trace: Trace, options: Options, images: Images |
         network: The network, unconverted.
         trace: What a forward pass of it showed.
         options: What the user asked for.
-        images: What images showed of the norms' inputs; empty to choose signs by the filters, None to leave them.
+        images: What images showed of the norms' inputs; without, signs are chosen by the filters.
     """
     known: dict[Hashable, str] = {}
     norms = {name: _plan_norm(name, network, trace.norms.get(name), options, known) for name in network.norms}
@@ -82,10 +82,7 @@ def make_plan(network: Network, trace: Trace, options: Options, images: Images |
     options.must_apply(network.modules, norms, convs)
     convs = _share_fate_of_tied_weights(convs, network)
     norms = fit_norms(norms, options, network, convs, trained)
-    scales: Scales = {}
-    advice: list[str] = []
-    if images is not None:
-        norms, scales, advice = equalize_norms(network, trace, norms, convs, options, images)
+    norms, scales, advice = equalize_norms(network, trace, norms, convs, options, images or {})
     planned: dict[str, NormEntry | ConvEntry] = {**norms, **convs}
     entries = tuple(planned[name] for name in network.modules if name in planned)
     warnings = tuple(map(plain, (*plan_warnings(network, norms, trace, options), *advice)))

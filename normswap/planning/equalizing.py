@@ -146,7 +146,7 @@ def _jointly(
         index = torch.full((entry.channels,), FIXED, device=unit.device)
         for layer, start, stop in free[entry.name].places:
             index[start:stop] = torch.arange(layers[layer].start, layers[layer].stop, device=unit.device)
-        shrink = options.shrink_for(entry.groups_asked)
+        shrink = options.shrink_for(entry.groups_asked, equalized=True)
         tries = [
             Reader(moments, (unit / level).to(moments.first), index, groups, shrink) for groups in _group_counts(entry)
         ]
@@ -168,8 +168,14 @@ def _jointly(
         obstacle = "no scales leave the norms that share them less drift in all"
     if not obstacle:
         return made
-    stay = [replace(entry, not_equalized=obstacle, drift=entry.drift_before) for entry, _ in made]
-    return [_refitted(network, entry, None, reader.shrink) for entry, reader in zip(stay, readers, strict=True)]
+    stay = list[tuple[NormEntry, tuple[float, ...] | None]]()
+    for (entry, _), reader in zip(made, readers, strict=True):
+        shrink = options.shrink_for(entry.groups_asked, equalized=False)
+        t = reader.t(torch.ones_like(scales))
+        drift = rounded(float(drift_of(reader.moments, num_groups=reader.num_groups, shrink=shrink, t=t)))
+        entry = replace(entry, not_equalized=obstacle, drift_before=drift, drift=drift)
+        stay.append(_refitted(network, entry, None, shrink))
+    return stay
 
 
 def _left(reader: Reader, count: int) -> float:
@@ -199,7 +205,7 @@ def _advice(network: Network, norms: Mapping[str, NormEntry], options: Options, 
     fitted = 0.0
     for entry in asked:
         moments = moments_of([images[entry.name]], network, [entry.name])
-        shrink = options.shrink_for(entry.groups_asked)
+        shrink = options.shrink_for(entry.groups_asked, equalized=not entry.not_equalized)
         if entry.not_equalized:
             plain = _unit(network, entry)
             plain = (plain / plain.log().mean().exp()).to(moments.first)
@@ -220,7 +226,7 @@ def _from_images(
     """Fit norms of one size on what images showed; those that are not free are only measured."""
     names = [entry.name for entry in entries]
     moments = moments_of([images[name] for name in names], network, names)
-    shrink = options.shrink_for(entries[0].groups_asked)
+    shrink = options.shrink_for(entries[0].groups_asked, equalized=free)
     counts = _group_counts(entries[0])
     plain = torch.stack([_unit(network, entry) for entry in entries])
     plain = (plain / plain.log().mean(1, keepdim=True).exp()).to(moments.first)
@@ -258,7 +264,7 @@ def _signs(
     """
     if not free:
         return [(entry, None) for entry in entries]
-    shrink, groups = options.shrink_for(entries[0].groups_asked), entries[0].groups or 1
+    shrink, groups = options.shrink_for(entries[0].groups_asked, equalized=True), entries[0].groups or 1
     sums = torch.stack([_projected_sums(network, entry) for entry in entries])
     values = sums.unflatten(-1, (groups, -1)).transpose(1, 2).flatten(0, 1)
     signs = balanced(values, alternating(values[:, 0].unsqueeze(-1)), flips=FLIPS).reshape(len(entries), -1)

@@ -49,7 +49,7 @@ def fit_norms(
             key = entry.channels, entry.groups_asked, group_candidates(entry), statistics[0].device
             alike.setdefault(key, {})[name] = statistics
     for (_, asked, candidates, _), statistics_by_name in alike.items():
-        shrink = options.shrink_for(asked)
+        shrink = options.shrink_for(asked, equalized=False)
         for name, by_groups in _expected(statistics_by_name, network, candidates, shrink).items():
             drifts = {groups: drift for groups, (_, drift) in by_groups.items()}
             best = min(drifts, key=drifts.__getitem__)

@@ -23,8 +23,9 @@ from normswap.planning.schema import (
     texts,
 )
 
-SHRINK, AUTO_SHRINK = 10.0, 60.0
-"""What measured best where the group count is given, and where it is chosen per layer."""
+SHRINK, AUTO_SHRINK = {False: 0.5, True: 4.0}, {False: 1.5, True: 60.0}
+"""What measured best where the group count is given, and where it is chosen per layer; behind filters that are as they
+were, and behind equalized ones."""
 
 OVERRIDABLE = {"groups": Role.NORM, "group_size": Role.NORM, "to": Role.NORM, "ws": Role.CONV}
 """Options that overrides set, by the layers they are for."""
@@ -128,11 +129,11 @@ class Options:
             overrides.setdefault(pattern, {})[option] = value
         return {**{field.name: getattr(self, field.name) for field in fields(self)}, "overrides": overrides}  # type: ignore[typeddict-item]
 
-    def shrink_for(self, groups_asked: int | str | None) -> float:
+    def shrink_for(self, groups_asked: int | str | None, *, equalized: bool) -> float:
         """Return the value asked for, else what measured best."""
         if self.shrink is not None:
             return self.shrink
-        return AUTO_SHRINK if groups_asked == "auto" else SHRINK
+        return (AUTO_SHRINK if groups_asked == "auto" else SHRINK)[equalized]
 
     def leaves(self, name: str) -> str:
         """Return why the patterns leave a layer alone; empty where they do not."""

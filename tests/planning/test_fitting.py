@@ -28,8 +28,8 @@ def test_shrink_sets_the_epsilon_and_zero_keeps_it() -> None:
     assert normswap.convert(norm, groups=1, shrink=0, example_input=x).eps == 1e-3
     whole = float(var.mean() + mean.var(correction=0))
     assert normswap.convert(norm, groups=1, shrink=2, example_input=x).eps == pytest.approx(1e-3 + 2 * whole)
-    assert normswap.convert(norm, groups=1, example_input=x).eps == pytest.approx(1e-3 + 10 * whole)
-    assert normswap.convert(norm, groups="auto", example_input=x).eps == pytest.approx(1e-3 + 60 * whole)
+    assert normswap.convert(norm, groups=1, example_input=x).eps == pytest.approx(1e-3 + 0.5 * whole)
+    assert normswap.convert(norm, groups="auto", example_input=x).eps == pytest.approx(1e-3 + 1.5 * whole)
     assert normswap.convert(norm, groups=1, affine="copy", example_input=x).eps == 1e-3
     assert normswap.convert(nn.BatchNorm2d(16), groups=1, example_input=x).eps == 1e-5  # fresh: nothing to draw to
 
