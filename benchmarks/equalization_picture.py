@@ -10,7 +10,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from equalization import NETWORKS, SOURCES
+from equalization import SOURCES, mobilenetv2
 from records import read
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ import normswap
 from normswap.planning.synthetic import synthetic
 
 NORM = "features.7.conv.0.1"
-COLORS = {"as they are": "#999999", "filters": "#c59b2d", "made-up": "#2d7fc5", "128 photos": "#c5402d"}
+COLORS = {"as they are": "#999999", "filters": "#c59b2d", "made-up": "#2d7fc5", "128 images": "#c5402d"}
 
 
 def group_means(model: nn.Module, batches: list[Tensor]) -> Tensor:
@@ -37,7 +37,7 @@ def group_means(model: nn.Module, batches: list[Tensor]) -> Tensor:
 
 def main() -> None:
     """Draw both panels."""
-    model = NETWORKS["mobilenetv2"]()
+    model = mobilenetv2()
     batches = list(synthetic((3, 224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)))
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), width_ratios=(1, 1.2))
     for row, (label, equal) in enumerate((("filters as they are", False), ("equalized", True))):
@@ -49,8 +49,8 @@ def main() -> None:
     left.set_ylim(-1.4, 0.6)
     left.set_xlabel("mean of a sample's group, in deviations of the group")
     left.set_title(f"MobileNetV2, {NORM}, 64 images", fontsize=10)
-    rows = [row for row in read("equalization") if row["groups"] == 1 and row["crops"] == "crops"]
-    for network, style in (("lite0", "-"), ("mobilenetv2", "--")):
+    rows = [row for row in read("equalization") if row["groups"] == 1 and row["crops"] in ("crops", "drawn")]
+    for network, style in (("lite0", "-"), ("mobilenetv2", "--"), ("text direction", ":")):
         for source in SOURCES:
             points = sorted((r["shrink"], r["top1"]) for r in rows if (r["network"], r["source"]) == (network, source))
             label = source if network == "lite0" else None
@@ -59,7 +59,7 @@ def main() -> None:
     right.set_xlabel("shrink")
     right.set_ylabel("answers that are the original's, %")
     right.set_ylim(0, 100)
-    right.set_title("no training, one group; solid Lite0, dashed MobileNetV2", fontsize=10)
+    right.set_title("no training, one group; solid Lite0, dashed MobileNetV2, dotted text direction", fontsize=10)
     right.legend(frameon=False, fontsize=8)
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
