@@ -131,7 +131,8 @@ def _features(wrapper: nn.Module, whole: nn.Module, plan: Plan) -> nn.Module:
         if entry is None:
             continue
         if isinstance(entry, NormEntry):  # some extractors keep a norm and its activation apart
-            entry = replace(entry, then=tuple(key for key in entry.then if key in network.slots[name]._modules))
+            then = tuple(key for key in entry.then if key in network.slots[name]._modules)
+            entry = replace(entry, then=then, scaled_by=())
         found.append(replace(entry, name=name, aliases=tuple(aliases)))
     features = apply(wrapper, replace(plan, entries=tuple(found), scales={}), inplace=True)
     tensors = {_flat(name): tensor for name, tensor in whole.state_dict().items()}

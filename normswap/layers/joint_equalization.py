@@ -35,9 +35,13 @@ class Reader:
     num_groups: int
     shrink: float
 
+    def of_channels(self, scales: Tensor) -> Tensor:
+        """Return the (C,) scale of every channel, of (count,) scales; 1 where the filter stays."""
+        return torch.cat([scales, scales.new_ones(1)])[self.index]
+
     def t(self, scales: Tensor) -> Tensor:
         """Return (1, C) t = s·σ of (count,) scales."""
-        return (self.unit * torch.cat([scales, scales.new_ones(1)])[self.index]).unsqueeze(0)
+        return (self.unit * self.of_channels(scales)).unsqueeze(0)
 
 
 @torch.enable_grad()

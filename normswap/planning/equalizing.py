@@ -160,7 +160,7 @@ def _jointly(
             for own in (torch.ones_like(scales), scales)
         )
         drifts.append((before, after))
-        vector = tuple((reader.t(scales)[0] / reader.unit).double().tolist())
+        vector = tuple(reader.of_channels(scales).double().tolist())
         entry = replace(entry, groups=reader.num_groups, drift_before=rounded(before), drift=rounded(after))
         made.append(_refitted(network, entry, vector, reader.shrink))
     obstacle = next((entry.not_equalized for entry, scale in made if scale is None), "")

@@ -40,7 +40,7 @@ def layer_follows(layer: nn.Module) -> bool | None:
             _scale(copy, factors)
             after = copy(x)
         return _close(after, before * _along_channels(factors, before))
-    except Exception:  # whatever the layer's own code does with it
+    except (Exception, SystemExit):  # whatever the layer's own code does with it
         return None
 
 
@@ -69,7 +69,7 @@ def network_follows(network: Network, trace: Trace, places: Mapping[str, Iterabl
             for norm, slices in places.items():
                 _divide(copy.slots[norm], slices, factors)
             after = _outputs(copy, places, example)
-        except Exception:  # whatever the network's own code does with them
+        except (Exception, SystemExit):  # whatever the network's own code does with them
             return False
     shown = all(before[norm] for norm in places) and before.keys() == after.keys()
     return shown and all(

@@ -82,6 +82,20 @@ def test_feature_extractors(name: str, tmp_path: Path) -> None:
     assert len(create(tmp_path, features_only=True, out_indices=(0, 1))(x)) == 2
 
 
+def test_features_of_a_network_whose_concatenations_are_scaled(tmp_path: Path) -> None:
+    x = torch.randn(2, 3, 64, 64)
+    whole = normswap.convert(trained("densenet121"), batches=[x], groups=1, check=False)
+    assert any(entry.scaled_by for entry in normswap.plan_of(whole).norms)
+    normswap.save(whole, tmp_path)
+    assert_same_output(create(tmp_path)(x), whole(x))
+    made: list[torch.Tensor] = []
+    for module in whole.modules():
+        module.register_forward_hook(lambda _module, _args, output: made.append(output.clone()))
+    whole(x)
+    for feature in create(tmp_path, features_only=True)(x):
+        assert any(f.shape == feature.shape and torch.allclose(f, feature, rtol=1e-4, atol=1e-4) for f in made)
+
+
 def test_extractor_holds_no_batch_norm(folder: Path) -> None:
     extractor = create(folder, features_only=True)
     assert not any(isinstance(module, _BatchNorm) for module in extractor.modules())

@@ -67,14 +67,49 @@ BOUND: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Wired(lambda m, x: m.bn(m.a(x)) + m.a(x).sigmoid(), a=nn.Conv2d(4, 6, 3), bn=nn.BatchNorm2d(6)),
         "a is read by others, too",
     ),
-    "two norms": (
+    "a norm and the output": (
+        lambda: Wired(
+            lambda m, x: (lambda y: (m.bn(y), torch.cat([y, x[:, :, :7, :7]], 1)))(m.a(x)),
+            a=nn.Conv2d(4, 6, 3),
+            bn=nn.BatchNorm2d(6),
+        ),
+        "a is read by others, too",
+    ),
+    "a concatenation that is read by others": (
+        lambda: Wired(
+            lambda m, x: (lambda y: m.bn(y) + y.relu())(torch.cat([m.a(x), m.b(x)], 1)),
+            a=nn.Conv2d(4, 3, 3),
+            b=nn.Conv2d(4, 3, 3),
+            bn=nn.BatchNorm2d(6),
+        ),
+        "a is read by others, too",
+    ),
+    "a concatenation of activations": (
+        lambda: Wired(
+            lambda m, x: m.bn(torch.cat([m.a(x).relu(), x[:, :, 1:-1, 1:-1]], 1)),
+            a=nn.Conv2d(4, 3, 3),
+            bn=nn.BatchNorm2d(7),
+        ),
+        "no slice of the concatenation before it is the output of a convolution or linear layer",
+    ),
+    "a concatenation along an edge": (
+        lambda: Wired(lambda m, x: m.bn(torch.cat([m.a(x), m.a(-x)], 2)), a=nn.Conv2d(4, 6, 3), bn=nn.BatchNorm2d(6)),
+        "something stands between the layer before it and the norm",
+    ),
+    "written over": (
+        lambda: Wired(
+            lambda m, x: (lambda y: m.bn(y) + y.clamp_(0))(m.a(x)), a=nn.Conv2d(4, 6, 3), bn=nn.BatchNorm2d(6)
+        ),
+        "a is read by others, too",
+    ),
+    "a norm without statistics beside it": (
         lambda: Wired(
             lambda m, x: (lambda y: m.bn(y) + m.other(y))(m.a(x)),
             a=nn.Conv2d(4, 6, 3),
             bn=nn.BatchNorm2d(6),
-            other=nn.BatchNorm2d(6),
+            other=nn.BatchNorm2d(6, track_running_stats=False),
         ),
-        "a is read by others, too",
+        "a is read by other, which cannot take its scales up",
     ),
     "sum": (
         lambda: Wired(
@@ -97,8 +132,9 @@ BOUND: dict[str, tuple[Callable[[], nn.Module], str]] = {
 def trained(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, _BatchNorm):
-            nn.init.normal_(module.running_mean, std=0.5)
-            nn.init.uniform_(module.running_var, 0.5, 2)
+            if module.running_mean is not None:
+                nn.init.normal_(module.running_mean, std=0.5)
+                nn.init.uniform_(module.running_var, 0.5, 2)
             nn.init.normal_(module.weight)
             nn.init.normal_(module.bias)
     return model.double().eval()
@@ -120,14 +156,25 @@ def scaled_under_batch_norm(model: nn.Module, plan: normswap.Plan) -> nn.Module:
                 layer.weight.mul_(s.view(-1, *(1 for _ in layer.weight.shape[1:])))
             if layer.bias is not None:
                 layer.bias.mul_(s)
-            (entry,) = [entry for entry in plan.norms if entry.fed_by == (name,)]
-            norm = modules[entry.name]
-            norm.weight.mul_(
-                s.sign() * ((s**2 * norm.running_var + norm.eps) / (norm.running_var + norm.eps)).sqrt() / s.abs()
-            )
-            norm.running_mean.mul_(s)
-            norm.running_var.mul_(s**2)
+            for entry in plan.norms:
+                if entry.fed_by == (name,) and not entry.scaled_by:
+                    follow(modules[entry.name], s)
+        for entry in plan.norms:
+            follow(modules[entry.name], slices_together(entry, plan))
     return other
+
+
+def follow(norm: nn.Module, s: Tensor) -> None:
+    norm.weight.mul_(s.sign() * ((s**2 * norm.running_var + norm.eps) / (norm.running_var + norm.eps)).sqrt() / s.abs())
+    norm.running_mean.mul_(s)
+    norm.running_var.mul_(s**2)
+
+
+def slices_together(entry: normswap.NormEntry, plan: normswap.Plan) -> Tensor:
+    s = torch.ones(entry.channels).double()
+    for layer, start, stop in entry.scaled_by:
+        s[start:stop] = torch.tensor(plan.scales[layer]).double()
+    return s
 
 
 @pytest.mark.parametrize("batches", ["images", None])

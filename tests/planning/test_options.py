@@ -66,7 +66,13 @@ def test_a_count_and_a_size_of_groups_exclude_each_other_by_layer() -> None:
 
 @pytest.mark.parametrize(
     ("shrink", "asked", "equalized", "used"),
-    [(None, 32, True, 4), (None, "auto", True, 60), (None, 32, False, 0.5), (None, "auto", False, 1.5), (0, 32, True, 0)],
+    [
+        (None, 32, True, 4),
+        (None, "auto", True, 60),
+        (None, 32, False, 0.5),
+        (None, "auto", False, 1.5),
+        (0, 32, True, 0),
+    ],
 )
 def test_shrink_for(shrink: float | None, asked: int | str, equalized: bool, used: float) -> None:
     assert Options.of(shrink=shrink).shrink_for(asked, equalized=equalized) == used
