@@ -1,0 +1,52 @@
+"""Scales that norms share, against GroupNorm's own drift."""
+
+import pytest
+import torch
+
+from normswap.layers.equalization import Moments, drift_of, equalize
+from normswap.layers.joint_equalization import FIXED, Reader, equalize_jointly
+
+SHRINK = 1.5
+
+
+def reader(index: list[int], *, num_groups: int = 1, seed: int = 0) -> Reader:
+    """Return a norm whose channels share much of what varies from sample to sample."""
+    generator = torch.Generator().manual_seed(seed)
+    count = len(index)
+    shared = torch.randn(24, 1, 1, generator=generator).double()
+    y = torch.randn(24, count, 25, generator=generator).double() * (1 + 0.5 * shared.abs()) + 2 * shared
+    y = (y - y.mean((0, 2), keepdim=True)) / y.std((0, 2), correction=0, keepdim=True)
+    unit, ratio, weight = (torch.rand(count, generator=generator).double() + 0.5 for _ in range(3))
+    ones = torch.ones(1, count).double()
+    moments = Moments(y.mean(2)[None], y.square().mean(2)[None], ratio[None], ones, weight[None])
+    return Reader(moments, unit, torch.tensor(index), num_groups, SHRINK)
+
+
+def drift(one: Reader, scales: torch.Tensor) -> float:
+    return float(drift_of(one.moments, num_groups=one.num_groups, shrink=SHRINK, t=one.t(scales)))
+
+
+SHARED = {
+    "all free": ([[0, 1, 2, 3, 4, 5, 6, 7]], 8, 1),
+    "some stay": ([[0, 1, 2, FIXED, FIXED, 3, 4, 5]], 6, 1),
+    "two norms": ([[0, 1, 2, 3, 4, 5], [FIXED, FIXED, 0, 1, 2, 3, 4, 5]], 6, 2),
+    "one layer twice": ([[0, 1, 2, 3, 0, 1, 2, 3]], 4, 1),
+    "other groups": ([[0, 1, 2, 3, FIXED, FIXED], [3, 2, 1, 0]], 4, 2),
+}
+
+
+@pytest.mark.parametrize(("indices", "count", "groups"), SHARED.values(), ids=SHARED)
+def test_the_norms_drift_less_together(indices: list[list[int]], count: int, groups: int) -> None:
+    readers = [reader(index, num_groups=groups, seed=seed) for seed, index in enumerate(indices)]
+    scales, ones = equalize_jointly(readers, count), torch.ones(count).double()
+    before, after = (sum(drift(one, s) ** 2 for one in readers) for s in (ones, scales))
+    assert after < 0.8 * before
+    assert scales.shape == (count,)
+    assert bool((scales != 0).all())
+    assert torch.equal(scales, equalize_jointly(readers, count))
+
+
+def test_a_norm_by_itself_gets_what_it_gets_alone() -> None:
+    one = reader(list(range(8)))
+    _, alone = equalize(one.moments, num_groups=1, shrink=SHRINK)
+    assert drift(one, equalize_jointly([one], 8)) == pytest.approx(float(alone), rel=0.05)
