@@ -126,7 +126,7 @@ class Kernel(nn.Module):
 
 def kept(block: Any, y: Tensor, z: Tensor) -> Tensor:
     """Return what a norm makes of an output that stays in an attribute."""
-    block.last = y.detach()
+    block.last = y
     return block.norm(y)  # type: ignore[no-any-return]
 
 
@@ -367,7 +367,8 @@ def blocks(
     return nn.Sequential(conv(channels, outputs), norm(outputs), nn.ReLU()), outputs
 
 
-WORDS = (*BLOCKS, *READERS, *(f"norm: {kind}" for kind in (*FAITHFUL, *DEPARTING)))
+NAMED = {f"norm: {name}": kind for name, kind in (*FAITHFUL.items(), *DEPARTING.items())}
+WORDS = (*BLOCKS, *READERS, *NAMED)
 """What every test of the grammar should have met."""
 
 
@@ -382,7 +383,7 @@ def sentences(draw: st.DrawFn, word: str | None = None) -> Sentence:
     words, layers = [f"{dims}d"], list[nn.Module]()
     kinds: list[str] = draw(st.lists(st.sampled_from(BLOCKS), max_size=2))
     kinds.insert(place := draw(st.integers(0, len(kinds))), word)
-    of = {**FAITHFUL, **DEPARTING}.get(word.removeprefix("norm: ")) or FAITHFUL[draw(st.sampled_from(list(FAITHFUL)))]
+    of = NAMED.get(word) or FAITHFUL[draw(st.sampled_from(list(FAITHFUL)))]
     for index, kind in enumerate(kinds):
         made = "conv" if kind.startswith("norm: ") else kind
         block, channels = draw(blocks(made, dims, channels, side, of if index == place else None))

@@ -85,6 +85,10 @@ def layers_are_what_they_must_be(converted: nn.Module, drawn: Sentence) -> None:
         new: Any = converted.get_submodule(name)
         if is_norm(module) and name not in kept:
             assert isinstance(new, nn.GroupNorm) == is_faithful(module), name
+        elif is_norm(module) and is_faithful(module):  # it goes on with the statistics it has
+            dims = next((rank for rank in (1, 2, 3) if isinstance(module, getattr(nn, f"BatchNorm{rank}d"))), 2)
+            x, wanted = typical(module, dims), Affine(module, tuple(module.children()))  # type: ignore[arg-type]
+            assert is_exact(relative(copy.deepcopy(new).train()(2 * x), wanted(2 * x))), name
         for conv in getattr(module, "stay_plain", ()):
             assert not isinstance(getattr(new, conv), WeightStandardized), f"{name}.{conv}"
         if drawn.options["ws"] == "none":
