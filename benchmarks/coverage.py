@@ -149,10 +149,10 @@ def flops(model: nn.Module, found: Trace) -> int:
     return total
 
 
-def general(entry: normswap.Entry) -> str:
+def general(entry: normswap.ConvEntry) -> str:
     """Return a reason without the names of layers, so that reasons add up."""
     reason = entry.reason
-    for name in sorted((*entry.feeds, *entry.fed_by), key=len, reverse=True):
+    for name in sorted(entry.feeds, key=len, reverse=True):
         reason = reason if name.startswith("<") or not name else reason.replace(name, "a layer")
     return reason
 
