@@ -29,9 +29,6 @@ from normswap.planning.statistics import bad_statistics, statistics_before, usab
 Change = tuple[nn.Parameter, Callable[[], Tensor]]
 """A parameter and what computes its new value; in place there is no room for all new kernels at once."""
 
-ALIKE = 1e-2
-"""Share of a layer's variance above which that of a filter is no rounding."""
-
 
 @dataclass(frozen=True)
 class Match:
@@ -234,7 +231,8 @@ def _standardized(
     new = ws_class(type(old)).of(old, adaptive=entry.ws is WS.ADAPTIVE, eps=eps)
     weight, changes = new.raw_weight, list[Change]()
     if entry.ws is WS.STANDARD:
-        new.ws_gain = _gain_of_centred(new.ws_filters(weight.detach()), eps).to(weight.dtype)
+        gain, _ = gain_and_offset(centred(new.ws_filters(weight.detach())), eps)
+        new.ws_gain = gain.to(weight.dtype)
         changes = [(weight, partial(_centred_kernel, new))]
     if scale is not None and new.ws_offset is not None and not weight.is_meta:
         factors = weight.new_tensor(scale)
@@ -258,22 +256,6 @@ def _standardized(
             "with exclude="
         )
     return new, changes
-
-
-def _gain_of_centred(rows: Tensor, eps: float) -> Tensor:
-    """Return the (out_channels,) gain of filters that are going to be `centred`.
-
-    They will have the root mean square of their deviations, which takes one pass to know where none is close to
-    constant, as nearly always.
-    """
-    gain, _ = gain_and_offset(rows, eps)
-    if rows.is_meta:
-        return gain
-    var = gain.square() - eps
-    common = var.mean()
-    if bool(var.amin() > ALIKE * common):
-        return (common + eps).sqrt().expand(len(rows)).contiguous()
-    return gain_and_offset(centred(rows), eps)[0]
 
 
 def _centred_kernel(conv: WeightStandardized) -> Tensor:
