@@ -106,7 +106,7 @@ def test_frozen_norm_as_transformers_writes_it() -> None:
             return x * scale + (bias - running_mean * scale)
 
     model = Direct(conv=conv(), bn=FrozenNorm(8))
-    result = normswap.convert(model)
+    result = normswap.convert(model, equalize=False)  # or filters and norm change signs together
     x = torch.randn(1, 8, 16, 16) * 2 + 1
     assert isinstance(result.bn, nn.GroupNorm)
     assert not result.bn.weight.requires_grad
