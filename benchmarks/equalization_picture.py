@@ -56,10 +56,12 @@ def main() -> None:
             label = source if network == "lite0" else None
             right.plot(*zip(*points, strict=True), style, color=COLORS[source], marker="o", ms=4, label=label)
     right.set_xscale("log")
+    right.set_xticks([1.5, 10, 60], ["1.5", "10", "60"], minor=False)
+    right.minorticks_off()
     right.set_xlabel("shrink")
     right.set_ylabel("answers that are the original's, %")
     right.set_ylim(0, 100)
-    right.set_title("no training, one group; solid Lite0, dashed MobileNetV2, dotted text direction", fontsize=10)
+    right.set_title("one group; solid Lite0, dashed MobileNetV2, dotted text direction", fontsize=9)
     right.legend(frameon=False, fontsize=8)
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
