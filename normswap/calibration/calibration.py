@@ -19,13 +19,13 @@ from normswap.conversion.pipeline import apply, convert
 from normswap.errors import CalibrationFailed, InvalidOption
 from normswap.networks.copying import copy_model, in_mode
 from normswap.networks.hooks import outputs_of
-from normswap.networks.inputs import batch_size, call, fresh, rebuild
+from normswap.networks.inputs import call, fresh, rebuild
 from normswap.networks.network import Network
 from normswap.networks.processes import processes, summed
 from normswap.networks.surroundings import undisturbed
 from normswap.networks.validation import unwrap
 from normswap.planning.choices import Action, Affine
-from normswap.planning.measuring import SAMPLES
+from normswap.planning.measuring import first_batches
 from normswap.planning.plan import Plan
 
 TRIALS = 20
@@ -137,7 +137,7 @@ def calibration(
         judge = _Judge(teacher, images.judged)
         best = {"converted": student}
         scores = {"converted": judge(student)}
-        few = _few(images.once() if seen is None else Prepared(seen, like))
+        few = first_batches(images.once() if seen is None else Prepared(seen, like))
         if few and _as_converted(unwrap(converted), unwrap(original), plan):
             best["equalized"] = _equalized(teacher, plan, few)
             scores["equalized"] = judge(best["equalized"])
@@ -155,17 +155,6 @@ def calibration(
     if kept != "converted":
         _become(unwrap(converted), best[kept].model)
     return Calibration(scores, kept, interrupted)
-
-
-def _few(batches: Iterable[Any]) -> list[Any]:
-    """Return as many of the first batches as scales and affine values are told by."""
-    few, count = list[Any](), 0
-    for batch in batches:
-        few.append(batch)
-        count += batch_size(batch) * processes()
-        if count >= SAMPLES:
-            break
-    return few
 
 
 def _norms(plan: Plan) -> list[str]:

@@ -15,15 +15,13 @@ from normswap.conversion.structure import AROUND, structural_checks
 from normswap.conversion.surgery import operate
 from normswap.errors import AlreadyConverted, CheckFailed, InvalidOption, NeedsExampleInput, NothingToConvert
 from normswap.networks.copying import copy_model, in_mode, meta_copy
-from normswap.networks.inputs import batch_size
 from normswap.networks.network import Network
-from normswap.networks.processes import processes
 from normswap.networks.recognition import refuse_strays
 from normswap.networks.surroundings import undisturbed
 from normswap.networks.validation import must_be_finite, refuse_unsupported, unwrap
 from normswap.planning.choices import Action, Affine
 from normswap.planning.decisions import make_plan
-from normswap.planning.measuring import SAMPLES, prepared, reference, watch
+from normswap.planning.measuring import first_batches, prepared, reference, watch
 from normswap.planning.options import Options, Wishes
 from normswap.planning.plan import Plan, as_plan
 from normswap.planning.synthetic import synthetic
@@ -186,12 +184,8 @@ def _few(network: Network, batches: Any) -> Any:
         if batches not in (None, "synthetic"):
             raise InvalidOption(f"batches={batches!r} is neither batches of images nor 'synthetic'")
         return batches
-    like, found, count = reference(network.model), list[Any](), 0
-    for batch in batches:
-        found.append(prepared(batch, like))
-        count += batch_size(found[-1])
-        if count * processes() >= SAMPLES:
-            break
+    like = reference(network.model)
+    found = first_batches(prepared(batch, like) for batch in batches)
     if not found:
         raise InvalidOption("batches= holds no images; pass at least one batch, or leave it out")
     return found

@@ -196,6 +196,12 @@ def _unit(network: Network, entry: NormEntry) -> Tensor:
     return deviation(mean, var, eps=eps)
 
 
+def _unscaled(network: Network, entries: list[NormEntry]) -> Tensor:
+    """Return the (B, C) t of norms of one size behind filters as they are, up to a factor per norm."""
+    units = torch.stack([_unit(network, entry) for entry in entries])
+    return units / units.log().mean(1, keepdim=True).exp()
+
+
 def _advice(network: Network, norms: Mapping[str, NormEntry], options: Options, images: Images) -> Iterator[str]:
     """Say so where the group count that was asked for loses most of the function and one group would keep it."""
     asked = [norms[name] for name in images if norms[name].groups_asked not in ("auto", 1) and norms[name].drift]
@@ -207,8 +213,7 @@ def _advice(network: Network, norms: Mapping[str, NormEntry], options: Options, 
         moments = moments_of([images[entry.name]], network, [entry.name])
         shrink = options.shrink_for(entry.groups_asked, equalized=not entry.not_equalized)
         if entry.not_equalized:
-            plain = _unit(network, entry)
-            plain = (plain / plain.log().mean().exp()).to(moments.first)
+            plain = _unscaled(network, [entry]).to(moments.first)
             drift = drift_of(moments, num_groups=1, shrink=shrink, t=plain)
         else:
             drift = equalize(moments, num_groups=1, shrink=shrink, steps=COARSE)[1]
@@ -228,8 +233,7 @@ def _from_images(
     moments = moments_of([images[name] for name in names], network, names)
     shrink = options.shrink_for(entries[0].groups_asked, equalized=free)
     counts = _group_counts(entries[0])
-    plain = torch.stack([_unit(network, entry) for entry in entries])
-    plain = (plain / plain.log().mean(1, keepdim=True).exp()).to(moments.first)
+    plain = _unscaled(network, entries).to(moments.first)
 
     def tried(groups: int, **more: Any) -> tuple[Tensor, Tensor]:
         if not free:
@@ -290,8 +294,7 @@ def _projected_sums(network: Network, entry: NormEntry) -> Tensor:
 
 def _relative(network: Network, entry: NormEntry, t: Tensor) -> tuple[float, ...]:
     """Return s = t/σ up to a factor per norm, which GroupNorm does not see; filters keep their size on average."""
-    mean, var, eps = _running(network, entry)
-    unit = deviation(mean, var, eps=eps)
+    unit = _unit(network, entry)
     scale = t.to(unit) / unit * unit.log().mean().exp()
     return tuple(scale.half().clamp(-(2.0**14), 2.0**14).double().tolist())
 

@@ -45,6 +45,17 @@ class Seen:
         self.second.append(flat.square().mean(-1))
 
 
+def first_batches(batches: Iterable[Any]) -> list[Any]:
+    """Return as many of the first batches as make up the samples that tell, of all processes together."""
+    few, count = list[Any](), 0
+    for batch in batches:
+        few.append(batch)
+        count += batch_size(batch) * processes()
+        if count >= SAMPLES:
+            break
+    return few
+
+
 Images = Mapping[str, Seen]
 """What images showed, by norm."""
 
