@@ -140,9 +140,8 @@ def _opened(model: nn.Module, inputs: Any) -> nn.Module:
     """
     opened, generator = copy_model(model), torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, parameter in opened.named_parameters():
-            own = name.endswith(("ws_gain", "ws_offset")) or not parameter.is_floating_point()
-            if not own and parameter.numel() and float(parameter.abs().max()) < CLOSED:
+        for parameter in opened.parameters():
+            if parameter.is_floating_point() and parameter.numel() and float(parameter.abs().max()) < CLOSED:
                 fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
                 values = (torch.rand(parameter.shape, generator=generator) + 0.5) / fan_in
                 parameter.copy_(values)
@@ -161,7 +160,7 @@ def _batch_independent(model: nn.Module, original: nn.Module | None, inputs: Any
     if moved is None:
         return Check(name, None, "no output has one row per sample")
     if paired and moved > TOLERANCE and original is not None:
-        before, _ = _moved(copy_model(original).eval(), inputs, samples)
+        before, _ = _moved(in_mode(copy_model(original), False), inputs, samples)
         if before is not None and before > TOLERANCE:
             return Check(name, None, "the network compares its samples with each other, as before")
     return Check(name, moved <= TOLERANCE, f"changing the other samples moves a sample by {moved:.1e}")
