@@ -20,8 +20,9 @@ from normswap.networks.recognition import refuse_strays
 from normswap.networks.surroundings import undisturbed
 from normswap.networks.validation import must_be_finite, refuse_unsupported, unwrap
 from normswap.planning.choices import Action, Affine
-from normswap.planning.decisions import make_plan
-from normswap.planning.measuring import first_batches, prepared, reference, watch
+from normswap.planning.decisions import make_plan, recorded
+from normswap.planning.entry import NormEntry
+from normswap.planning.measuring import Images, first_batches, prepared, reference, watch
 from normswap.planning.options import Options, Wishes
 from normswap.planning.plan import Plan, as_plan
 from normswap.planning.synthetic import synthetic
@@ -193,22 +194,24 @@ def _few(network: Network, batches: Any) -> Any:
 
 def _inspected(network: Network, example_input: Any, options: Options, images: Any) -> tuple[Plan, Trace]:
     found = trace(network, example_input)
-    plan = make_plan(network, found, options)
-    if images is None or (isinstance(images, str) and not any(e.affine is Affine.MATCH for e in plan.norms)):
-        return plan, found
-    must_be_finite(network.model)
-    if images == "synthetic":
-        images = _made_up(network, plan)
-    return make_plan(network, found, options, watch(network, plan.norms, images)), found
+
+    def look(norms: Iterable[NormEntry]) -> Images:
+        norms = list(norms)
+        made_up = isinstance(images, str)
+        if images is None or (made_up and not any(entry.affine is Affine.MATCH for entry in norms)):
+            return {}
+        must_be_finite(network.model)
+        return watch(network, norms, _made_up(network, recorded(found.inputs)) if made_up else images)
+
+    return make_plan(network, found, options, look), found
 
 
-def _made_up(network: Network, plan: Plan) -> Iterator[Tensor]:
+def _made_up(network: Network, spec: Any) -> Iterator[Tensor]:
     """Return made-up inputs of the size and range that the network states.
 
     Raises:
         NeedsExampleInput: The network takes something else than one tensor of numbers per sample.
     """
-    spec = plan.inputs
     while isinstance(spec, dict) and len(spec) == 1 and len(next(iter(spec.values()))) == 1:
         items = next(iter(spec.values()))
         spec = next(iter(items.values())) if isinstance(items, dict) else items[0]

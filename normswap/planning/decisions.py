@@ -52,14 +52,18 @@ FRESH = "its norm is fresh"
 """What allows the standard form to overwrite filters."""
 
 
-def make_plan(network: Network, trace: Trace, options: Options, images: Images | None = None) -> Plan:
+Look = Callable[[Iterable[NormEntry]], Images]
+
+
+def make_plan(network: Network, trace: Trace, options: Options, look: Look = lambda _: {}) -> Plan:
     """Return the plan for a network: one entry for every BatchNorm-like module and every convolution.
 
     Args:
         network: The network, unconverted.
         trace: What a forward pass of it showed.
         options: What the user asked for.
-        images: What images showed of the norms' inputs; without, signs are chosen by the filters.
+        look: Called with the norms' entries; returns what images show of their inputs, nothing where signs are chosen
+            by the filters.
     """
     known: dict[Hashable, str] = {}
     norms = {name: _plan_norm(name, network, trace.norms.get(name), options, known) for name in network.norms}
@@ -82,11 +86,11 @@ def make_plan(network: Network, trace: Trace, options: Options, images: Images |
     options.must_apply(network.modules, norms, convs)
     convs = _share_fate_of_tied_weights(convs, network)
     norms = fit_norms(norms, options, network, convs, trained)
-    norms, scales, advice = equalize_norms(network, trace, norms, convs, options, images or {})
+    norms, scales, advice = equalize_norms(network, trace, norms, convs, options, look(norms.values()))
     planned: dict[str, NormEntry | ConvEntry] = {**norms, **convs}
     entries = tuple(planned[name] for name in network.modules if name in planned)
     warnings = tuple(map(plain, (*plan_warnings(network, norms, trace, options), *advice)))
-    return Plan(options, entries, warnings, _recorded(trace.inputs), scales)
+    return Plan(options, entries, warnings, recorded(trace.inputs), scales)
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class _Reads:
     apart: Callable[[str], Node | None]
 
 
-def _recorded(inputs: Any) -> Any:
+def recorded(inputs: Any) -> Any:
     """Return inputs as data; None where a plan could not be read back with them."""
     spec = describe(inputs)
     try:
