@@ -65,7 +65,7 @@ def convert(
             which the first 256 samples are looked at. They tell scales, signs and group counts with which samples' own
             statistics move the outputs least (`normswap.layers.equalization`), and every norm's affine values are set
             by least squares towards the original's outputs on them. ``"synthetic"`` makes up 64 inputs, which tell
-            scales and signs alone. Without, signs are chosen by the filters, without a forward pass on data.
+            scales and signs alone. Without, filters and running statistics tell them, without a forward pass.
         keep: How the norms go on that `include` and `exclude` leave alone: ``"frozen"``, with the statistics they have
             in train mode, too, or ``"live"``.
         include: Glob patterns of qualified names; only these layers, and those in modules of such a name, are touched.

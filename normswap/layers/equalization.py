@@ -177,18 +177,17 @@ def alternating(like: Tensor) -> Tensor:
     return signs
 
 
-def balanced(values: Tensor, signs: Tensor, *, flips: int | None = None) -> Tensor:
+def balanced(values: Tensor, signs: Tensor) -> Tensor:
     """Flip signs, the best one of each group first, until none makes the square of the signed sum smaller.
 
     Args:
         values: (groups, N, k); for each of N samples a value per channel.
         signs: (groups, k, 1) to start from.
-        flips: The most that are made; by default as many as it takes.
     """
     signs = signs.clone()
     pull, power = values.transpose(1, 2) @ (values @ signs), values.square().sum(1).unsqueeze(-1)
     least, rows = 1e-9 * power.sum((1, 2)), torch.arange(len(values), device=values.device)
-    for _ in range(4 * signs.shape[1] if flips is None else flips):
+    for _ in range(4 * signs.shape[1]):
         gain, at = (signs * pull - power).squeeze(-1).max(1)
         helps = gain > least
         if not helps.any():

@@ -8,18 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from normswap.layers.equalization import alternating, balanced, deviation, drift_of, equalize, rescaled
+from normswap.layers.equalization import deviation, drift_of, equalize, rescaled
 from normswap.layers.joint_equalization import FIXED, Reader, equalize_jointly
 from normswap.layers.matching import damping
-from normswap.layers.standardization import filters
 from normswap.networks.network import Network
 from normswap.networks.recognition import norm_parts
 from normswap.planning.choices import WS, Action, Affine
 from normswap.planning.entry import ConvEntry, NormEntry
 from normswap.planning.fitting import group_candidates, rounded
 from normswap.planning.freedom import Freedom, freedoms
-from normswap.planning.measuring import Images, moments_of
+from normswap.planning.measuring import Images, Seen, moments_of
 from normswap.planning.options import Options
+from normswap.planning.response import responses
 from normswap.planning.statistics import usable
 from normswap.planning.unseen import TOLERANCE
 from normswap.tracing.facts import Trace
@@ -27,8 +27,8 @@ from normswap.tracing.facts import Trace
 Scales = dict[str, tuple[float, ...]]
 """A factor for every output channel, by layer."""
 
-PROJECTIONS, FLIPS = 8, 48
-"""Mixtures of filter sums that stand for their covariance, and the most signs that are flipped for them."""
+NARROW = 0.35
+"""Largest log|t| where only filters tell: with 0.7 no more was kept, and less by two channels per group."""
 
 LOSS, LESS = 0.1, 4
 """Sum of the squared drifts from which most answers are lost, and how many times less one group must leave to be named.
@@ -85,12 +85,18 @@ def equalize_norms(
             seen = 0 if by_filters else sum(map(len, images[entry.name].first))
             size = entry.channels, entry.groups, entry.groups_asked, group_candidates(entry), bool(own.places)
             alike.setdefault((*size, seen, norm_parts(network.slots[entry.name]).mean.device), []).append(entry.name)  # type: ignore[union-attr]
+    untold = any(is_free and not seen for *_, is_free, seen, _ in alike)
+    told = (
+        {name: own for graph in reversed(trace.graphs) for name, own in responses(network, graph).items()}
+        if untold
+        else {}
+    )
     for (*_, is_free, seen, _), names in alike.items():
         entries = [found[name] for name in names]
         made = (
             _from_images(network, entries, options, images, is_free)
             if seen
-            else _signs(network, entries, options, is_free)
+            else _from_filters(network, entries, options, is_free, told)
         )
         for entry, scale in made:
             found[entry.name] = _noted(entry, free[entry.name], scale, scales)
@@ -257,39 +263,27 @@ def _from_images(
     return made
 
 
-def _signs(
-    network: Network, entries: list[NormEntry], options: Options, free: bool
+def _from_filters(
+    network: Network, entries: list[NormEntry], options: Options, free: bool, told: Mapping[str, Seen]
 ) -> list[tuple[NormEntry, tuple[float, ...] | None]]:
-    """Choose signs for norms of one size without images, so that what their filters have in common cancels.
+    """Fit norms of one size on what constants that pass through the filters do to their inputs.
 
-    What moves a group's mean from sample to sample is what many channels see at once. Were the means of the channels
-    before a layer independent and alike, those behind it would have the covariance ``W·Wᵀ`` with the filters' sums over
-    positions, W, in units of the deviations; a few random projections of W stand for it.
+    They tell by how much scales lessen the drift, not how large it is.
     """
     if not free:
         return [(entry, None) for entry in entries]
-    shrink, groups = options.shrink_for(entries[0].groups_asked, equalized=True), entries[0].groups or 1
-    sums = torch.stack([_projected_sums(network, entry) for entry in entries])
-    values = sums.unflatten(-1, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    signs = balanced(values, alternating(values[:, 0].unsqueeze(-1)), flips=FLIPS).reshape(len(entries), -1)
+    names = [entry.name for entry in entries]
+    moments = moments_of([told[name] for name in names], network, names)
+    groups, shrink = entries[0].groups or 1, options.shrink_for(entries[0].groups_asked, equalized=True)
+    plain = drift_of(moments, num_groups=groups, shrink=shrink, t=_unscaled(network, entries).to(moments.first))
+    fits, _ = equalize(moments, num_groups=groups, shrink=shrink, bound=NARROW, steps=COARSE)
+    less = (drift_of(moments, num_groups=groups, shrink=shrink, t=fits) / plain.clamp_min(1e-30)).tolist()
     made = []
-    for entry, sign in zip(entries, signs.tolist(), strict=True):
-        made.append(_refitted(network, replace(entry, drift_before=entry.drift), tuple(sign), shrink))
+    for entry, t, share in zip(entries, fits, less, strict=True):
+        drift = rounded(entry.drift * min(share, 1.0)) if entry.drift is not None else None
+        entry = replace(entry, drift_before=entry.drift, drift=drift)
+        made.append(_refitted(network, entry, _relative(network, entry, t), shrink))
     return made
-
-
-def _projected_sums(network: Network, entry: NormEntry) -> Tensor:
-    """Return (PROJECTIONS, C) random mixtures of the filters' sums over positions, one column per channel."""
-    layer, parts = network.slots[entry.fed_by[0]], norm_parts(network.slots[entry.name])
-    weight = layer._parameters["weight"].detach().float()  # type: ignore[union-attr]
-    layout = {"transposed": bool(getattr(layer, "transposed", False)), "groups": int(getattr(layer, "groups", 1))}
-    rows = filters(weight.contiguous(), **layout)  # type: ignore[arg-type]
-    kernel = max(weight[0, 0].numel(), 1)
-    sums = rows.unflatten(1, (-1, kernel)).sum(2)
-    generator = torch.Generator().manual_seed(0)
-    mixed: Tensor = torch.randn(PROJECTIONS, sums.shape[1], generator=generator).to(sums) @ sums.T
-    unit: Tensor = (parts.var.detach().float() + parts.eps).sqrt()  # type: ignore[union-attr]
-    return mixed / unit
 
 
 def _relative(network: Network, entry: NormEntry, t: Tensor) -> tuple[float, ...]:

@@ -1,0 +1,97 @@
+import pytest
+import torch
+from torch import nn
+
+import normswap
+from normswap.networks.network import Network
+from normswap.planning.response import CONSTANTS, responses
+from normswap.tracing.forward import trace
+
+
+def norm(channels: int, kind: type[nn.Module] = nn.BatchNorm2d) -> nn.Module:
+    made = kind(channels)
+    with torch.no_grad():
+        for values, low in ((made.running_var, 0.3), (made.running_mean, -1), (made.weight, 0.2), (made.bias, -1)):
+            values.uniform_(low, 2)  # type: ignore[operator]
+    return made
+
+
+def conv(*size: int, **more: object) -> nn.Conv2d:
+    return nn.Conv2d(*size, 3, padding=1, padding_mode="circular", **more)  # type: ignore[arg-type]
+
+
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(3, 8), conv(3, 8), conv(16, 8)
+        self.first, self.second, self.last = norm(8), norm(8), norm(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = self.first(self.a(x)), self.second(self.b(x))
+        return self.last(self.c(torch.cat([a + b, nn.functional.avg_pool2d(b, 1)], 1)))
+
+
+LINEAR = {
+    "plain": lambda: nn.Sequential(conv(3, 8), norm(8), conv(8, 4), norm(4)),
+    "grouped and depthwise": lambda: nn.Sequential(
+        conv(3, 8), norm(8), conv(8, 12, groups=4), norm(12), conv(12, 12, groups=12), norm(12)
+    ),
+    "branches": Branches,
+    "sequence": lambda: nn.Sequential(conv(3, 8), norm(8), nn.AvgPool2d(2), nn.Dropout(), conv(8, 8), norm(8)),
+    "linear": lambda: nn.Sequential(
+        conv(3, 8), norm(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 6), norm(6, nn.BatchNorm1d)
+    ),
+    "transposed": lambda: nn.Sequential(conv(3, 8), norm(8), nn.ConvTranspose2d(8, 6, 1, groups=2), norm(6)),
+}
+
+
+@pytest.mark.parametrize("build", LINEAR.values(), ids=LINEAR)
+def test_a_network_without_activations_answers_to_constants_as_told(build: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = build().eval()
+    constants = torch.randn(CONSTANTS, 3, generator=torch.Generator().manual_seed(0))
+    norms = {name: m for name, m in model.named_modules() if hasattr(m, "running_var")}
+    seen: dict[str, torch.Tensor] = {}
+    for name, module in norms.items():
+        module.register_forward_pre_hook(lambda m, args, name=name: seen.update({name: args[0]}))
+    x = torch.randn(1, 3, 8, 8).expand(CONSTANTS, -1, -1, -1)
+    with torch.no_grad():
+        model(x)
+        before = dict(seen)
+        model(x + constants[..., None, None])
+    network = Network(model)
+    told = responses(network, trace(network, torch.randn(2, 3, 8, 8)).graphs[0], own=0)
+    assert told.keys() == norms.keys()
+    for name, module in norms.items():
+        moved = (seen[name] - before[name]).flatten(2).mean(2) if seen[name].ndim > 2 else seen[name] - before[name]
+        moved = moved / (module.running_var + module.eps).sqrt()
+        (first,) = told[name].first
+        torch.testing.assert_close(first / first.norm(), moved / moved.norm(), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_scales_told_by_filters_keep_more_where_samples_differ_by_constants(groups: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(conv(3, 32), norm(32), nn.ReLU(), conv(32, 32), norm(32), nn.ReLU(), conv(32, 32), norm(32))
+    for _ in range(50):  # the statistics become those of what is fed
+        model.train()(torch.randn(32, 3, 8, 8) + torch.randn(32, 3, 1, 1))
+    model.eval()
+    x = torch.randn(64, 3, 8, 8) + torch.randn(64, 3, 1, 1)
+    with torch.no_grad():
+        off = {
+            equalize: float((normswap.convert(model, groups=groups, shrink=1, equalize=equalize)(x) - model(x)).norm())
+            for equalize in (True, False)
+        }
+    assert off[True] < 0.7 * off[False], off
+
+
+def test_what_cannot_be_followed_is_left_to_chance() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(conv(3, 8), norm(8), nn.PixelShuffle(2), conv(2, 8), norm(8)).eval()
+    network = Network(model)
+    told = responses(network, trace(network, torch.randn(2, 3, 8, 8)).graphs[0])
+    sums = model[3].weight.detach().sum((2, 3)) / (model[4].running_var + model[4].eps).sqrt()[:, None]
+    (first,) = told["4"].first
+    assert torch.linalg.matrix_rank(first) == 2  # two channels behind the shuffle, each with moves of its own
+    projected = sums @ torch.linalg.pinv(sums) @ first.T
+    torch.testing.assert_close(projected, first.T, atol=1e-4, rtol=1e-3)
