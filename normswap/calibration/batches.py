@@ -20,6 +20,9 @@ class Prepared:
     def __init__(self, batches: Iterable[Any], like: Tensor) -> None:
         self.batches, self.like = batches, like
 
+    def __len__(self) -> int:
+        return len(self.batches)  # type: ignore[arg-type]
+
     def __iter__(self) -> Iterator[Any]:
         for batch in self.batches:
             yield prepared(batch, self.like)
@@ -55,6 +58,14 @@ class Split:
         """Yield the others in one pass; the iterable is not started anew."""
         yield from (batch for index, batch in enumerate(self._first) if index not in self._held)
         yield from self._source
+
+    def passes(self, steps: int) -> float:
+        """Return how often so many batches go through the others; 0 where nobody knows how many there are."""
+        try:
+            count = len(self.batches) - len(self._held)  # type: ignore[arg-type]
+        except TypeError:
+            return 0.0
+        return steps / max(count, 1)
 
     def forever(self) -> Iterator[Any]:
         """Yield the others again and again."""

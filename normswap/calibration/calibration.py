@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from normswap.calibration.batches import Prepared, Split
 from normswap.calibration.distillation import LEARNING_RATES, disagreement, distill
+from normswap.calibration.supply import PASSES, with_made_up
 from normswap.conversion.carried_plan import carry_plan, must_fit, plan_of
 from normswap.conversion.moments import match_moments
 from normswap.conversion.pipeline import apply, convert
@@ -66,6 +67,7 @@ def calibrate(
     seed: int = 0,
     held_back: Iterable[Any] | None = None,
     mixed_precision: bool | None = None,
+    made_up: bool = False,
 ) -> nn.Module:
     """Bring `converted` closer to `original` on unlabeled batches; it is changed in place and returned.
 
@@ -91,6 +93,8 @@ def calibrate(
         seed: Of the random numbers that `batches` draws (shuffling, augmentation).
         held_back: Batches to judge by, a few; by default every fifth of `batches`, up to four, by their place in it.
         mixed_precision: Distill in bfloat16 where it is safe (`torch.autocast`); by default on CUDA.
+        made_up: Distill on made-up inputs, too, where images are gone through more than four times: for photos, which
+            they resemble.
 
     Raises:
         InvalidOption: `steps` is negative, or a generator is to be gone through several times.
@@ -99,7 +103,14 @@ def calibrate(
         UnsupportedModel: A network cannot be copied.
     """
     result = calibration(
-        converted, original, batches, steps=steps, seed=seed, held_back=held_back, mixed_precision=mixed_precision
+        converted,
+        original,
+        batches,
+        steps=steps,
+        seed=seed,
+        held_back=held_back,
+        mixed_precision=mixed_precision,
+        made_up=made_up,
     )
     if result.kept == "converted":
         warnings.warn(f"calibration did not help and nothing was changed; {result}", stacklevel=2)
@@ -117,6 +128,7 @@ def calibration(
     seed: int = 0,
     held_back: Iterable[Any] | None = None,
     mixed_precision: bool | None = None,
+    made_up: bool = False,
     seen: Iterable[Any] | None = None,
 ) -> Calibration:
     """Calibrate like `calibrate` and return what was measured.
@@ -149,7 +161,7 @@ def calibration(
         if steps:
             start = best[min(scores, key=scores.__getitem__)]
             best["distilled"], scores["distilled"], interrupted = _distilled(
-                start, teacher, images, judge, steps=steps, seed=seed, mixed_precision=mixed_precision
+                start, teacher, images, judge, steps=steps, seed=seed, mixed_precision=mixed_precision, made_up=made_up
             )
     kept = min(scores, key=scores.__getitem__)
     if kept != "converted":
@@ -193,12 +205,16 @@ def _distilled(
     steps: int,
     seed: int,
     mixed_precision: bool | None,
+    made_up: bool,
 ) -> tuple[Network, float, bool]:
     """Distill at the rate that a few steps show to be best; return the network, its score, and if it was cut short."""
     device = next(teacher.model.parameters()).device.type
     mixed = device == "cuda" if mixed_precision is None else mixed_precision
     precision = torch.autocast(device, torch.bfloat16, enabled=mixed)
-    batches = iter(tqdm(islice(images.forever(), steps), "distilling", steps, unit="step", disable=None, leave=False))
+    supply = images.forever()
+    if made_up and images.passes(steps) > PASSES:
+        supply = with_made_up(supply, seed=seed)
+    batches = iter(tqdm(islice(supply, steps), "distilling", steps, unit="step", disable=None, leave=False))
     names = _norms(plan_of(start.model))
 
     interrupted = False

@@ -78,7 +78,8 @@ def make(
         images: Folder of images to calibrate on.
         steps: Steps of distillation on them.
         workers: Processes that read them.
-        made_up: Equalize on made-up images where there are no others; networks that take no images go without.
+        made_up: Equalize on made-up images where there are no others, and distill on some beside few others; networks
+            that take no images go without.
         example_input: As for `normswap.convert`.
         note: Called with a line of text as each part begins.
         **options: As for `normswap.convert`.
@@ -97,7 +98,7 @@ def make(
         note("calibrating …")
         read = partial(image_batches, images, network, plan_of(converted).input_size, workers=workers)
         (seen, judged), (learned, _) = read(augment=False), read(augment=True)
-        result = calibration(converted, network, learned, steps=steps, held_back=judged, seen=seen)
+        result = calibration(converted, network, learned, steps=steps, held_back=judged, seen=seen, made_up=made_up)
     plan = plan_of(converted)
     note("checking …")
     checks = check(converted, network)
