@@ -218,12 +218,10 @@ def _advice(network: Network, norms: Mapping[str, NormEntry], options: Options, 
     for entry in asked:
         moments = moments_of([images[entry.name]], network, [entry.name])
         shrink = options.shrink_for(entry.groups_asked, equalized=not entry.not_equalized)
-        if entry.not_equalized:
-            plain = _unscaled(network, [entry]).to(moments.first)
-            drift = drift_of(moments, num_groups=1, shrink=shrink, t=plain)
-        else:
-            drift = equalize(moments, num_groups=1, shrink=shrink, steps=COARSE)[1]
-        fitted += float(drift.square())
+        t = _unscaled(network, [entry]).to(moments.first)
+        if not entry.not_equalized:
+            t = equalize(moments, num_groups=1, shrink=shrink, steps=COARSE)[0]
+        fitted += float(drift_of(moments, num_groups=1, shrink=shrink, t=t).square())
     if fitted * LESS < lost:
         yield (
             "the groups asked for lose much of what the network knows: samples' own statistics move the norms' outputs "
