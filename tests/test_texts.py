@@ -14,7 +14,7 @@ from torch import nn
 import normswap
 from normswap import errors
 from normswap.checkpoint.card import model_card
-from normswap.planning.options import Options, matches
+from normswap.planning.options import matches
 from normswap.tables import table
 from normswap.texts import plain, plain_lines, yaml_scalar
 
@@ -212,9 +212,3 @@ def test_the_command_line_takes_containers_and_refuses_the_wrong_role() -> None:
     code, _, stderr = run("inspect", "test_texts:net", "--input", SHAPE, "--override", "stem.0:groups=2")
     assert (code, stderr.count("\n")) == (2, 1)
     assert "which is for norms" in stderr
-
-
-def test_an_override_that_matches_nothing_is_a_warning_as_before() -> None:
-    plan = normswap.inspect(net(), example_input=X, overrides={"layer9": {"groups": 2}})
-    assert plan.warnings == ("override 'layer9' matches no layer",)
-    assert Options.of(overrides={"layer9": {"groups": 2}}).for_layer("layer9.bn").groups == 2

@@ -9,7 +9,7 @@ from typing import Any, Unpack
 from torch import nn
 
 from normswap.calibration.calibration import Calibration, calibration
-from normswap.calibration.images import image_batches
+from normswap.calibration.images import image_batches, must_be_folder
 from normswap.checkpoint.saving import save
 from normswap.conversion.carried_plan import plan_of
 from normswap.conversion.check import check
@@ -65,6 +65,7 @@ def make(
     steps: int = 0,
     workers: int = 0,
     made_up: bool = False,
+    replace: bool = True,
     example_input: Any = None,
     note: Callable[[str], None] = lambda _: None,
     **options: Unpack[Wishes],
@@ -79,10 +80,13 @@ def make(
         steps: Steps of distillation on them.
         workers: Processes that read them.
         made_up: Equalize on made-up images where there are no others; networks that take no images go without.
+        replace: Whether files of an earlier checkpoint may be replaced.
         example_input: As for `normswap.convert`.
         note: Called with a line of text as each part begins.
         **options: As for `normswap.convert`.
     """
+    if images is not None:
+        must_be_folder(images)
     few: Any = "synthetic" if made_up and images is None else None
     if few is not None:
         note("making up images, to see which scales and signs of filters keep the function (--no-synthetic skips it) …")
@@ -100,10 +104,10 @@ def make(
         result = calibration(converted, network, learned, steps=steps, held_back=judged, seen=seen)
     plan = plan_of(converted)
     note("checking …")
-    checks = check(converted, network)
+    checks = check(converted, network, example_input=example_input)
     if not checks:
         return Made(plan, result, checks, None)
     note("writing …")
     if rank() == 0:
-        save(converted.cpu(), directory, source=source, checks=checks)
+        save(converted.cpu(), directory, source=source, checks=checks, replace=replace)
     return Made(plan, result, checks, directory)

@@ -1,8 +1,8 @@
 """Write a converted network to a folder."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from normswap.checkpoint.card import model_card
 from normswap.checkpoint.config import timm_config
-from normswap.checkpoint.folder import CONFIG, write
+from normswap.checkpoint.folder import CONFIG, unwritable, write
 from normswap.checkpoint.tensors import stored_tensors
 from normswap.conversion.carried_plan import plan_of
 from normswap.conversion.checks import Checks
@@ -37,6 +37,7 @@ def save(
     *,
     source: str | Source | None = None,
     checks: Checks | None = None,
+    replace: bool = True,
 ) -> Path:
     """Write a converted network as ``model.safetensors``, ``config.json`` and ``README.md``.
 
@@ -51,12 +52,14 @@ def save(
         directory: Folder to write to; made if missing, files of an earlier checkpoint are replaced.
         source: Name that rebuilds the unconverted architecture, as ``normswap list`` prints it.
         checks: Result of `normswap.check` to keep with the checkpoint.
+        replace: Whether files of an earlier checkpoint may be replaced.
 
     Returns:
         The folder.
 
     Raises:
-        CheckpointError: The folder cannot be written, a tensor has no data, or `source` builds another network.
+        CheckpointError: The folder cannot be written or holds a checkpoint that is not to be replaced, a tensor has no
+            data, or `source` builds another network.
         PlanMismatch: The network was not converted by normswap.
         UnknownModel: No registry holds `source`.
     """
@@ -70,11 +73,9 @@ def save(
     config = _config(model, plan, source, checks)
     _must_be_readable(config, plan, str(directory / CONFIG))
     try:
-        write(directory, tensors, config, model_card(config))
+        write(directory, tensors, config, model_card(config), replace=replace)
     except OSError as error:
-        raise CheckpointError(
-            f"{directory}: cannot be written ({error.strerror or error}); choose another folder"
-        ) from error
+        raise unwritable(directory, error) from error
     return directory
 
 
@@ -93,7 +94,7 @@ def _storable(plan: Plan) -> Plan:
     try:
         must_be_inputs(plan.inputs)
     except ValueError:
-        return replace(plan, inputs=None)
+        return dataclasses.replace(plan, inputs=None)
     return plan
 
 

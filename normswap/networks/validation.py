@@ -10,7 +10,12 @@ from normswap.errors import BadStatistics, UnsupportedModel
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the network inside ``torch.compile``, DistributedDataParallel and DataParallel wrappers."""
+    """Return the network inside ``torch.compile``, DistributedDataParallel and DataParallel wrappers.
+
+    Raises:
+        UnsupportedModel: It is no module.
+    """
+    must_be_module(model)
     while True:
         inner = model._modules.get("_orig_mod")
         if inner is not None:
@@ -19,6 +24,12 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = model.module
         else:
             return model
+
+
+def must_be_module(model: object) -> None:
+    """Raise UnsupportedModel unless this is a network."""
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModel(f"{type(model).__name__} is not an nn.Module; pass the network itself")
 
 
 def refuse_unsupported(model: object) -> None:
@@ -31,8 +42,7 @@ def refuse_unsupported(model: object) -> None:
 
     if isinstance(model, torch.export.ExportedProgram):
         raise UnsupportedModel("an ExportedProgram holds no modules to replace; convert the model before torch.export")
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModel(f"{type(model).__name__} is not an nn.Module; pass the network itself")
+    must_be_module(model)
     try:
         modules = list(model.named_modules())
     except RecursionError as error:
