@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
+from rich.console import Group
 from torch import nn
 
 from normswap.calibration.calibration import Calibration, calibration
@@ -21,6 +22,7 @@ from normswap.planning.options import Wishes
 from normswap.planning.plan import Plan
 from normswap.planning.report import summary
 from normswap.sources.registry import Source
+from normswap.tables import stacked
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,16 @@ class Made:
 
     def __str__(self) -> str:
         """Return what was done and found, for people."""
+        return "\n".join(map(str, self._parts()))
+
+    def __rich__(self) -> Group:
+        """Return the same as `rich` fits it to a terminal."""
+        return stacked(*(part.__rich__() if isinstance(part, Checks) else part for part in self._parts()))
+
+    def _parts(self) -> list[str | Checks]:
         calibrated = [] if self.calibration is None else [str(self.calibration)]
         wrote = "wrote nothing" if self.directory is None else f"wrote {self.directory}"
-        totals = summary(self.plan.entries, self.plan.warnings)
-        return "\n".join([*totals, *calibrated, "", str(self.checks), "", wrote])
+        return [*summary(self.plan.entries, self.plan.warnings), *calibrated, "", self.checks, "", wrote]
 
 
 def make(

@@ -131,7 +131,7 @@ def convert(
                 **options,
             )
             if rank() == 0:
-                out.result(made.to_dict(), str(made))
+                out.result(made.to_dict(), made)
     if made.directory is None:
         failed = made.checks.failed[0]
         raise errors.CheckFailed(f"{failed.name}: {failed.detail}; nothing was written")
@@ -165,7 +165,7 @@ def inspect(out: Output, model: str, plot: Path | None, opening: Opening, **opti
                 f"{model} is converted, and {opening.typed[0]} is for what is not; leave it out, or name the original"
             )
         plan = as_plan(Path(model) / "config.json")
-        out.result({"plan": plan.to_dict()}, str(plan))
+        out.result({"plan": plan.to_dict()}, plan)
     else:
         network, _, example_input = open_named(out, model, opening, options)
         plan = show_plan(out, network, example_input, options)
@@ -197,7 +197,7 @@ def check(
     converted = load(directory, model=own or (original if nameless else None))
     compared = None if original is None else original.to(chosen)
     checks = check_model(converted.to(chosen), compared, example_input=given_input)
-    out.result({"checks": checks.to_dict()}, str(checks))
+    out.result({"checks": checks.to_dict()}, checks)
     if not checks:
         raise errors.CheckFailed(f"{directory}: {checks.failed[0].name}: {checks.failed[0].detail}")
 
@@ -230,7 +230,7 @@ def demo(out: Output, plot: Path | None) -> None:
 
         must_be_drawable(plot)
     result = demonstration.run(note=out.note)
-    out.result(result.to_dict(), str(result))
+    out.result(result.to_dict(), result)
     if plot is not None:
         demonstration.draw(result, plot)
 

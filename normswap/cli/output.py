@@ -36,11 +36,22 @@ class Output:
         self.quiet = quiet
         self._data: dict[str, Any] = {}
 
-    def result(self, data: dict[str, Any], text: str) -> None:
-        """Print a result as text at once; as JSON in the one object that `close` prints."""
+    def result(self, data: dict[str, Any], shown: object) -> None:
+        """Print a result as text at once; as JSON in the one object that `close` prints.
+
+        Args:
+            data: JSON data.
+            shown: What `str` makes text of, as it goes to files and pipes; what has `__rich__` fits a terminal.
+        """
         self._data |= data
-        if not self.as_json and not self.quiet:
-            _print(plain_lines(text))
+        if self.as_json or self.quiet:
+            return
+        if sys.stdout.isatty() and hasattr(shown, "__rich__"):
+            from rich.console import Console
+
+            _written(partial(Console(highlight=False).print, shown))
+        else:
+            _print(plain_lines(str(shown)))
 
     def close(self, **more: Any) -> None:
         """Print the JSON object."""
@@ -65,6 +76,12 @@ class Output:
 
 class Verbs(click.Group):
     """The command line, which says in one way or as one object what went wrong, wherever that was."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the verbs with all of their summaries, which click cuts off."""
+        verbs = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, verb.get_short_help_str(limit=999)) for name, verb in verbs if verb])
 
     def main(
         self,
@@ -138,13 +155,17 @@ def given(names: Sequence[str]) -> list[str]:
 
 
 def _print(text: str) -> None:
-    """Print to standard output.
+    _written(partial(click.echo, text))
+
+
+def _written(write: Callable[[], None]) -> None:
+    """Write to standard output.
 
     Raises:
         UnwrittenResult: It takes no more.
     """
     try:
-        click.echo(text)
+        write()
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -15,7 +15,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     Raises:
         UnsupportedModel: It is no module.
     """
-    must_be_module(model)
+    model = as_module(model)
     while True:
         inner = model._modules.get("_orig_mod")
         if inner is not None:
@@ -26,10 +26,11 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def must_be_module(model: object) -> None:
-    """Raise UnsupportedModel unless this is a network."""
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModel(f"{type(model).__name__} is not an nn.Module; pass the network itself")
+def as_module(given: object) -> nn.Module:
+    """Return what was given, or raise UnsupportedModel where it is no network."""
+    if not isinstance(given, nn.Module):
+        raise UnsupportedModel(f"{type(given).__name__} is not an nn.Module; pass the network itself")
+    return given
 
 
 def refuse_unsupported(model: object) -> None:
@@ -42,9 +43,9 @@ def refuse_unsupported(model: object) -> None:
 
     if isinstance(model, torch.export.ExportedProgram):
         raise UnsupportedModel("an ExportedProgram holds no modules to replace; convert the model before torch.export")
-    must_be_module(model)
+    network = as_module(model)
     try:
-        modules = list(model.named_modules())
+        modules = list(network.named_modules())
     except RecursionError as error:
         raise UnsupportedModel(
             f"{type(model).__name__} nests its modules too deeply for Python; flatten them"
