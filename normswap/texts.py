@@ -1,12 +1,7 @@
 """Text from networks and files is data: nothing in it may move a terminal's cursor or begin a line of its own."""
 
 import difflib
-import json
-import re
 from collections.abc import Iterable
-
-UNQUOTED = re.compile(r"[A-Za-z][\w.+/-]*", re.ASCII)
-KEYWORDS = frozenset("y n yes no on off true false null".split())
 
 
 def plain(text: str) -> str:
@@ -23,13 +18,6 @@ def plain(text: str) -> str:
 def plain_lines(text: str) -> str:
     """Return a text of several lines with each of them as `plain` has it."""
     return "\n".join(map(plain, text.split("\n")))
-
-
-def yaml_scalar(value: object) -> str:
-    """Return a value as a YAML string: quoted, unless nothing in it could mean anything to YAML."""
-    text = plain(str(value))
-    is_word = UNQUOTED.fullmatch(text) and text.lower() not in KEYWORDS
-    return text if is_word else json.dumps(text, ensure_ascii=False)
 
 
 def did_you_mean(word: str, known: Iterable[str], *, otherwise: str, count: int = 4, cutoff: float = 0.5) -> str:

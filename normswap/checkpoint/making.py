@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 from rich.console import Group
 from torch import nn
@@ -73,6 +73,7 @@ def make(
     steps: int = 0,
     workers: int = 0,
     made_up: bool = False,
+    weights: Literal["pretrained", "random", "file"] | None = None,
     replace: bool = True,
     example_input: Any = None,
     note: Callable[[str], None] = lambda _: None,
@@ -88,6 +89,7 @@ def make(
         steps: Steps of distillation on them.
         workers: Processes that read them.
         made_up: Equalize on made-up images where there are no others; networks that take no images go without.
+        weights: As for `normswap.save`.
         replace: Whether files of an earlier checkpoint may be replaced.
         example_input: As for `normswap.convert`.
         note: Called with a line of text as each part begins.
@@ -117,5 +119,5 @@ def make(
         return Made(plan, result, checks, None)
     note("writing …")
     if rank() == 0:
-        save(converted.cpu(), directory, source=source, checks=checks, replace=replace)
+        save(converted.cpu(), directory, source=source, checks=checks, weights=weights, replace=replace)
     return Made(plan, result, checks, directory)

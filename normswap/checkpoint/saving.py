@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ def save(
     *,
     source: str | Source | None = None,
     checks: Checks | None = None,
+    weights: Literal["pretrained", "random", "file"] | None = None,
     replace: bool = True,
 ) -> Path:
     """Write a converted network as ``model.safetensors``, ``config.json`` and ``README.md``.
@@ -52,6 +53,8 @@ def save(
         directory: Folder to write to; made if missing, files of an earlier checkpoint are replaced.
         source: Name that rebuilds the unconverted architecture, as ``normswap list`` prints it.
         checks: Result of `normswap.check` to keep with the checkpoint.
+        weights: Whose the unconverted network's were: those that its source names as pretrained, with their license and
+            repository, random ones, or a file's. The model card says so; without, that they are yours.
         replace: Whether files of an earlier checkpoint may be replaced.
 
     Returns:
@@ -70,7 +73,7 @@ def save(
     tensors = stored_tensors(model)
     if source is not None:
         _must_rebuild(source, plan, tensors, network)
-    config = _config(model, plan, source, checks)
+    config = _config(model, plan, source, checks, weights)
     _must_be_readable(config, plan, str(directory / CONFIG))
     try:
         write(directory, tensors, config, model_card(config), replace=replace)
@@ -140,12 +143,15 @@ def _outline(module: nn.Module | None) -> str:
     return "nothing" if module is None else type(module).__name__ + (f"({module.extra_repr()})" if settings else "")
 
 
-def _config(model: nn.Module, plan: Plan, source: Source | None, checks: Checks | None) -> dict[str, Any]:
+def _config(
+    model: nn.Module, plan: Plan, source: Source | None, checks: Checks | None, weights: str | None
+) -> dict[str, Any]:
     block = {
         "schema": SCHEMA,
         "versions": {"normswap": __version__, "torch": torch.__version__},
         "source": None if source is None else source.to_dict(),
         "base_model": (getattr(model, "pretrained_cfg", None) or {}).get("hf_hub_id"),
+        "weights": weights,
         "weight_standardization": FORMULA,
         "plan": plan.to_dict(),
         "checks": None if checks is None else checks.to_dict(),

@@ -125,6 +125,7 @@ def convert(
                 steps=steps,
                 workers=workers,
                 made_up=made_up,
+                weights=opening.origin(source),
                 replace=force,
                 example_input=example_input,
                 note=out.note,

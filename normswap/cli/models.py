@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from normswap import errors
 from normswap.cli.output import Output
@@ -38,6 +38,14 @@ class Opening:
     shapes: tuple[str, ...]
     example: str | None
     typed: tuple[str, ...]
+
+    def origin(self, source: Source | None) -> Literal["pretrained", "random", "file"] | None:
+        """Return whose the weights are; None where a function of the user's chose them."""
+        if self.weights is not None:
+            return "file"
+        if source is None:
+            return None
+        return "pretrained" if self.pretrained else "random"
 
 
 def open_named(
