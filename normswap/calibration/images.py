@@ -83,6 +83,8 @@ def _own(files: list[Path]) -> list[Path]:
 
 
 class _Images(Dataset[Tensor]):
+    """The images of some files. timm's and torchvision's datasets take folders for classes; timm's skips bad files."""
+
     def __init__(self, files: list[Path], transform: Callable[[Any], Tensor]) -> None:
         self.files, self.transform = files, transform
 

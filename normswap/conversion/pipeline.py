@@ -195,8 +195,9 @@ def _few(network: Network, batches: Any) -> Any:
 
 
 def _inspected(network: Network, example_input: Any, options: Options, images: Any) -> tuple[Plan, Trace]:
-    aliases = {other: first for first in network.modules for other in network.aliases(first)}
-    options.must_match(network.modules, (*network.norms, *network.convs), aliases)
+    if any(options.patterns()):
+        aliases = {other: first for first in network.modules for other in network.aliases(first)}
+        options.must_match(network.modules, (*network.norms, *network.convs), aliases)
     found = trace(network, example_input)
 
     def look(norms: Iterable[NormEntry]) -> Images:

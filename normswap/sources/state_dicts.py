@@ -223,7 +223,10 @@ def _is_named_tensor(item: tuple[Any, Any]) -> bool:
 
 
 def _without_prefixes(state: dict[str, Tensor], names: Collection[str]) -> tuple[dict[str, Tensor], list[str]]:
-    """Take wrappers and one common prefix off the names, where all of `names` appear once that is done."""
+    """Take wrappers and one common prefix off the names, where all of `names` appear once that is done.
+
+    timm's ``clean_state_dict`` knows two prefixes, takes them off whatever the network's names are, and says nothing.
+    """
     if set(names) <= set(state):
         return state, []
     steps, bare = [], dict(state)
