@@ -113,13 +113,15 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use, so that the command line's help needs no torch."""
-    if name not in __all__:
-        raise AttributeError(f"module 'normswap' has no attribute {name!r}")
-    value = getattr(import_module(f"normswap.{_HOME.get(name, 'errors')}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # to whom every name would exist
+
+    def __getattr__(name: str) -> Any:
+        """Import a public name on first use, so that the command line's help needs no torch."""
+        if name not in __all__:
+            raise AttributeError(f"module 'normswap' has no attribute {name!r}")
+        value = getattr(import_module(f"normswap.{_HOME.get(name, 'errors')}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -83,6 +83,15 @@ class CheckpointAdapted(NormswapWarning):
     """The checkpoint was read after its tensors had been unpacked or renamed; the message says how."""
 
 
+def way_to_have(*packages: str, extra: str) -> str:
+    """Return how to install what is missing: by name, or with the extra that holds it, in a clone of this repository.
+
+    >>> way_to_have("matplotlib", extra="plot")
+    "pip install matplotlib, or in a clone of normswap pip install '.[plot]'"
+    """
+    return f"pip install {' '.join(packages)}, or in a clone of normswap pip install '.[{extra}]'"
+
+
 def first_line(error: BaseException) -> str:
     """Return what an error says first, or its class where it says nothing."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,10 +1,12 @@
 """Export a converted network for deployment: fold, trace, write, run what was written and compare."""
 
+import errno
 import importlib.util
 import io
+import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from os import PathLike
@@ -19,9 +21,9 @@ from torch.utils._pytree import tree_map_only
 from normswap.checkpoint.atomic import replacing
 from normswap.conversion.carried_plan import plan_of
 from normswap.conversion.folding import fold
-from normswap.errors import ExportFailed, InvalidOption, NeedsExampleInput, first_line
+from normswap.errors import ExportFailed, InvalidOption, NeedsExampleInput, first_line, way_to_have
 from normswap.networks.copying import in_mode
-from normswap.networks.inputs import as_call, call, materialize, rebuild, tensors_in
+from normswap.networks.inputs import as_call, call, materialize, rebuild, tensors_in, two_samples
 
 OPSETS = range(18, 24)
 NATIVE_OPSET = 21
@@ -70,7 +72,7 @@ def export(
     path: str | PathLike[str],
     *,
     to: str = "onnx",
-    opset: int = NATIVE_OPSET,
+    opset: int | None = None,
     example_input: Any = None,
 ) -> Exported:
     """Write a converted network as one file that runs without normswap.
@@ -84,8 +86,9 @@ def export(
         model: A converted network; it is not changed. The export runs on a copy in eval mode on the CPU.
         path: File to write, replaced as a whole.
         to: ``"onnx"``, or ``"torch"`` for a ``torch.export`` program (``torch.export.load(path).module()``).
-        opset: ONNX operator set, 18 to 23; below 21 a GroupNorm becomes several operators.
-        example_input: As for `normswap.convert`; by default the shapes recorded in the plan.
+        opset: ONNX operator set, 18 to 23, by default 21; below that a GroupNorm becomes several operators.
+        example_input: As for `normswap.convert`; by default the shapes recorded in the plan. Its number of samples says
+            nothing about the file's.
 
     Raises:
         InvalidOption: Unknown format or opset, or the extra ``onnx`` is not installed.
@@ -95,12 +98,7 @@ def export(
         ExportFailed: The network cannot be traced, the file computes something else, or the place cannot be written;
             nothing is.
     """
-    if to not in ("onnx", "torch"):
-        raise InvalidOption(f"to={to!r}: 'onnx' or 'torch'")
-    if opset not in OPSETS:
-        raise InvalidOption(f"opset={opset} is outside {OPSETS[0]} to {OPSETS[-1]}")
-    if to == "onnx" and any(importlib.util.find_spec(name) is None for name in ("onnxscript", "onnxruntime")):
-        raise InvalidOption("to='onnx' needs onnxscript and onnxruntime; pip install 'normswap[onnx]'")
+    must_be_exportable(Path(path), to, opset)
     plan, path = plan_of(model), Path(path)
     folded = in_mode(fold(model).cpu(), False)
     if example_input is None and plan.inputs is None:
@@ -109,28 +107,65 @@ def export(
         example_input = rebuild(plan.inputs)
     dtype = next((p.dtype for p in folded.parameters() if p.is_floating_point()), torch.float32)
     example = materialize(example_input, torch.device("cpu"), dtype, seed=0)
-    attempt = partial(_attempt, folded, example, path, to, opset)
-    most, *fewer = FREE_AXES
+    tries = [(example, free) for free in FREE_AXES]
+    if (several := two_samples(example)) is not example:  # of one sample, torch.export fixes their number at one
+        tries = [*((several, free) for free in FREE_AXES if free), *tries]
+    first: ExportFailed | None = None
+    for given, free in tries:
+        try:
+            return _attempt(folded, given, path, to, opset or NATIVE_OPSET, free, must_vary=given is not example)
+        except ExportFailed as error:
+            first = first or error
+    raise first or ExportFailed(f"{path}: nothing was tried; report this")
+
+
+def must_be_exportable(path: Path, to: str, opset: int | None = None) -> None:
+    """Raise where nothing can be exported, before a network is looked at.
+
+    Raises:
+        InvalidOption: Unknown format or opset, or the extra ``onnx`` is not installed.
+        ExportFailed: The place cannot be written.
+    """
+    if to not in ("onnx", "torch"):
+        raise InvalidOption(f"to={to!r} is not one of 'onnx', 'torch'")
+    if to == "torch" and opset is not None:
+        raise InvalidOption(f"opset={opset} is for to='onnx'; leave it out")
+    if opset is not None and opset not in OPSETS:
+        raise InvalidOption(f"opset={opset} is outside {OPSETS[0]} to {OPSETS[-1]}; leave it out for {NATIVE_OPSET}")
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if to == "onnx" and missing:
+        raise InvalidOption(f"to='onnx' needs {missing[0]}; {way_to_have(*missing, extra='onnx')}")
     try:
-        return attempt(most)
-    except ExportFailed as error:
-        for free in fewer:
-            with suppress(ExportFailed):
-                return attempt(free)
-        raise error
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
-def _attempt(model: nn.Module, example: Any, path: Path, to: str, opset: int, free: int) -> Exported:
-    """Export with so many leading axes free; the file takes its place once it computes what the network does."""
+def _unwritable(path: Path, error: OSError) -> ExportFailed:
+    return ExportFailed(f"{path}: cannot be written ({error.strerror or error}); choose another place")
+
+
+def _attempt(
+    model: nn.Module, example: Any, path: Path, to: str, opset: int, free: int, *, must_vary: bool
+) -> Exported:
+    """Export with so many leading axes free; the file takes its place once it computes what the network does.
+
+    With `must_vary` only a file that takes any number of samples does.
+    """
     try:
         with replacing(path) as temporary, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = _traced(model, example, free)
             dynamic = _dynamic_axes(program)
+            if must_vary and "batch" not in dynamic:
+                raise ExportFailed("the number of samples is fixed; nothing was written")
             run = _write_onnx(program, temporary, opset) if to == "onnx" else _write_torch(program, temporary)
             compared, difference = _compare(model, run, example, dynamic)
     except OSError as error:
-        raise ExportFailed(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error
+        raise _unwritable(path, error) from error
     return Exported(str(path), to, dynamic, compared, difference)
 
 
@@ -145,7 +180,7 @@ def _traced(model: nn.Module, example: Any, free: int) -> ExportedProgram:
 
 
 def _free(axis: int) -> Any:
-    return Dim.AUTO if axis != 1 else None
+    return Dim.AUTO if axis != 1 else Dim.STATIC
 
 
 def _dynamic_axes(program: ExportedProgram) -> tuple[str, ...]:

@@ -1,15 +1,34 @@
 """Draw: the only file that knows matplotlib."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normswap.errors import InvalidOption
+from normswap.errors import InvalidOption, way_to_have
 
 if TYPE_CHECKING:
     from normswap.planning.plan import Plan
 
 NAMED, WORST = 60, 8
 """Up to this many norms are all named on the axis; of more, only the ones that drift most."""
+
+
+def must_be_drawable(path: Path) -> None:
+    """Raise where nothing can be drawn to a file, before anything is computed.
+
+    Raises:
+        InvalidOption: matplotlib is not installed, the suffix is no image format, or the file cannot be written.
+    """
+    drawn, _ = figure(1, 1)
+    formats = drawn.canvas.get_supported_filetypes()
+    if path.suffix and path.suffix[1:].lower() not in formats:
+        raise InvalidOption(
+            f"--plot {path}: {path.suffix!r} is no image format; there are {', '.join(sorted(formats))}"
+        )
+    if not path.absolute().parent.is_dir():
+        raise InvalidOption(f"--plot {path}: its folder does not exist; make it first, or choose another place")
+    if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise InvalidOption(f"--plot {path}: cannot be written; choose another place")
 
 
 def figure(width: float, height: float) -> tuple[Any, Any]:
@@ -21,7 +40,7 @@ def figure(width: float, height: float) -> tuple[Any, Any]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InvalidOption("--plot needs matplotlib; pip install 'normswap[plot]'") from error
+        raise InvalidOption(f"--plot needs matplotlib; {way_to_have('matplotlib', extra='plot')}") from error
     drawn = Figure(figsize=(width, height), layout="constrained")
     axes = drawn.subplots()
     axes.spines[["top", "right"]].set_visible(False)

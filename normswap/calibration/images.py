@@ -40,8 +40,7 @@ def image_batches(
     """
     from timm.data import create_transform, resolve_data_config
 
-    if not folder.is_dir():
-        raise CalibrationFailed(f"{folder}: no such folder; --calibrate takes a folder of images")
+    must_be_folder(folder)
     if len(size) != 3 or size[0] != 3:
         raise CalibrationFailed(f"{type(model).__name__} takes no RGB images; use normswap.calibrate in Python")
     config = resolve_data_config({"input_size": size}, pretrained_cfg=getattr(model, "pretrained_cfg", None) or {})
@@ -68,12 +67,24 @@ def image_batches(
     )
 
 
+def must_be_folder(folder: Path) -> None:
+    """Raise where images are to come from something else than a folder.
+
+    Raises:
+        CalibrationFailed: There is no such folder.
+    """
+    if not folder.is_dir():
+        raise CalibrationFailed(f"{folder}: no such folder; --calibrate takes a folder of images")
+
+
 def _own(files: list[Path]) -> list[Path]:
     """Return this process' files, as many as every other one has."""
     return files[: len(files) // processes() * processes()][rank() :: processes()]
 
 
 class _Images(Dataset[Tensor]):
+    """The images of some files. timm's and torchvision's datasets take folders for classes; timm's skips bad files."""
+
     def __init__(self, files: list[Path], transform: Callable[[Any], Tensor]) -> None:
         self.files, self.transform = files, transform
 

@@ -69,6 +69,8 @@ def locked(directory: Path, *, shared: bool = False) -> Iterator[bool]:
     """Wait until nobody else writes to a folder; tell whether nobody else reads it either.
 
     The operating system takes the lock back from a process that ends. Windows and some network file systems have none.
+    It is on the folder itself, and readers share it: filelock would leave a file there, and could not lock a folder
+    that may only be read.
     """
     if sys.platform == "win32":
         yield False

@@ -1,23 +1,22 @@
 """The README.md that goes with a checkpoint: where it is from, what was done, what was checked, how to load it."""
 
+import html
+import re
 from collections import Counter
 from typing import Any
 
-from normswap.texts import plain, yaml_scalar
+from huggingface_hub import ModelCard, ModelCardData
 
-TEMPLATE = """---
-library_name: {library}
-tags:
-- normswap
-- group-norm
-- weight-standardization
-{front}---
-# {title}, without BatchNorm
+from normswap.texts import plain
+
+BODY = """# {title}, without BatchNorm
 
 {title} with GroupNorm in place of BatchNorm ({norms} layers) and weight-standardized convolutions ({convs} layers),
 made with normswap {version}. {trains}
 
-## How to load it
+## How to install and load it
+
+{install}
 
 ```python
 {load}
@@ -28,6 +27,7 @@ made with normswap {version}. {trains}
 | | |
 |---|---|
 | source | {source} |
+| weights | {weights} |
 | groups | {groups} |
 | weight standardization | {forms} |
 | affine values | {affine} |
@@ -37,7 +37,9 @@ made with normswap {version}. {trains}
 
 {checks}
 """
+TAGS = ["normswap", "group-norm", "weight-standardization"]
 AFFINE = {"match": "matched to the running statistics", "copy": "copied"}
+MARKUP = re.compile(r"([\\`*\[\]|~])")
 
 
 def model_card(config: dict[str, Any], repository: str | None = None) -> str:
@@ -52,25 +54,30 @@ def model_card(config: dict[str, Any], repository: str | None = None) -> str:
     norms = [e for e in entries if e["action"] in ("group_norm", "scale")]
     forms = Counter(e["ws"] for e in entries if e["action"] == "standardize")
     groups = Counter(e.get("groups") for e in norms)
-    checks = (block.get("checks") or {}).get("checks", [])
-    return TEMPLATE.format(
-        library="timm" if _is_timm(config) else "pytorch",
-        front=_front(config),
-        title=plain(source["name"]) if source else "A network",
+    body = BODY.format(
+        title=_data(source["name"]) if source else "A network",
         norms=len(norms),
         convs=sum(forms.values()),
-        version=plain(str(block["versions"]["normswap"])),
+        version=_data(block["versions"]["normswap"]),
         trains=_how_it_trains(entries),
+        install=_how_to_install(config),
         load=_how_to_load(config, repository),
-        source=plain(f"{source['name']} of {source['registry']}") if source else "a network of its author's own",
+        source=_data(f"{source['name']} of {source['registry']}") if source else "a network of its author's own",
+        weights=_whose_weights(config),
         groups=", ".join(
-            f"{count} norms of {g} groups" if g else f"{count} scales" for g, count in groups.most_common()
+            f"{count} norms of {_data(g)} groups" if g else f"{count} scales" for g, count in groups.most_common()
         ),
-        forms=", ".join(f"{count} convolutions {plain(str(form))}" for form, count in sorted(forms.items())) or "none",
+        forms=", ".join(f"{count} convolutions {_data(form)}" for form, count in sorted(forms.items())) or "none",
         affine=" and ".join(sorted({AFFINE[e["affine"]] for e in norms if e.get("affine") in AFFINE})) or "-",
-        formula=plain(f"`{block['weight_standardization']}`") if forms else "-",
-        checks="\n".join(plain(f"- {row['name']}: {row['detail']}") for row in checks) or "Nothing was checked.",
+        formula=_data(block["weight_standardization"]) if forms else "-",
+        checks=_what_was_checked((block.get("checks") or {}).get("checks", [])),
     )
+    return str(ModelCard(f"---\n{_front(config).to_yaml()}\n---\n{body}"))
+
+
+def _data(text: object) -> str:
+    """Return text from networks and files so that it means nothing to Markdown."""
+    return MARKUP.sub(r"\\\1", html.escape(plain(str(text)), quote=False))
 
 
 def _how_it_trains(entries: list[dict[str, Any]]) -> str:
@@ -82,28 +89,72 @@ def _how_it_trains(entries: list[dict[str, Any]]) -> str:
     return "It trains at batch size 1 and needs no running statistics."
 
 
+def _whose_weights(config: dict[str, Any]) -> str:
+    """Return where the weights are from, as far as that is known."""
+    block, stated = config["normswap"], config.get("pretrained_cfg", {})
+    match block.get("weights"):
+        case "pretrained":
+            heads = (config.get("num_classes"), stated.get("num_classes"))
+            new = "; its head is new, and random" if None not in heads and heads[0] != heads[1] else ""
+            return (f"those of {_data(base)}" if (base := _base_model(config)) else "those that came with it") + new
+        case "random":
+            return "random: it was never trained"
+        case "file":
+            return "from a file of its author's"
+    return "its author's"
+
+
+def _base_model(config: dict[str, Any]) -> str | None:
+    """Return the repository that the weights were learned in, where they are those."""
+    block = config["normswap"]
+    return block.get("base_model") if block.get("weights") == "pretrained" else None
+
+
+def _what_was_checked(checks: list[dict[str, Any]]) -> str:
+    """Return a list of what was judged, and of what could not be."""
+    said = {True: list[str](), False: list[str](), None: list[str]()}
+    for row in checks:
+        said[row["ok"]].append(f"- {_data(row['name'])}: {_data(row['detail'])}")
+    parts = said[True] or ["Nothing was checked." if not said[False] else "No check held."]
+    for title, rows in (("Failed:", said[False]), ("Could not be judged:", said[None])):
+        parts += ["", title, "", *rows] if rows else []
+    return "\n".join(parts)
+
+
 def _is_timm(config: dict[str, Any]) -> bool:
     source = config["normswap"]["source"]
     return source is not None and source["registry"] == "timm"
 
 
-def _front(config: dict[str, Any]) -> str:
-    """Return the card's own metadata: license and base model of weights that were learned."""
-    block, license_name = config["normswap"], config.get("pretrained_cfg", {}).get("license")
-    front = f"license: {yaml_scalar(license_name)}\n" if license_name else ""
-    learned = any(e.get("affine") == "match" or e.get("ws") == "adaptive" for e in block["plan"]["entries"])
-    if learned and block.get("base_model"):
-        front += f"base_model: {yaml_scalar(block['base_model'])}\n"
-    return front
+def _needs_normswap(config: dict[str, Any]) -> bool:
+    return bool(not _is_timm(config) or config["architecture"] == "normswap")
+
+
+def _front(config: dict[str, Any]) -> ModelCardData:
+    """Return the card's metadata; license and base model are those of weights that came with them."""
+    stated = {"base_model": _base_model(config)}
+    if config["normswap"].get("weights") == "pretrained":
+        stated["license"] = config.get("pretrained_cfg", {}).get("license")
+    said = {key: plain(str(value)) for key, value in stated.items() if value}
+    return ModelCardData(library_name="timm" if _is_timm(config) else "pytorch", tags=list(TAGS), **said)  # type: ignore[arg-type]
+
+
+def _how_to_install(config: dict[str, Any]) -> str:
+    if not _needs_normswap(config):
+        return "`pip install timm` is enough; in a clone of normswap, `pip install .` gives its tools, too."
+    return "In a clone of normswap: `pip install .`, which brings torch and timm."
 
 
 def _how_to_load(config: dict[str, Any], repository: str | None) -> str:
     place = f"hf-hub:{repository}" if repository else "PATH"
     if config["normswap"]["source"] is None:
         return f'import normswap\n\nmodel = normswap.load("{place}", model=YourNetwork())'
-    lines = f'import normswap\n\nmodel = normswap.load("{place}", num_classes=10)'
+    lines = (
+        f'import normswap\n\nmodel = normswap.load("{place}")\n'
+        f'model = normswap.load("{place}", num_classes=10)  # with a new head'
+    )
     if not _is_timm(config):
         return lines
     create = f'timm.create_model("{place if repository else "local-dir:PATH"}", pretrained=True, num_classes=10)'
-    hint = "works without normswap" if config["architecture"] != "normswap" else "after import normswap"
+    hint = "after import normswap" if _needs_normswap(config) else "works without normswap"
     return f"{lines}\n\nimport timm\n\nmodel = {create}  # {hint}"

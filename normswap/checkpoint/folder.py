@@ -1,8 +1,11 @@
 """A checkpoint's folder: files that belong together, told by a digest, written and read as one."""
 
+import errno
+import getpass
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from normswap.checkpoint.atomic import finish, left_over, locked, replacing_together
@@ -38,7 +42,55 @@ def must_be_free(directory: Path) -> None:
             raise CheckpointError(f"{directory / name}: would be replaced; pass --force or another -o")
 
 
-def write(directory: Path, tensors: dict[str, Tensor], config: dict[str, Any], card: str) -> None:
+def must_be_writable(directory: Path) -> None:
+    """Raise where a checkpoint cannot be written, as it turns out by making the folder and a file, for a moment.
+
+    Raises:
+        CheckpointError: With the reason.
+    """
+    try:
+        with suppress(_Undone), _made(directory):
+            if taken := next((name for name in ORDER if (directory / name).is_dir()), ""):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), taken)
+            with tempfile.TemporaryFile(dir=directory):
+                raise _Undone
+    except OSError as error:
+        raise unwritable(directory, error) from error
+
+
+class _Undone(Exception):
+    """What was made is to be taken away again."""
+
+
+def unwritable(directory: Path, error: OSError) -> CheckpointError:
+    """Return the error for a folder that cannot be written."""
+    return CheckpointError(f"{directory}: cannot be written ({error.strerror or error}); choose another folder")
+
+
+@contextmanager
+def claimed(directory: Path) -> Iterator[None]:
+    """Keep others on this machine from making a checkpoint for the same folder, from the start of the work on.
+
+    Raises:
+        CheckpointError: Another process is at it.
+    """
+    place = hashlib.sha256(os.path.realpath(directory).encode(errors="surrogateescape")).hexdigest()[:16]
+    lock = FileLock(Path(tempfile.gettempdir()) / f"normswap-{getpass.getuser()}-{place}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise CheckpointError(
+            f"{directory}: another process is making a checkpoint for it; wait for that, or pass another -o"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write(
+    directory: Path, tensors: dict[str, Tensor], config: dict[str, Any], card: str, *, replace: bool = True
+) -> None:
     """Write a checkpoint in place of the one that is there.
 
     The configuration is renamed first: it names the digest of the tensors that belong to it, by which they are found
@@ -47,6 +99,7 @@ def write(directory: Path, tensors: dict[str, Tensor], config: dict[str, Any], c
 
     Raises:
         OSError: The folder cannot be written; the old checkpoint is there.
+        CheckpointError: There is one, and it is not to be replaced.
     """
     rest = {key: value for key, value in config.items() if key != "normswap"}
     metadata = {"format": "pt", "normswap": json.dumps(config["normswap"]), "timm": json.dumps(rest)}
@@ -54,6 +107,8 @@ def write(directory: Path, tensors: dict[str, Tensor], config: dict[str, Any], c
         _made(directory),
         replacing_together([directory / name for name in ORDER]) as (configured, described, stored),
     ):
+        if not replace:
+            must_be_free(directory)
         try:
             safetensors.torch.save_file(tensors, stored, metadata=metadata)
         except safetensors.SafetensorError as error:  # which a full disk becomes there

@@ -1,19 +1,17 @@
 """Upload a folder that `save` wrote to the Hugging Face hub."""
 
-import re
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import LocalTokenNotFoundError
+from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from normswap.checkpoint.card import model_card
 from normswap.checkpoint.folder import CARD, CONFIG, WEIGHTS, whole
 from normswap.errors import HubError, InvalidOption, first_line
-
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,7 @@ def push(
         HubError: The hub refused or did not answer.
     """
     directory = Path(directory)
-    if not REPOSITORY.fullmatch(repository):
-        raise InvalidOption(f"{repository!r} is no repository; write user/name")
+    _must_name_a_repository(repository)
     with whole(directory, dict) as (config, weights):
         card = model_card(config, repository)
     contents: dict[str, Path | bytes] = {WEIGHTS: weights, CARD: card.encode(), CONFIG: directory / CONFIG}
@@ -88,3 +85,14 @@ def push(
     except Exception as error:  # besides its own the hub's client raises those of the HTTP library it happens to use
         raise HubError(f"{repository}: {first_line(error)}; check the name and your access token") from error
     return Upload(repository, sizes, card, str(url))
+
+
+def _must_name_a_repository(name: str) -> None:
+    """Raise unless the hub takes a name; one without a user it would take, too, and look for elsewhere."""
+    try:
+        validate_repo_id(name)
+        known = "/" in name
+    except HFValidationError:
+        known = False
+    if not known:
+        raise InvalidOption(f"{name!r:.120} is no repository; write user/name")

@@ -103,7 +103,8 @@ def _described(config: Mapping[str, Any], *, where: Path, needs_source: bool) ->
     plan = plan_in(block, str(where / CONFIG))
     if needs_source and block.get("source") is None:
         raise CheckpointError(
-            f"{where}: names no registered model; pass load(directory, model=Network()), or check --against MODEL"
+            f"{where}: names no registered model; pass load(directory, model=Network()), "
+            "or --model package.module:factory"
         )
     if needs_source:
         source = Source.from_dict(block["source"])

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
+from rich.console import Group
 from torch import nn
 
 from normswap.calibration.calibration import Calibration, calibration
-from normswap.calibration.images import image_batches
+from normswap.calibration.images import image_batches, must_be_folder
 from normswap.checkpoint.saving import save
 from normswap.conversion.carried_plan import plan_of
 from normswap.conversion.check import check
@@ -21,6 +22,7 @@ from normswap.planning.options import Wishes
 from normswap.planning.plan import Plan
 from normswap.planning.report import summary
 from normswap.sources.registry import Source
+from normswap.tables import stacked
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,16 @@ class Made:
 
     def __str__(self) -> str:
         """Return what was done and found, for people."""
+        return "\n".join(map(str, self._parts()))
+
+    def __rich__(self) -> Group:
+        """Return the same as `rich` fits it to a terminal."""
+        return stacked(*(part.__rich__() if isinstance(part, Checks) else part for part in self._parts()))
+
+    def _parts(self) -> list[str | Checks]:
         calibrated = [] if self.calibration is None else [str(self.calibration)]
         wrote = "wrote nothing" if self.directory is None else f"wrote {self.directory}"
-        totals = summary(self.plan.entries, self.plan.warnings)
-        return "\n".join([*totals, *calibrated, "", str(self.checks), "", wrote])
+        return [*summary(self.plan.entries, self.plan.warnings), *calibrated, "", self.checks, "", wrote]
 
 
 def make(
@@ -65,6 +73,8 @@ def make(
     steps: int = 0,
     workers: int = 0,
     made_up: bool = False,
+    weights: Literal["pretrained", "random", "file"] | None = None,
+    replace: bool = True,
     example_input: Any = None,
     note: Callable[[str], None] = lambda _: None,
     **options: Unpack[Wishes],
@@ -80,10 +90,14 @@ def make(
         workers: Processes that read them.
         made_up: Equalize on made-up images where there are no others, and distill on some beside few others; networks
             that take no images go without.
+        weights: As for `normswap.save`.
+        replace: Whether files of an earlier checkpoint may be replaced.
         example_input: As for `normswap.convert`.
         note: Called with a line of text as each part begins.
         **options: As for `normswap.convert`.
     """
+    if images is not None:
+        must_be_folder(images)
     few: Any = "synthetic" if made_up and images is None else None
     if few is not None:
         note("making up images, to see which scales and signs of filters keep the function (--no-synthetic skips it) …")
@@ -101,10 +115,10 @@ def make(
         result = calibration(converted, network, learned, steps=steps, held_back=judged, seen=seen, made_up=made_up)
     plan = plan_of(converted)
     note("checking …")
-    checks = check(converted, network)
+    checks = check(converted, network, example_input=example_input)
     if not checks:
         return Made(plan, result, checks, None)
     note("writing …")
     if rank() == 0:
-        save(converted.cpu(), directory, source=source, checks=checks)
+        save(converted.cpu(), directory, source=source, checks=checks, weights=weights, replace=replace)
     return Made(plan, result, checks, directory)

@@ -1,11 +1,11 @@
 """Write a converted network to a folder."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from normswap.checkpoint.card import model_card
 from normswap.checkpoint.config import timm_config
-from normswap.checkpoint.folder import CONFIG, write
+from normswap.checkpoint.folder import CONFIG, unwritable, write
 from normswap.checkpoint.tensors import stored_tensors
 from normswap.conversion.carried_plan import plan_of
 from normswap.conversion.checks import Checks
@@ -37,6 +37,8 @@ def save(
     *,
     source: str | Source | None = None,
     checks: Checks | None = None,
+    weights: Literal["pretrained", "random", "file"] | None = None,
+    replace: bool = True,
 ) -> Path:
     """Write a converted network as ``model.safetensors``, ``config.json`` and ``README.md``.
 
@@ -51,12 +53,16 @@ def save(
         directory: Folder to write to; made if missing, files of an earlier checkpoint are replaced.
         source: Name that rebuilds the unconverted architecture, as ``normswap list`` prints it.
         checks: Result of `normswap.check` to keep with the checkpoint.
+        weights: Whose the unconverted network's were: those that its source names as pretrained, with their license and
+            repository, random ones, or a file's. The model card says so; without, that they are yours.
+        replace: Whether files of an earlier checkpoint may be replaced.
 
     Returns:
         The folder.
 
     Raises:
-        CheckpointError: The folder cannot be written, a tensor has no data, or `source` builds another network.
+        CheckpointError: The folder cannot be written or holds a checkpoint that is not to be replaced, a tensor has no
+            data, or `source` builds another network.
         PlanMismatch: The network was not converted by normswap.
         UnknownModel: No registry holds `source`.
     """
@@ -67,14 +73,12 @@ def save(
     tensors = stored_tensors(model)
     if source is not None:
         _must_rebuild(source, plan, tensors, network)
-    config = _config(model, plan, source, checks)
+    config = _config(model, plan, source, checks, weights)
     _must_be_readable(config, plan, str(directory / CONFIG))
     try:
-        write(directory, tensors, config, model_card(config))
+        write(directory, tensors, config, model_card(config), replace=replace)
     except OSError as error:
-        raise CheckpointError(
-            f"{directory}: cannot be written ({error.strerror or error}); choose another folder"
-        ) from error
+        raise unwritable(directory, error) from error
     return directory
 
 
@@ -93,7 +97,7 @@ def _storable(plan: Plan) -> Plan:
     try:
         must_be_inputs(plan.inputs)
     except ValueError:
-        return replace(plan, inputs=None)
+        return dataclasses.replace(plan, inputs=None)
     return plan
 
 
@@ -139,12 +143,15 @@ def _outline(module: nn.Module | None) -> str:
     return "nothing" if module is None else type(module).__name__ + (f"({module.extra_repr()})" if settings else "")
 
 
-def _config(model: nn.Module, plan: Plan, source: Source | None, checks: Checks | None) -> dict[str, Any]:
+def _config(
+    model: nn.Module, plan: Plan, source: Source | None, checks: Checks | None, weights: str | None
+) -> dict[str, Any]:
     block = {
         "schema": SCHEMA,
         "versions": {"normswap": __version__, "torch": torch.__version__},
         "source": None if source is None else source.to_dict(),
         "base_model": (getattr(model, "pretrained_cfg", None) or {}).get("hf_hub_id"),
+        "weights": weights,
         "weight_standardization": FORMULA,
         "plan": plan.to_dict(),
         "checks": None if checks is None else checks.to_dict(),

@@ -1,9 +1,8 @@
-"""The command line: the only file that turns errors into exit codes. Nothing heavy is imported before a verb runs."""
+"""The command line: its verbs. Nothing heavy is imported before one of them runs."""
 
 from __future__ import annotations
 
-import os
-import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,15 @@ import click
 
 from normswap import errors
 from normswap.cli.delivery import export, push
-from normswap.cli.models import Opening, folder_name, open_named, show_plan
-from normswap.cli.options import conversion_options, device_option
-from normswap.cli.output import FAILED, INTERRUPTED, Output, UnwrittenResult, verb
+from normswap.cli.models import Opening, example_from, folder_name, open_named, show_plan, unconverted
+from normswap.cli.options import conversion_options, device_option, example_option, model_option
+from normswap.cli.output import Output, Verbs, given, verb
 from normswap.version import __version__
 
 EPILOG = "Exit codes: 0 done, 1 failed or a check did not hold, 2 usage, 3 nothing to convert, 130 interrupted."
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG)
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG)
 @click.version_option(__version__, "-V", "--version", prog_name="normswap")
 def cli() -> None:
     """Turn BatchNorm networks into GroupNorm + Weight Standardization networks that keep what they learned."""
@@ -87,39 +86,53 @@ def convert(
     from normswap.planning.options import Options
 
     Options.of(**options)
-    if steps and images is None:
-        raise errors.InvalidOption("--steps distills on images; pass --calibrate DIR too")
+    for typed in given(["steps", "workers"]):
+        if images is None:
+            raise errors.InvalidOption(f"{typed} is for images; pass --calibrate DIR too")
+    for typed in given(["made_up"]):
+        if images is not None:
+            raise errors.InvalidOption(f"{typed} is for want of images, and --calibrate gives some; leave one out")
+    for typed in given(["images"]):
+        if dry_run:
+            raise errors.InvalidOption(f"--dry-run shows the plan that is made without images; leave {typed} out")
     target = output or Path(folder_name(model))
-    if not dry_run and not force:
-        from normswap.checkpoint.folder import must_be_free
-
-        must_be_free(target)
     out.note("loading torch and timm …")
-    from normswap.networks.processes import device_named, rank, torchrun
+    from normswap.networks.processes import device_named, first_process, rank, torchrun
 
     chosen = device_named(device)
-    network, source, example_input = open_named(out, model, opening, options)
     if dry_run:
+        network, _, example_input = open_named(out, model, opening, options)
         show_plan(out, network, example_input, options)
         return
+    from normswap.calibration.images import must_be_folder
+    from normswap.checkpoint.folder import claimed, must_be_free, must_be_writable
     from normswap.checkpoint.making import make
 
-    out.note(f"converting {model} …")
-    with torchrun(chosen):
-        made = make(
-            network.to(chosen),
-            target,
-            source=source,
-            images=images,
-            steps=steps,
-            workers=workers,
-            made_up=made_up,
-            example_input=example_input,
-            note=out.note,
-            **options,
-        )
-        if rank() == 0:
-            out.result(made.to_dict(), str(made))
+    if not force:
+        must_be_free(target)
+    must_be_writable(target)
+    if images is not None:
+        must_be_folder(images)
+    with claimed(target) if first_process() else nullcontext():
+        network, source, example_input = open_named(out, model, opening, options)
+        out.note(f"converting {model} …")
+        with torchrun(chosen):
+            made = make(
+                network.to(chosen),
+                target,
+                source=source,
+                images=images,
+                steps=steps,
+                workers=workers,
+                made_up=made_up,
+                weights=opening.origin(source),
+                replace=force,
+                example_input=example_input,
+                note=out.note,
+                **options,
+            )
+            if rank() == 0:
+                out.result(made.to_dict(), made)
     if made.directory is None:
         failed = made.checks.failed[0]
         raise errors.CheckFailed(f"{failed.name}: {failed.detail}; nothing was written")
@@ -131,7 +144,7 @@ def convert(
     "--plot",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Draw where function is lost, layer by layer (needs normswap[plot]).",
+    help="Draw where function is lost, layer by layer (needs matplotlib).",
 )
 @conversion_options
 @verb
@@ -141,11 +154,19 @@ def inspect(out: Output, model: str, plot: Path | None, opening: Opening, **opti
     The drift of a norm is how far a sample's own statistics can be expected to move its output, relative to how much
     the samples differ: 0 moves nothing, 1 as much as they differ.
     """
-    if os.path.exists(os.path.join(model, "config.json")):
+    if plot is not None:
+        from normswap.plotting import must_be_drawable
+
+        must_be_drawable(plot)
+    if (Path(model) / "config.json").exists():
         from normswap.planning.plan import as_plan
 
+        if opening.typed:
+            raise errors.InvalidOption(
+                f"{model} is converted, and {opening.typed[0]} is for what is not; leave it out, or name the original"
+            )
         plan = as_plan(Path(model) / "config.json")
-        out.result({"plan": plan.to_dict()}, str(plan))
+        out.result({"plan": plan.to_dict()}, plan)
     else:
         network, _, example_input = open_named(out, model, opening, options)
         plan = show_plan(out, network, example_input, options)
@@ -158,24 +179,26 @@ def inspect(out: Output, model: str, plot: Path | None, opening: Opening, **opti
 @cli.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--against", metavar="MODEL", help="Compare module shapes and gradients with this model.")
+@model_option
+@example_option
 @device_option
 @verb
-def check(out: Output, directory: Path, against: str | None, device: str | None) -> None:
+def check(
+    out: Output, directory: Path, against: str | None, model: str | None, example: str | None, device: str | None
+) -> None:
     """Rebuild the checkpoint in DIRECTORY and check that it behaves as promised."""
     from normswap import check as check_model
     from normswap import load
     from normswap.checkpoint.loading import names_no_source
     from normswap.networks.processes import device_named
 
-    original = None
-    if against is not None:
-        from normswap.sources.opening import open_model
-
-        original, _ = open_model(against, pretrained=False)
-    converted = load(directory, model=original if names_no_source(directory) else None)
-    chosen = device_named(device)
-    checks = check_model(converted.to(chosen), None if original is None else original.to(chosen))
-    out.result({"checks": checks.to_dict()}, str(checks))
+    chosen, nameless = device_named(device), names_no_source(directory)
+    given_input = None if example is None else example_from(example)
+    original, own = unconverted(against), unconverted(model)
+    converted = load(directory, model=own or (original if nameless else None))
+    compared = None if original is None else original.to(chosen)
+    checks = check_model(converted.to(chosen), compared, example_input=given_input)
+    out.result({"checks": checks.to_dict()}, checks)
     if not checks:
         raise errors.CheckFailed(f"{directory}: {checks.failed[0].name}: {checks.failed[0].detail}")
 
@@ -197,16 +220,20 @@ def list_models(out: Output, pattern: str) -> None:
 
 
 @cli.command()
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the curves (needs normswap[plot]).")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the curves (needs matplotlib).")
 @verb
 def demo(out: Output, plot: Path | None) -> None:
     """Convert a small trained network and fine-tune it at batch size 2, beside BatchNorm: a minute, no network."""
     from normswap.demo import comparison as demonstration
 
+    if plot is not None:
+        from normswap.plotting import must_be_drawable
+
+        must_be_drawable(plot)
     result = demonstration.run(note=out.note)
+    out.result(result.to_dict(), result)
     if plot is not None:
         demonstration.draw(result, plot)
-    out.result(result.to_dict(), str(result))
 
 
 cli.add_command(export)
@@ -215,17 +242,4 @@ cli.add_command(push)
 
 def main() -> None:
     """Run the command line."""
-    try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        click.echo("normswap: interrupted; nothing was written half", err=True)
-        sys.exit(INTERRUPTED)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        sys.exit(FAILED)
-    except UnwrittenResult as error:
-        click.echo(f"normswap: the result cannot be printed ({error}); print it elsewhere", err=True)
-        sys.stdout = None  # what is left in its buffer has no place to go
-        sys.exit(FAILED)
+    cli()

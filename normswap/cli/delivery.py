@@ -4,36 +4,63 @@ from pathlib import Path
 
 import click
 
+from normswap.cli.models import example_from, unconverted
+from normswap.cli.options import example_option, model_option
 from normswap.cli.output import Output, verb
+from normswap.errors import ExportFailed
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--to", type=click.Choice(list(SUFFIXES)), default="onnx", show_default=True, help="Format of the file.")
+@click.option(
+    "--to",
+    type=click.Choice(list(SUFFIXES), case_sensitive=False),
+    default="onnx",
+    show_default=True,
+    help="Format of the file.",
+)
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Default: DIRECTORY.onnx or .pt2."
 )
+@click.option("--force", is_flag=True, help="Replace the file.")
 @click.option(
     "--opset",
     type=click.IntRange(18, 23),
-    default=21,
-    show_default=True,
-    help="ONNX operators; from 21 on GroupNorm is one of them.",
+    help="ONNX operators, 21 by default; from there on GroupNorm is one of them.",
 )
+@model_option
+@example_option
 @verb
-def export(out: Output, directory: Path, to: str, output: Path | None, opset: int) -> None:
+def export(
+    out: Output,
+    directory: Path,
+    to: str,
+    output: Path | None,
+    force: bool,
+    opset: int | None,
+    model: str | None,
+    example: str | None,
+) -> None:
     """Write the checkpoint in DIRECTORY as one file that runs without normswap.
 
     Weight standardization is folded in. The file is run and compared with the network before it takes its place.
     """
-    from normswap import load
-    from normswap.exporting import export as export_model
-
     target = output or directory.with_name(directory.resolve().name + SUFFIXES[to])
+    if target.is_file() and not force:
+        raise ExportFailed(f"{target}: would be replaced; pass --force or another -o")
+    from normswap import load
+    from normswap.checkpoint.folder import read_config
+    from normswap.exporting import export as export_model
+    from normswap.exporting import must_be_exportable
+
+    must_be_exportable(target, to, opset)
+    read_config(directory)
+    given_input = None if example is None else example_from(example)
     out.note("exporting …")
-    exported = export_model(load(directory), target, to=to, opset=opset)
+    network = load(directory, model=unconverted(model))
+    exported = export_model(network, target, to=to, opset=opset, example_input=given_input)
     out.result(exported.to_dict(), str(exported))
 
 

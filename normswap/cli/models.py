@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from normswap import errors
 from normswap.cli.output import Output
@@ -28,17 +28,29 @@ class Opening:
         weights: Start from this checkpoint instead.
         num_classes: Outputs of the head, where not the usual ones.
         shapes: Shapes of example inputs, as they were typed.
+        example: Where an example input is from: a function or a file.
+        typed: What of the options for opening and converting was typed.
     """
 
     pretrained: bool
     weights: Path | None
     num_classes: int | None
     shapes: tuple[str, ...]
+    example: str | None
+    typed: tuple[str, ...]
+
+    def origin(self, source: Source | None) -> Literal["pretrained", "random", "file"] | None:
+        """Return whose the weights are; None where a function of the user's chose them."""
+        if self.weights is not None:
+            return "file"
+        if source is None:
+            return None
+        return "pretrained" if self.pretrained else "random"
 
 
 def open_named(
     out: Output, name: str, opening: Opening, options: dict[str, Any]
-) -> tuple[nn.Module, Source | None, tuple[Tensor, ...] | None]:
+) -> tuple[nn.Module, Source | None, Any]:
     """Build the model a user named; where its weights cannot be had, show the plan before failing.
 
     Args:
@@ -48,28 +60,50 @@ def open_named(
         options: Of the conversion, for the plan.
 
     Returns:
-        The network, its source, and the example inputs that the user gave.
+        The network, its source, and the example input that the user gave.
     """
+    if opening.shapes and opening.example:
+        raise errors.InvalidOption("--input and --input-from both say what the network takes; leave one of them out")
     out.note("loading torch and timm …")
     from normswap.sources.opening import open_model
 
-    example = tuple(map(parse_shape, opening.shapes)) or None
-    given = opening.weights
+    shapes, given = tuple(map(parse_shape, opening.shapes)) or None, opening.weights
+    if given is not None:
+        from normswap.sources.state_dicts import must_be_checkpoint
+
+        must_be_checkpoint(given)
+    example = example_from(opening.example) if opening.example else shapes
     try:
         network, source = open_model(
             name, pretrained=opening.pretrained and given is None, num_classes=opening.num_classes
         )
-    except errors.WeightsUnavailable as error:
-        _show_what_would_happen(out, name, opening, example, options, error)
+    except errors.WeightsUnavailable:
+        _show_what_would_happen(out, name, opening, example, options)
         raise
     if given is not None:
         from normswap.sources.state_dicts import fill, read_state_dict
 
         fill(network, read_state_dict(given, network.state_dict()), name=str(given))
     kind = next((parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()), None)
-    if example is not None and kind is not None:
-        example = tuple(tensor.to(kind) for tensor in example)
+    if shapes is not None and kind is not None:
+        example = tuple(tensor.to(kind) for tensor in shapes)
     return network, source, example
+
+
+def example_from(name: str) -> Any:
+    """Return the example input that a function or a file gives."""
+    from normswap.sources.example_inputs import read_example
+
+    return read_example(name)
+
+
+def unconverted(name: str | None) -> nn.Module | None:
+    """Return the network that a checkpoint was converted from, by name; its weights are those of the checkpoint."""
+    if name is None:
+        return None
+    from normswap.sources.opening import open_model
+
+    return open_model(name, pretrained=False)[0]
 
 
 def show_plan(out: Output, network: nn.Module, example_input: Any, options: dict[str, Any]) -> Plan:
@@ -78,12 +112,12 @@ def show_plan(out: Output, network: nn.Module, example_input: Any, options: dict
     Raises:
         NothingToConvert: Nothing would.
     """
-    from normswap.conversion.pipeline import inspect
+    from normswap.conversion.pipeline import inspect, nothing_to_convert
 
     plan = inspect(network, example_input=example_input, **options)
-    out.result({"plan": plan.to_dict()}, str(plan))
+    out.result({"plan": plan.to_dict()}, plan)
     if not any(entry.converts for entry in plan.entries):
-        raise errors.NothingToConvert(f"{type(network).__name__} holds no BatchNorm to convert")
+        raise nothing_to_convert(type(network).__name__, plan)
     return plan
 
 
@@ -121,7 +155,6 @@ def _show_what_would_happen(
     opening: Opening,
     example_input: Any,
     options: dict[str, Any],
-    error: errors.WeightsUnavailable,
 ) -> None:
     from normswap.conversion.pipeline import inspect
     from normswap.planning.report import summary
@@ -132,6 +165,4 @@ def _show_what_would_happen(
     except errors.NormswapError:  # a hub name has no architecture either
         return
     plan = inspect(network, example_input=example_input, **options)
-    error.partial = {"plan": plan.to_dict()}  # type: ignore[attr-defined]
-    if not out.as_json and not out.quiet:
-        out.text("\n".join(["would convert:", *summary(plan.entries, plan.warnings)]))
+    out.result({"plan": plan.to_dict()}, "\n".join(["would convert:", *summary(plan.entries, plan.warnings)]))

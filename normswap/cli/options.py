@@ -10,7 +10,9 @@ from typing import Any
 import click
 
 from normswap.cli.models import Opening
+from normswap.cli.output import given
 from normswap.planning.choices import WS, Affine, Keep, To
+from normswap.planning.options import Wishes
 
 
 class GroupCount(click.ParamType[int | str]):
@@ -20,7 +22,12 @@ class GroupCount(click.ParamType[int | str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
         """Return the number, or ``"auto"``."""
-        return value if value == "auto" else int(click.INT.convert(value, param, ctx))
+        if isinstance(value, str) and value.lower() == "auto":
+            return "auto"
+        try:
+            return int(click.INT.convert(value, param, ctx))
+        except click.BadParameter as error:
+            self.fail(f"{error.message.rstrip('.')}, nor auto.", param, ctx)
 
 
 def _overrides(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
@@ -48,21 +55,21 @@ OPTIONS = (
     click.option("--group-size", type=int, metavar="N", help="Channels per group, instead of --groups."),
     click.option(
         "--to",
-        type=click.Choice([choice.value for choice in To]),
+        type=click.Choice([choice.value for choice in To], case_sensitive=False),
         default=To.GROUP.value,
         show_default=True,
         help="Groups of channels, one group (layer), or one channel per group (instance).",
     ),
     click.option(
         "--ws",
-        type=click.Choice([choice.value for choice in WS]),
+        type=click.Choice([choice.value for choice in WS], case_sensitive=False),
         default=WS.AUTO.value,
         show_default=True,
         help="Weight standardization form.",
     ),
     click.option(
         "--affine",
-        type=click.Choice([choice.value for choice in Affine]),
+        type=click.Choice([choice.value for choice in Affine], case_sensitive=False),
         default=Affine.MATCH.value,
         show_default=True,
         help="Match BatchNorm's function, or copy its affine part.",
@@ -82,7 +89,7 @@ OPTIONS = (
     ),
     click.option(
         "--keep",
-        type=click.Choice([choice.value for choice in Keep]),
+        type=click.Choice([choice.value for choice in Keep], case_sensitive=False),
         default=Keep.FROZEN.value,
         show_default=True,
         help="Norms that patterns leave alone: with the statistics they have, or live.",
@@ -108,20 +115,47 @@ OPTIONS = (
         help="Outputs of the head, where not the usual ones.",
     ),
     click.option("--input", "shapes", multiple=True, metavar="SIZES", help="Shape of an input, as 2,3,64,64."),
+    click.option(
+        "--input-from",
+        "example",
+        metavar="SOURCE",
+        help="Example input: package.module:function that returns a tensor, a tuple or a dict, or a file of tensors.",
+    ),
 )
 
 
 device_option = click.option("--device", metavar="NAME", help="Where to compute; default cuda where there is one.")
+model_option = click.option(
+    "--model", metavar="MODEL", help="The unconverted network, where DIRECTORY names none: package.module:factory."
+)
+example_option = click.option(
+    "--input-from",
+    "example",
+    metavar="SOURCE",
+    help="Example input, where DIRECTORY records none: package.module:function, or a file of tensors.",
+)
+OPENING = ("pretrained", "weights", "num_classes", "shapes", "example")
 
 
 def conversion_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that convert and inspect share; those that tell how to open the model arrive as ``opening``."""
+    """Add the options that convert and inspect share.
+
+    Those that tell how to open the model arrive as ``opening``; of the others only those arrive that were typed.
+    """
 
     @wraps(function)
     def opened(
-        pretrained: bool, weights: Path | None, num_classes: int | None, shapes: tuple[str, ...], **arguments: Any
+        pretrained: bool,
+        weights: Path | None,
+        num_classes: int | None,
+        shapes: tuple[str, ...],
+        example: str | None,
+        **arguments: Any,
     ) -> None:
-        function(opening=Opening(pretrained, weights, num_classes, shapes), **arguments)
+        wishes = {name: arguments.pop(name) for name in Wishes.__annotations__}
+        typed = {name: wishes[name] for name in wishes if given([name])}
+        all_typed = tuple(given([*wishes, *OPENING]))
+        function(opening=Opening(pretrained, weights, num_classes, shapes, example, all_typed), **arguments, **typed)
 
     for option in reversed(OPTIONS):
         opened = option(opened)

@@ -3,7 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from normswap.tables import table
+from rich.table import Table
+
+from normswap.tables import layout, table
+
+HEADER = ("", "check", "found")
+MARKS = {True: "ok", False: "FAILED", None: "n/a"}
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,14 @@ class Checks:
 
     def __str__(self) -> str:
         """Return the checks as a table for people."""
-        marks = {True: "ok", False: "FAILED", None: "n/a"}
-        return table([(marks[row.ok], row.name, row.detail) for row in self.rows], header=("", "check", "found"))
+        return table(self._cells(), header=HEADER)
+
+    def __rich__(self) -> Table:
+        """Return the table as `rich` fits it to a terminal."""
+        return layout(self._cells(), header=HEADER)
+
+    def _cells(self) -> list[tuple[str, str, str]]:
+        return [(MARKS[row.ok], row.name, row.detail) for row in self.rows]
 
     @property
     def failed(self) -> tuple[Check, ...]:

@@ -1,7 +1,7 @@
 """Convert a model: look at it, plan, replace, look at the result."""
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from typing import Any, Literal, Unpack
 
@@ -185,6 +185,8 @@ def _few(network: Network, batches: Any) -> Any:
         if batches not in (None, "synthetic"):
             raise InvalidOption(f"batches={batches!r} is neither batches of images nor 'synthetic'")
         return batches
+    if not isinstance(batches, Iterable):
+        raise InvalidOption(f"batches={batches!r:.60} must be several batches, as in [images]")
     like = reference(network.model)
     found = first_batches(prepared(batch, like) for batch in batches)
     if not found:
@@ -193,6 +195,9 @@ def _few(network: Network, batches: Any) -> Any:
 
 
 def _inspected(network: Network, example_input: Any, options: Options, images: Any) -> tuple[Plan, Trace]:
+    if any(options.patterns()):
+        aliases = {other: first for first in network.modules for other in network.aliases(first)}
+        options.must_match(network.modules, (*network.norms, *network.convs), aliases)
     found = trace(network, example_input)
 
     def look(norms: Iterable[NormEntry]) -> Images:
@@ -250,20 +255,38 @@ def _nothing_to_do(network: Network, plan: Plan, before: Trace) -> None:
             AlreadyConverted,
             stacklevel=3,
         )
-    elif not plan.norms and before.functional_norms:
-        where = before.functional_norms[0] or "its own forward"
-        raise NothingToConvert(
-            f"{network.kind} holds no BatchNorm module, but {where} calls batch_norm; "
+    else:
+        raise nothing_to_convert(network.kind, plan, before.functional_norms)
+
+
+def nothing_to_convert(kind: str, plan: Plan, functional_norms: Sequence[str] = ()) -> NothingToConvert:
+    """Return the error that says why a plan converts nothing.
+
+    Args:
+        kind: What to call the network.
+        plan: Its plan.
+        functional_norms: Modules of it that call batch_norm as a function.
+    """
+    if not plan.norms and functional_norms:
+        where = functional_norms[0] or "its own forward"
+        return NothingToConvert(
+            f"{kind} holds no BatchNorm module, but {where} calls batch_norm; "
             "make it an nn.BatchNorm or teach it with normswap.register_norm"
         )
-    elif not plan.norms:
-        raise NothingToConvert(f"{network.kind} holds no BatchNorm; nothing to convert")
-    else:
-        first = plan.norms[0]
-        advice = "change include= or exclude=" if first.by_user else "or teach it with normswap.register_norm"
-        raise NothingToConvert(
-            f"all {len(plan.norms)} norms of {network.kind} are left alone ({first.name}: {first.reason}); {advice}"
+    if not plan.norms:
+        return NothingToConvert(f"{kind} holds no BatchNorm; nothing to convert")
+    first, count = plan.norms[0], len(plan.norms)
+    if all(entry.by_user for entry in plan.norms):
+        left = "excluded" if all(entry.reason.startswith("excluded") for entry in plan.norms) else "left alone"
+        where = first.name or "the network"
+        return NothingToConvert(
+            f"all {count} norms of {kind} are {left} ({where}: {first.reason}); change include= or exclude="
         )
+    first = next(entry for entry in plan.norms if not entry.by_user)
+    return NothingToConvert(
+        f"all {count} norms of {kind} are left alone ({first.name or 'the network'}: {first.reason}); "
+        "or teach it with normswap.register_norm"
+    )
 
 
 def _checked(converted: nn.Module, plan: Plan, before: Trace) -> nn.Module:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from rich.console import Group
 from torch import Tensor, nn
 
 from normswap import plotting
@@ -15,7 +16,7 @@ from normswap.conversion.check import check
 from normswap.conversion.pipeline import convert
 from normswap.demo.digits import digits_resnet, load_digits
 from normswap.networks.copying import copy_model
-from normswap.tables import table
+from normswap.tables import layout, stacked, table
 
 STEPS, EVERY, BATCH, LEARNING_RATE, SEED = 150, 25, 2, 3e-3, 0
 
@@ -55,13 +56,23 @@ class Demo:
 
     def __str__(self) -> str:
         """Return the accuracies as a table for people."""
+        lines, header, end = self._parts()
+        return f"{table(lines, header=header)}\n\n{end}"
+
+    def __rich__(self) -> Group:
+        """Return the same as `rich` fits it to a terminal."""
+        lines, header, end = self._parts()
+        return stacked(layout(lines, header=header), "", end)
+
+    def _parts(self) -> tuple[list[tuple[str, str, str]], tuple[str, str, str], str]:
+        """Return the table's rows and header, and what was done."""
         lines = [(NAMES[row.name], f"{row.before:.1f} %", f"{row.after:.1f} %") for row in self.rows]
-        text = table(lines, header=(f"accuracy on {self.test_images} held-out digits", "converted", f"{STEPS} steps"))
         holds = "all checks hold" if self.checks_hold else "A CHECK FAILED"
-        return (
-            f"{text}\n\nfine-tuning: batch size {BATCH}, SGD with momentum 0.9, learning rate {LEARNING_RATE:g}; "
+        end = (
+            f"fine-tuning: batch size {BATCH}, SGD with momentum 0.9, learning rate {LEARNING_RATE:g}; "
             f"{holds}; {self.seconds:.0f} s"
         )
+        return lines, (f"accuracy on {self.test_images} held-out digits", "converted", f"{STEPS} steps"), end
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON data."""

@@ -192,6 +192,18 @@ def first_sample(value: Any, samples: Samples) -> Any:
     return tree_map_only(Tensor, lambda t: t[:1] if t.ndim and t.shape[0] == samples.count else t, value)
 
 
+def two_samples(value: Any) -> Any:
+    """Return an example of one sample with that sample twice; others, and lists of samples, as they are."""
+    samples = samples_in(value)
+    if samples.count != 1 or samples.listed:
+        return value
+
+    def twice(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor, tensor]) if tensor.ndim and tensor.shape[0] == 1 else tensor
+
+    return tree_map_only(Tensor, twice, value)
+
+
 def describe(value: Any) -> Any:
     """Return example inputs as JSON data: shapes and types, no values. None where a part is no tensor or container."""
     if isinstance(value, Tensor):

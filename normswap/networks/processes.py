@@ -49,6 +49,11 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def first_process() -> bool:
+    """Tell whether this is the first process of those that ``torchrun`` started, which it is alone, too."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def rank() -> int:
     """Return this process' place among them."""
     return dist.get_rank() if processes() > 1 else 0

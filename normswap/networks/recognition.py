@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from normswap.errors import UnsupportedModel, described
+from normswap.errors import InvalidOption, UnsupportedModel, described
 from normswap.layers.convs import WeightStandardized
 
 FOLDS = ("fuse", "reparameterize", "switch_to_deploy", "convert_to_deploy")
@@ -74,7 +74,20 @@ def register_norm(norm_class: type[nn.Module], parts: Callable[[nn.Module], Norm
     Args:
         norm_class: The class; subclasses count too.
         parts: Function from a module of the class to what it computes with. Parameters among it are carried over.
+
+    Raises:
+        InvalidOption: `norm_class` is no class of modules of its own, or `parts` no function of one argument.
     """
+    _must_be_own_class("register_norm", norm_class)
+    try:
+        inspect.signature(parts).bind(None)
+    except TypeError as error:
+        raise InvalidOption(
+            f"register_norm: parts={parts!r:.60} is no function of one argument, the module; "
+            "pass one that returns its NormParts"
+        ) from error
+    except ValueError:  # a function of C that does not tell its arguments
+        pass
     _NORMS[norm_class] = parts
 
 
@@ -85,8 +98,20 @@ def register_conv(conv_class: type[nn.Module]) -> None:
 
     Inside the forward pass, reading ``self.weight``, of shape (out, in/groups, *kernel), then gives the standardized
     kernel. Convolution classes that read ``self.weight`` as it is need no registration.
+
+    Raises:
+        InvalidOption: `conv_class` is no class of modules of its own.
     """
+    _must_be_own_class("register_conv", conv_class)
     _CONVS.add(conv_class)
+
+
+def _must_be_own_class(function: str, given: Any) -> None:
+    if isinstance(given, nn.Module):
+        given = type(given)
+        raise InvalidOption(f"{function}: this is a {given.__name__} and no class; pass {given.__name__} itself")
+    if not isinstance(given, type) or not issubclass(given, nn.Module) or given in (nn.Module, nn.Sequential):
+        raise InvalidOption(f"{function}: {given!r:.60} must be a class of your own, derived from nn.Module")
 
 
 def is_registered_norm(module: nn.Module) -> bool:

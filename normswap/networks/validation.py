@@ -10,7 +10,12 @@ from normswap.errors import BadStatistics, UnsupportedModel
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the network inside ``torch.compile``, DistributedDataParallel and DataParallel wrappers."""
+    """Return the network inside ``torch.compile``, DistributedDataParallel and DataParallel wrappers.
+
+    Raises:
+        UnsupportedModel: It is no module.
+    """
+    model = as_module(model)
     while True:
         inner = model._modules.get("_orig_mod")
         if inner is not None:
@@ -19,6 +24,13 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = model.module
         else:
             return model
+
+
+def as_module(given: object) -> nn.Module:
+    """Return what was given, or raise UnsupportedModel where it is no network."""
+    if not isinstance(given, nn.Module):
+        raise UnsupportedModel(f"{type(given).__name__} is not an nn.Module; pass the network itself")
+    return given
 
 
 def refuse_unsupported(model: object) -> None:
@@ -31,10 +43,9 @@ def refuse_unsupported(model: object) -> None:
 
     if isinstance(model, torch.export.ExportedProgram):
         raise UnsupportedModel("an ExportedProgram holds no modules to replace; convert the model before torch.export")
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModel(f"{type(model).__name__} is not an nn.Module; pass the network itself")
+    network = as_module(model)
     try:
-        modules = list(model.named_modules())
+        modules = list(network.named_modules())
     except RecursionError as error:
         raise UnsupportedModel(
             f"{type(model).__name__} nests its modules too deeply for Python; flatten them"

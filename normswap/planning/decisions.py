@@ -29,7 +29,7 @@ from normswap.planning.entry import ConvEntry, NormEntry
 from normswap.planning.equalizing import equalize_norms
 from normswap.planning.fitting import fit_norms
 from normswap.planning.freshness import are_initialized, cannot_grow, is_fresh
-from normswap.planning.groups import num_groups_for
+from normswap.planning.groups import AUTO, num_groups_for
 from normswap.planning.measuring import Images
 from normswap.planning.options import Options
 from normswap.planning.plan import Plan
@@ -41,9 +41,6 @@ from normswap.tracing.graph import NAMED, Kind, Node
 from normswap.tracing.operators import VIEWS
 
 _ARITHMETIC = frozenset(["mul", "add", "sub", "div", "rsqrt", "sqrt", "reciprocal", "pow", "addcmul", "batch_norm"])
-
-AUTO = 32
-"""Largest group count that ``groups="auto"`` gives a norm without statistics to choose by."""
 
 MORE = "<and others>"
 """Stands for the layers beyond the first few that feed or read one."""
@@ -89,7 +86,7 @@ def make_plan(network: Network, trace: Trace, options: Options, look: Look = lam
     norms, scales, advice = equalize_norms(network, trace, norms, convs, options, look(norms.values()))
     planned: dict[str, NormEntry | ConvEntry] = {**norms, **convs}
     entries = tuple(planned[name] for name in network.modules if name in planned)
-    warnings = tuple(map(plain, (*plan_warnings(network, norms, trace, options), *advice)))
+    warnings = tuple(map(plain, (*plan_warnings(network, norms, trace), *advice)))
     return Plan(options, entries, warnings, recorded(trace.inputs), scales)
 
 

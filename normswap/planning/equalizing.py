@@ -17,6 +17,7 @@ from normswap.planning.choices import WS, Action, Affine
 from normswap.planning.entry import ConvEntry, NormEntry
 from normswap.planning.fitting import group_candidates, rounded
 from normswap.planning.freedom import Freedom, freedoms
+from normswap.planning.groups import least
 from normswap.planning.measuring import Images, Seen, moments_of
 from normswap.planning.options import Options
 from normswap.planning.response import responses
@@ -153,10 +154,13 @@ def _jointly(
         for layer, start, stop in free[entry.name].places:
             index[start:stop] = torch.arange(layers[layer].start, layers[layer].stop, device=unit.device)
         shrink = options.shrink_for(entry.groups_asked, equalized=True)
-        tries = [
-            Reader(moments, (unit / level).to(moments.first), index, groups, shrink) for groups in _group_counts(entry)
-        ]
-        readers.append(tries[0] if len(tries) == 1 else min(tries, key=lambda one: _left(one, count)))
+        tries = {
+            groups: Reader(moments, (unit / level).to(moments.first), index, groups, shrink)
+            for groups in _group_counts(entry)
+        }
+        if len(tries) > 1:
+            tries = {(best := least({groups: _left(one, count) for groups, one in tries.items()})): tries[best]}
+        readers.extend(tries.values())
     scales = equalize_jointly(readers, count).double()
     scales = scales.half().clamp(-(2.0**14), 2.0**14).to(readers[0].unit)
     made, drifts = list[tuple[NormEntry, tuple[float, ...] | None]](), list[tuple[float, float]]()
@@ -245,8 +249,8 @@ def _from_images(
         return equalize(moments, num_groups=groups, shrink=shrink, **more)
 
     if len(counts) > 1:
-        drifts = torch.stack([tried(groups, steps=COARSE)[1] for groups in counts])
-        chosen = [counts[index] for index in drifts.argmin(0).tolist()]
+        drifts = {groups: tried(groups, steps=COARSE)[1].tolist() for groups in counts}
+        chosen = [least({groups: own[index] for groups, own in drifts.items()}) for index in range(len(names))]
     else:
         chosen = counts * len(names)
     before = {groups: drift_of(moments, num_groups=groups, shrink=shrink, t=plain).tolist() for groups in set(chosen)}

@@ -13,9 +13,9 @@ from normswap.networks.network import Network
 from normswap.networks.recognition import norm_parts
 from normswap.planning.choices import Affine
 from normswap.planning.entry import ConvEntry, NormEntry
-from normswap.planning.groups import group_counts
+from normswap.planning.groups import AUTO, group_counts, least
 from normswap.planning.options import Options
-from normswap.planning.statistics import statistics_before, usable
+from normswap.planning.statistics import is_silent, loud, statistics_before, usable
 
 Statistics = tuple[Tensor, Tensor]
 
@@ -42,9 +42,11 @@ def fit_norms(
             continue
         statistics = statistics_before(entry, network, convs) if name in trained else None
         if statistics is None or options.affine is Affine.COPY:
-            fitted[name] = replace(entry, affine=Affine.COPY)
+            told = f"; no statistics tell a group count: as for {AUTO}" if entry.groups_asked == "auto" else ""
+            fitted[name] = replace(entry, affine=Affine.COPY, reason=entry.reason + told)
             continue
-        fitted[name] = replace(entry, affine=Affine.MATCH)
+        silent = "; its γ is zero and counts as one" if is_silent(norm_parts(network.slots[name]).weight) else ""
+        fitted[name] = replace(entry, affine=Affine.MATCH, reason=entry.reason + silent)
         if entry.groups is not None and usable(*statistics):
             key = entry.channels, entry.groups_asked, group_candidates(entry), statistics[0].device
             alike.setdefault(key, {})[name] = statistics
@@ -52,7 +54,7 @@ def fit_norms(
         shrink = options.shrink_for(asked, equalized=False)
         for name, by_groups in _expected(statistics_by_name, network, candidates, shrink).items():
             drifts = {groups: drift for groups, (_, drift) in by_groups.items()}
-            best = min(drifts, key=drifts.__getitem__)
+            best = least(drifts)
             fitted[name] = replace(fitted[name], groups=best, drift=rounded(drifts[best]), eps=by_groups[best][0])
     return fitted
 
@@ -75,7 +77,7 @@ def _expected(
     """Return epsilon and drift by group count for norms of one size; together, as each alone is mostly overhead."""
     parts = [norm_parts(network.slots[name]) for name in statistics]
     mean, var = (torch.stack(values) for values in zip(*statistics.values(), strict=True))
-    weight = torch.stack([own.affine(m)[0] for own, m in zip(parts, mean, strict=True)])
+    weight = torch.stack([loud(own.affine(m)[0]) for own, m in zip(parts, mean, strict=True)])
     eps = mean.new_tensor([own.eps for own in parts])
     found: dict[str, dict[int, tuple[float, float]]] = {name: {} for name in statistics}
     for groups in candidates:

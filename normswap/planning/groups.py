@@ -1,5 +1,7 @@
 """How many groups a layer gets: integers in, integers out."""
 
+from collections.abc import Mapping
+
 from normswap.errors import InvalidOption
 from normswap.planning.choices import To
 
@@ -8,6 +10,9 @@ MIN_CHANNELS = 2
 
 MIN_ELEMENTS = 16
 """Elements (channels × positions) a group needs for its statistics to mean anything."""
+
+AUTO = 32
+"""Largest group count that ``groups="auto"`` gives a norm without statistics to choose by (Wu & He 2018)."""
 
 
 def divisors(number: int) -> list[int]:
@@ -73,3 +78,12 @@ def num_groups_for(
         if count <= wanted and channels >= smallest and (positions is None or channels * positions >= elements):
             return count
     return 1
+
+
+def least(drifts: Mapping[int, float]) -> int:
+    """Return the group count that drifts least; of those that drift alike, the one nearest to the usual count.
+
+    >>> least({64: 0.0, 32: 0.0, 1: 0.0}), least({64: 0.2, 1: 0.1})
+    (32, 1)
+    """
+    return min(drifts, key=lambda count: (float(f"{drifts[count]:.6g}"), abs(count - AUTO)))

@@ -22,7 +22,7 @@ from normswap.networks.surroundings import undisturbed
 from normswap.planning import importance
 from normswap.planning.choices import Affine
 from normswap.planning.entry import NormEntry
-from normswap.planning.statistics import bad_statistics, usable
+from normswap.planning.statistics import bad_statistics, loud, usable
 
 SAMPLES = 256
 """Samples of which moments are kept, so that memory does not grow with the number of images."""
@@ -161,7 +161,7 @@ def moments_of(seen: Sequence[Seen], network: Network, names: Iterable[str]) -> 
     eps = first.new_tensor([own.eps for own in parts]).unsqueeze(-1)
     unit = deviation(mean, var, eps=eps)
     # γ as it acts on x/unit, whatever a constant channel's unit is
-    gammas = torch.stack([own.affine(first)[0] for own in parts]) * unit / (var + eps).sqrt()
+    gammas = torch.stack([loud(own.affine(first)[0]) for own in parts]) * unit / (var + eps).sqrt()
     second = torch.stack([values[:count] for values in seconds])
     weights = torch.stack([*map(importance.weighted, (one.importance for one in seen), gammas, unit)])
     return Moments(first, second, mean / unit, var / unit.square(), gammas, weights)

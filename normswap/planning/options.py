@@ -1,8 +1,7 @@
 """What a user can ask of a conversion, checked before anything is looked at."""
 
-import difflib
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -22,6 +21,7 @@ from normswap.planning.schema import (
     text,
     texts,
 )
+from normswap.texts import did_you_mean
 
 SHRINK, AUTO_SHRINK = {False: 0.5, True: 4.0}, {False: 1.5, True: 60.0}
 """What measured best where the group count is given, and where it is chosen per layer; behind filters that are as they
@@ -29,6 +29,9 @@ were, and behind equalized ones."""
 
 OVERRIDABLE = {"groups": Role.NORM, "group_size": Role.NORM, "to": Role.NORM, "ws": Role.CONV}
 """Options that overrides set, by the layers they are for."""
+
+
+CHOICES: dict[str, type[StrEnum]] = {"to": To, "ws": WS, "affine": Affine, "keep": Keep}
 
 
 class Wishes(TypedDict, total=False):
@@ -97,16 +100,22 @@ class Options:
         """
         known = [field.name for field in fields(cls)]
         if strange := [name for name in wishes if name not in known]:
-            near = difflib.get_close_matches(strange[0], known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            hint = did_you_mean(strange[0], known, otherwise=f"there are {', '.join(known)}", count=1, cutoff=0.6)
             raise InvalidOption(f"{strange[0]}= is no option; {hint}")
         if "overrides" in wishes:
             wishes["overrides"] = _rows(wishes["overrides"])
-        return cls(**wishes)
+        options = cls(**wishes)
+        options._must_agree({name for name, value in wishes.items() if value is not None})
+        return options
 
     def __post_init__(self) -> None:
-        """Refuse values no layer could be converted with."""
+        """Refuse values no layer could be converted with; choices are known in capitals, too."""
+        for option in ("groups", *CHOICES):
+            if isinstance(value := getattr(self, option), str):
+                object.__setattr__(self, option, value.lower())
         counted = 1 if self.groups == "auto" else self.groups
+        if isinstance(counted, str):
+            raise InvalidOption(f"groups={counted!r} must be a whole number of at least 1, or 'auto'")
         num_groups_for(1, groups=counted, group_size=self.group_size, to=self.to)
         if self.shrink is not None and not (isinstance(self.shrink, (int, float)) and 0 <= self.shrink < math.inf):
             raise InvalidOption(f"shrink={self.shrink!r} must be a number of at least 0")
@@ -117,17 +126,50 @@ class Options:
             replace(self, overrides=(), **{option: value})  # type: ignore[arg-type]
         if not isinstance(self.equalize, bool):
             raise InvalidOption(f"equalize={self.equalize!r} must be True or False")
-        for option, choices in (("to", To), ("ws", WS), ("affine", Affine), ("keep", Keep)):
+        for option, choices in CHOICES.items():
             object.__setattr__(self, option, _choice(option, getattr(self, option), choices))
         for option in ("include", "exclude"):
             object.__setattr__(self, option, _patterns(option, getattr(self, option)))
 
     def wishes(self) -> Wishes:
         """Return the keyword arguments of `normswap.convert` that ask for these options."""
+        asked = {field.name: getattr(self, field.name) for field in fields(self)}
+        asked = {name: value for name, value in asked.items() if value != getattr(type(self), name)}
+        silent = {name for name, _ in self._silenced()}
+        asked = {name: value for name, value in asked.items() if name not in silent}
+        return {**asked, "overrides": self._by_pattern()}  # type: ignore[typeddict-item]
+
+    def _by_pattern(self) -> dict[str, dict[str, int | str]]:
         overrides: dict[str, dict[str, int | str]] = {}
         for pattern, option, value in self.overrides:
             overrides.setdefault(pattern, {})[option] = value
-        return {**{field.name: getattr(self, field.name) for field in fields(self)}, "overrides": overrides}  # type: ignore[typeddict-item]
+        return overrides
+
+    def _silenced(self) -> Iterator[tuple[str, str]]:
+        """Yield the options that say nothing beside others, with what silences them."""
+        if self.to is not To.GROUP:
+            yield from ((name, f"with to={self.to.value!r}") for name in ("groups", "group_size"))
+        if self.group_size is not None:
+            yield "groups", "with group_size="
+        if self.affine is Affine.COPY:
+            yield "shrink", "with affine='copy'"
+        if self.affine is Affine.COPY and self.equalize:
+            yield "equalize", "with affine='copy'"
+        if self.keep is Keep.LIVE and not self.include and not self.exclude:
+            yield "keep", "without include= or exclude="
+
+    def _must_agree(self, given: Collection[str], where: str = "") -> None:
+        """Raise where options were given of which one leaves another nothing to say.
+
+        Args:
+            given: Their names.
+            where: The overrides that they are from.
+        """
+        for name, beside in self._silenced():
+            if name in given:
+                raise InvalidOption(f"{where}{name}= says nothing {beside}; leave it out, or change that")
+        for pattern, own in self._by_pattern().items():
+            replace(Options(), **own)._must_agree(own.keys(), f"in overrides[{pattern!r}] ")  # type: ignore[arg-type]
 
     def shrink_for(self, groups_asked: int | str | None, *, equalized: bool) -> float:
         """Return the value asked for, else what measured best."""
@@ -152,8 +194,34 @@ class Options:
                     options = replace(options, group_size=None)
         return options
 
+    def patterns(self) -> Iterator[tuple[str, str]]:
+        """Yield every pattern, each with the option that it belongs to."""
+        yield from (("include", pattern) for pattern in self.include)
+        yield from (("exclude", pattern) for pattern in self.exclude)
+        yield from (("override", pattern) for pattern in dict.fromkeys(pattern for pattern, *_ in self.overrides))
+
+    def must_match(self, modules: Collection[str], layers: Iterable[str], aliases: Mapping[str, str]) -> None:
+        """Raise unless every pattern matches something.
+
+        Args:
+            modules: Names of the network's modules.
+            layers: Names of its norms and convolutions; those, and what holds them, are the names to offer.
+            aliases: First names of the modules that have others, by the others.
+
+        Raises:
+            InvalidOption: With the pattern and the nearest names.
+        """
+        for option, pattern in self.patterns():
+            if any(matches(name, pattern) for name in modules):
+                continue
+            if other := next((name for name in aliases if matches(name, pattern)), ""):
+                hint = f"it is another name of {aliases[other]!r}; pass that"
+            else:
+                hint = _nearest(pattern, layers)
+            raise InvalidOption(f"{option} {pattern!r} matches no layer; {hint}")
+
     def must_apply(self, modules: Iterable[str], norms: Collection[str], convs: Collection[str]) -> None:
-        """Raise unless every override that matches anything matches a layer that its option is for.
+        """Raise unless every pattern matches a norm or a convolution, and every override one that its option is for.
 
         Args:
             modules: Names of the network's modules.
@@ -163,12 +231,25 @@ class Options:
         Raises:
             InvalidOption: With the pattern, the option and the first module that it matches.
         """
-        found = {pattern: [name for name in modules if matches(name, pattern)] for pattern, *_ in self.overrides}
+        found = {pattern: [name for name in modules if matches(name, pattern)] for _, pattern in self.patterns()}
+        for option, pattern in self.patterns():
+            if option != "override" and not any(name in norms or name in convs for name in found[pattern]):
+                first = found[pattern][0] if found[pattern] else ""
+                raise InvalidOption(
+                    f"{option} {pattern!r} matches no norm and no convolution ({first or 'the network'}, …); "
+                    "name those, or what holds them"
+                )
         for pattern, option, _ in self.overrides:
             role = OVERRIDABLE[option]
             able = norms if role is Role.NORM else convs
-            if found[pattern] and not any(name in able for name in found[pattern]):
-                kind = "norms" if role is Role.NORM else "convolutions"
+            kind = "norms" if role is Role.NORM else "convolutions"
+            meant = [name for name in found[pattern] if name in able]
+            if meant and all(map(self.leaves, meant)):
+                raise InvalidOption(
+                    f"the override {pattern!r} sets {option}= of {kind} that stay as they are "
+                    f"({meant[0]}: {self.leaves(meant[0])}); leave one of them out"
+                )
+            if not meant:
                 raise InvalidOption(
                     f"the override {pattern!r} sets {option}=, which is for {kind}, and matches none of them "
                     f"({found[pattern][0] or 'the network'}, …); name the {kind}, or what holds them"
@@ -185,6 +266,19 @@ def matches(name: str, pattern: str) -> bool:
         return True
     holder, dot, _ = name.rpartition(".")
     return bool(dot) and matches(holder, pattern)
+
+
+def _nearest(pattern: str, layers: Iterable[str]) -> str:
+    """Return which pattern would have matched layers, as advice."""
+    holders = {".".join(name.split(".")[:depth]) for name in layers for depth in range(1, name.count(".") + 2)}
+    bare = pattern.strip("*.") or pattern
+    if any(name.endswith(f".{bare}") for name in holders - {pattern}):
+        return f"did you mean '*.{bare}'?"
+    named = sorted(filter(None, holders), key=lambda name: (name.count("."), name))
+    if inner := [name for name in named if bare.endswith(f".{name}")]:
+        return f"did you mean {inner[-1]!r}?"
+    some = ", ".join(name for name in named if "." not in name) or "none that has a name"
+    return did_you_mean(bare, named, otherwise=f"there are {some}", count=3, cutoff=0.6)
 
 
 def _choice(option: str, value: Any, choices: type[StrEnum]) -> StrEnum:

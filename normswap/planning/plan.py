@@ -6,11 +6,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
+from rich.console import Group
+
 from normswap.errors import PlanMismatch
 from normswap.planning.choices import Keep
 from normswap.planning.entry import ConvEntry, Entry, NormEntry, entry_from
 from normswap.planning.options import Options
-from normswap.planning.report import plan_table
+from normswap.planning.report import plan_layout, plan_table
 from normswap.planning.schema import SCHEMA, must_be_inputs, must_hold, packed, unpacked, unreadable
 from normswap.sources.untrusted_json import read_json
 
@@ -101,6 +103,10 @@ class Plan:
     def __str__(self) -> str:
         """Return the plan as a table for people."""
         return plan_table(self.entries, self.warnings)
+
+    def __rich__(self) -> Group:
+        """Return the table as `rich` fits it to a terminal."""
+        return plan_layout(self.entries, self.warnings)
 
 
 def as_plan(plan: Plan | str | PathLike[str]) -> Plan:

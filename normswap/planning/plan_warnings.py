@@ -1,7 +1,6 @@
-"""What a plan warns of: what the trace met, what torch does not see, and options that came to nothing."""
+"""What a plan warns of: what the trace met, and what torch does not see."""
 
 from collections.abc import Iterator, Mapping
-from fnmatch import fnmatchcase
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -9,19 +8,17 @@ from normswap.networks.network import Network
 from normswap.networks.recognition import fold_methods, is_registered_norm, norm_parts, stray_norms
 from normswap.planning.choices import Action, Affine
 from normswap.planning.entry import NormEntry
-from normswap.planning.options import Options
 from normswap.planning.statistics import drowned
 from normswap.tracing.facts import Trace
 
 
-def plan_warnings(network: Network, norms: Mapping[str, NormEntry], trace: Trace, options: Options) -> Iterator[str]:
+def plan_warnings(network: Network, norms: Mapping[str, NormEntry], trace: Trace) -> Iterator[str]:
     """Yield a line for everything about a network that its conversion does not change and that may surprise.
 
     Args:
         network: The network, unconverted.
         norms: The norms' entries by name.
         trace: What a forward pass showed.
-        options: What the user asked for.
     """
     if trace.stopped_by:
         yield f"the forward pass stopped after the last norm ({trace.stopped_by})"
@@ -61,16 +58,7 @@ def plan_warnings(network: Network, norms: Mapping[str, NormEntry], trace: Trace
         )
     for where in stray_norms(network.model):
         yield f"{where} keeps BatchNorm where torch does not register it; it stays as it is: use nn.ModuleList"
-    for option, pattern in _patterns(options):
-        if not any(fnmatchcase(name, pattern) for name in network.modules):
-            yield f"{option} {pattern!r} matches no layer"
 
 
 def _is_live(network: Network, name: str) -> bool:
     return isinstance(network.slots[name], _BatchNorm) or is_registered_norm(network.slots[name])
-
-
-def _patterns(options: Options) -> Iterator[tuple[str, str]]:
-    yield from (("include", pattern) for pattern in options.include)
-    yield from (("exclude", pattern) for pattern in options.exclude)
-    yield from (("override", pattern) for pattern in dict.fromkeys(pattern for pattern, *_ in options.overrides))

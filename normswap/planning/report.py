@@ -3,19 +3,30 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from rich.console import Group
+
 from normswap.planning.choices import Action, Affine
 from normswap.planning.entry import ConvEntry, NormEntry
-from normswap.tables import table
+from normswap.tables import layout, stacked, table
 from normswap.texts import plain
 
 Entries = Sequence[NormEntry | ConvEntry]
+HEADER = ("layer", "is", "becomes", "drift", "why")
 
 
 def plan_table(entries: Entries, warnings: Iterable[str]) -> str:
     """Return one row per layer, the totals and the warnings."""
-    rows = [(e.name or "(root)", e.kind, _becomes(e), _drift(e), e.reason) for e in entries]
-    text = table(rows, header=("layer", "is", "becomes", "drift", "why"))
-    return "\n".join([text, "", *summary(entries, warnings)])
+    return "\n".join([table(_rows(entries), header=HEADER), "", *summary(entries, warnings)])
+
+
+def plan_layout(entries: Entries, warnings: Iterable[str]) -> Group:
+    """Return the same for a terminal: long names are shortened, reasons wrapped."""
+    grid = layout(_rows(entries), header=HEADER, names=("layer", "is"))
+    return stacked(grid, "", *summary(entries, warnings))
+
+
+def _rows(entries: Entries) -> list[tuple[str, ...]]:
+    return [(e.name or "(root)", e.kind, _becomes(e), _drift(e), e.reason) for e in entries]
 
 
 def summary(entries: Entries, warnings: Iterable[str]) -> list[str]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from normswap.errors import BadStatistics
@@ -63,3 +64,13 @@ def bad_statistics(name: str) -> BadStatistics:
 def usable(mean: Tensor, var: Tensor) -> bool:
     """Tell whether statistics are finite and no variance is negative."""
     return math.isfinite(float((mean + var).sum())) and float(var.amin()) >= 0
+
+
+def is_silent(gamma: Tensor | None) -> bool:
+    """Tell whether a norm's γ is zero throughout, as some networks start: it says nothing of what channels matter."""
+    return gamma is not None and not gamma.is_meta and not bool(gamma.any())
+
+
+def loud(gamma: Tensor) -> Tensor:
+    """Return γ, (C,), and one in place of a `is_silent` one: as training will have it."""
+    return torch.ones_like(gamma) if is_silent(gamma) else gamma

@@ -55,7 +55,10 @@ def fetch(name: str, files: Sequence[str]) -> Path:
 
 
 def _answers(url: str, timeout: float = 4.0) -> bool:
-    """Tell whether the host, or the proxy in front of it, accepts a connection within `timeout` seconds."""
+    """Tell whether the host, or the proxy in front of it, accepts a connection within `timeout` seconds.
+
+    The time-outs of the hub's client are for each of its retries, and a name server has none.
+    """
     parts = urllib.parse.urlparse(urllib.request.getproxies().get(urllib.parse.urlparse(url).scheme) or url)
     address = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
     answered: list[bool] = []

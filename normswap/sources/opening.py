@@ -7,6 +7,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -62,7 +63,19 @@ def _timm_checkpoint(name: str, pretrained: bool, arguments: dict[str, int]) -> 
 
 
 def _from_factory(name: str, arguments: dict[str, int]) -> nn.Module:
-    """Import and call a function that the user names on the command line; files never get here."""
+    model = result_of(name, **arguments)
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModel(f"{name} returned a {type(model).__name__}; return the network itself")
+    return model
+
+
+def result_of(name: str, **arguments: int) -> Any:
+    """Import and call a function that the user names on the command line; files never get here.
+
+    Raises:
+        UnknownModel: There is no such function.
+        UnsupportedModel: It failed, or its module did.
+    """
     module_name, _, attributes = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -77,11 +90,8 @@ def _from_factory(name: str, arguments: dict[str, int]) -> nn.Module:
             f"{name}: {module_name} cannot be imported ({described(error)}); mend it first"
         ) from error
     try:
-        model = factory(**arguments)  # type: ignore[operator]
+        return factory(**arguments)  # type: ignore[operator]
     except (Exception, SystemExit) as error:
         raise UnsupportedModel(
             f"{name} failed ({described(error)}); it is called without arguments, but for num_classes where you give it"
         ) from error
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModel(f"{name} returned a {type(model).__name__}; return the network itself")
-    return model

@@ -1,6 +1,5 @@
 """Build a model from its name, with or without pretrained weights; only names of known registries are built."""
 
-import difflib
 import inspect as signatures
 import re
 import warnings
@@ -13,6 +12,7 @@ from torch import nn
 
 from normswap.errors import CheckpointError, UnknownModel, WeightsUnavailable
 from normswap.sources.hub import WAYS_ON, must_be_reachable
+from normswap.texts import did_you_mean
 
 REGISTRIES = ("timm", "torchvision")
 ENTRYPOINT = "normswap"
@@ -96,8 +96,7 @@ def find(name: str) -> Source:
         if bare.split(".")[0] in names(candidate):
             return Source(candidate, bare)
     known = [n for candidate in wanted for n in names(candidate)]
-    near = difflib.get_close_matches(bare, known, n=4, cutoff=0.5)
-    hint = f"did you mean {', '.join(near)}?" if near else "see `normswap list`"
+    hint = did_you_mean(bare, known, otherwise="see `normswap list`")
     raise UnknownModel(f"no model named {bare!r} in {' or '.join(wanted)}; {hint}")
 
 
@@ -151,8 +150,7 @@ def _build_timm(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Mo
     except RuntimeError as error:
         architecture, _, tag = name.partition(".")
         known = timm.list_pretrained(f"{architecture}.*")
-        near = difflib.get_close_matches(name, known, n=4, cutoff=0.0)
-        hint = f"did you mean {', '.join(near)}?" if near else f"pass {architecture}"
+        hint = did_you_mean(name, known, otherwise=f"pass {architecture}", cutoff=0.0)
         raise UnknownModel(f"timm knows no weights {tag!r} of {architecture}; {hint}") from error
     if pretrained:
         if config is None or not config.has_weights:

@@ -47,12 +47,32 @@ def read_state_dict(path: str | PathLike[str], names: Collection[str] = ()) -> d
     return state
 
 
+def read_tensors(path: Path) -> Any:
+    """Return what a file of tensors holds: a tensor or containers of them, of safetensors a dict.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or holds more than tensors and plain values.
+    """
+    zipped = _pickled(path)
+    return _safe(path) if zipped is None else _unpickled(path, zipped=zipped)
+
+
 def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    zipped = _pickled(path)
+    return (_safe(path), []) if zipped is None else _tensors_of(path, _unpickled(path, zipped=zipped))
+
+
+def _pickled(path: Path) -> bool | None:
+    """Tell whether a pickle is zipped; None where the file is none."""
     head = must_be_checkpoint(path)
     if not _is_safetensors(head, os.path.getsize(path)) and (head[:2] == b"PK" or head[:1] == b"\x80"):
-        return _tensors_of(path, _unpickled(path, zipped=head[:2] == b"PK"))
+        return head[:2] == b"PK"
+    return None
+
+
+def _safe(path: Path) -> dict[str, Tensor]:
     try:
-        return dict(safetensors.torch.load_file(path)), []
+        return dict(safetensors.torch.load_file(path))
     except (safetensors.SafetensorError, ValueError, OSError) as error:
         raise CheckpointError(f"{path}: is truncated or no checkpoint ({error}); get a fresh copy") from error
 
@@ -203,7 +223,10 @@ def _is_named_tensor(item: tuple[Any, Any]) -> bool:
 
 
 def _without_prefixes(state: dict[str, Tensor], names: Collection[str]) -> tuple[dict[str, Tensor], list[str]]:
-    """Take wrappers and one common prefix off the names, where all of `names` appear once that is done."""
+    """Take wrappers and one common prefix off the names, where all of `names` appear once that is done.
+
+    timm's ``clean_state_dict`` knows two prefixes, takes them off whatever the network's names are, and says nothing.
+    """
     if set(names) <= set(state):
         return state, []
     steps, bare = [], dict(state)

@@ -184,3 +184,14 @@ def test_only_whole_checkpoints_are_pushed(folder: Path, tmp_path: Path) -> None
     (tmp_path / "model.safetensors").write_bytes(b"half")
     with pytest.raises(normswap.CheckpointError, match="does not belong to config.json beside it"):
         normswap.push(tmp_path, "user/net", dry_run=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["name", "a/b/c", "user/na me", "-a/b", "user/x..y", "user/" + "x" * 100, "user/name.git", "../x", "user/",
+             "a/\x1b[31m", ""],
+    ids=ascii,
+)  # fmt: skip
+def test_names_that_the_hub_does_not_take_are_told_without_it(name: str, tmp_path: Path) -> None:
+    with pytest.raises(normswap.InvalidOption, match="is no repository; write user/name") as caught:
+        normswap.push(tmp_path, name, endpoint="http://127.0.0.1:9")
+    assert str(caught.value).isprintable()

@@ -84,7 +84,7 @@ def test_include_and_exclude() -> None:
     assert plan.norms[1].by_user
     plan = normswap.plan_of(normswap.convert(small(), include=("3", "4")))
     assert [e.name for e in plan.changes if e.converts] == ["3", "4"]
-    with pytest.raises(normswap.NothingToConvert, match="all 2 norms of Sequential are left alone"):
+    with pytest.raises(normswap.NothingToConvert, match="all 2 norms of Sequential are excluded"):
         normswap.convert(small(), exclude=["*"])
 
 
