@@ -1,7 +1,7 @@
 """Decide what happens to every norm and convolution, from a trace. Nothing is changed here."""
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -48,6 +48,9 @@ AUTO = 32
 MORE = "<and others>"
 """Stands for the layers beyond the first few that feed or read one."""
 
+ADAPTED = ", as a layer and its adapter do"
+"""Ends the reason for which a convolution that may be merged with another stays plain, as merging takes it."""
+
 FRESH = "its norm is fresh"
 """What allows the standard form to overwrite filters."""
 
@@ -89,7 +92,7 @@ def make_plan(network: Network, trace: Trace, options: Options, look: Look = lam
     norms, scales, advice = equalize_norms(network, trace, norms, convs, options, look(norms.values()))
     planned: dict[str, NormEntry | ConvEntry] = {**norms, **convs}
     entries = tuple(planned[name] for name in network.modules if name in planned)
-    warnings = tuple(map(plain, (*plan_warnings(network, norms, trace, options), *advice)))
+    warnings = tuple(map(plain, (*plan_warnings(network, norms, trace, options), *_adapted(convs), *advice)))
     return Plan(options, entries, warnings, recorded(trace.inputs), scales)
 
 
@@ -280,6 +283,15 @@ def _sign_of_training(network: Network, norms: Iterable[str]) -> str:
     return "" if first is None else f"the filters of {first} are not"
 
 
+def _adapted(convs: Mapping[str, ConvEntry]) -> Iterator[str]:
+    """Yield what to do about adapters, where there are some."""
+    if names := [name for name, entry in convs.items() if entry.reason.endswith(ADAPTED)]:
+        yield (
+            f"{len(names)} convolutions belong to layers with adapters ({names[0]}, …) and stay plain, so that merging "
+            "keeps the function; to standardize them merge the adapters before converting, or add them afterwards"
+        )
+
+
 def _conv_obstacle(name: str, conv: nn.Module, facts: LayerFacts, reads: "_Reads") -> str:
     """Return why a convolution must stay as it is, or nothing."""
     if isinstance(conv, WeightStandardized):
@@ -288,6 +300,8 @@ def _conv_obstacle(name: str, conv: nn.Module, facts: LayerFacts, reads: "_Reads
         return "its kernel is computed in the forward pass, or read outside its own"
     if facts.weight_reads:
         return f"its weight is also read by {sorted(facts.weight_reads)[0]}"
+    if facts.beside:
+        return f"adds up over one input with {facts.beside}{ADAPTED}"
     if facts.leaves:
         return "its output leaves the network"
     if other := reads.other(name):
