@@ -9,12 +9,10 @@ TEMPLATE = """---
 library_name: {library}
 tags:
 - normswap
-- group-norm
-- weight-standardization
-{front}---
-# {title}, without BatchNorm
+{tags}{front}---
+# {title}, {without}
 
-{title} with GroupNorm in place of BatchNorm ({norms} layers) and weight-standardized convolutions ({convs} layers),
+{title} with {what},
 made with normswap {version}. {trains}
 
 ## How to load it
@@ -50,6 +48,7 @@ def model_card(config: dict[str, Any], repository: str | None = None) -> str:
     block = config["normswap"]
     source, entries = block["source"], block["plan"]["entries"]
     norms = [e for e in entries if e["action"] in ("group_norm", "scale")]
+    frozen = sum(e["action"] == "freeze" for e in entries)
     forms = Counter(e["ws"] for e in entries if e["action"] == "standardize")
     groups = Counter(e.get("groups") for e in norms)
     checks = (block.get("checks") or {}).get("checks", [])
@@ -57,8 +56,12 @@ def model_card(config: dict[str, Any], repository: str | None = None) -> str:
         library="timm" if _is_timm(config) else "pytorch",
         front=_front(config),
         title=plain(source["name"]) if source else "A network",
-        norms=len(norms),
-        convs=sum(forms.values()),
+        tags="- group-norm\n- weight-standardization\n" if norms or not frozen else "",
+        without="without BatchNorm" if norms or not frozen else "with frozen BatchNorm",
+        what=f"GroupNorm in place of BatchNorm ({len(norms)} layers) and weight-standardized convolutions "
+        f"({sum(forms.values())} layers)"
+        if norms or not frozen
+        else f"fixed statistics in every BatchNorm ({frozen} layers)",
         version=plain(str(block["versions"]["normswap"])),
         trains=_how_it_trains(entries),
         load=_how_to_load(config, repository),
@@ -74,7 +77,10 @@ def model_card(config: dict[str, Any], repository: str | None = None) -> str:
 
 
 def _how_it_trains(entries: list[dict[str, Any]]) -> str:
-    kept = Counter(e["action"] for e in entries if e.get("role") == "norm" and e.get("by_user"))
+    norms = [e for e in entries if e.get("role") == "norm"]
+    if made := sum(e["action"] == "freeze" and not e.get("by_user") for e in norms):
+        return f"It trains at batch size 1; {made} BatchNorms have the statistics they had, in train mode, too."
+    kept = Counter(e["action"] for e in norms if e.get("by_user"))
     if live := kept["keep"]:
         return f"{live} norms were kept as they were: in train mode they look at the batch."
     if frozen := kept["freeze"]:

@@ -82,7 +82,7 @@ def show_plan(out: Output, network: nn.Module, example_input: Any, options: dict
 
     plan = inspect(network, example_input=example_input, **options)
     out.result({"plan": plan.to_dict()}, str(plan))
-    if not any(entry.converts for entry in plan.entries):
+    if not plan.converts:
         raise errors.NothingToConvert(f"{type(network).__name__} holds no BatchNorm to convert")
     return plan
 

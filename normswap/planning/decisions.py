@@ -149,6 +149,8 @@ def _plan_norm(
         return _kept(replace(base, reason=refusal, by_user=True), norm, obstacle, options)
     if obstacle := obstacle or _departure(norm, then, facts, known) or network.pinned_at(name):
         return replace(base, reason=obstacle)
+    if own.to is To.FROZEN:
+        return _frozen(base, norm)
     positions = math.prod(facts.shape[2:]) if facts else None
     if channels * (positions or 2) < 2:
         return replace(base, action=Action.SCALE, reason="sees one value per sample, which any group would erase")
@@ -168,6 +170,17 @@ def _kept(entry: NormEntry, norm: nn.Module, obstacle: str, options: Options) ->
     if obstacle:
         return replace(entry, reason=f"{entry.reason}; cannot be frozen: {obstacle}")
     return replace(entry, action=Action.FREEZE)
+
+
+def _frozen(entry: NormEntry, norm: nn.Module) -> NormEntry:
+    """Return the entry of a norm that is to keep its statistics, whatever the mode."""
+    if is_registered_norm(norm):
+        return replace(entry, reason="cannot be frozen: its class was taught, and only that knows how it goes on")
+    if not isinstance(norm, _BatchNorm):
+        return replace(entry, reason="its statistics are fixed already", by_user=True)
+    if norm_parts(norm).mean is None:
+        return replace(entry, reason="cannot be frozen: it keeps no statistics")
+    return replace(entry, action=Action.FREEZE, reason="keeps its statistics and its function, as to='frozen' asks")
 
 
 def _groups_asked(own: Options, channels: int) -> int | Literal["auto"]:
