@@ -1,8 +1,10 @@
 """Turn BatchNorm networks into GroupNorm + Weight Standardization networks that keep what they learned."""
 
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from normswap.checkpoint.imports import when_imported
 from normswap.checkpoint.timm_entrypoint import register
 from normswap.version import __version__
 
@@ -128,4 +130,11 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
+def _tell_transformers(auto: ModuleType) -> None:
+    from normswap.checkpoint.transformers_entry import add
+
+    add(auto)
+
+
 register()
+when_imported("transformers.quantizers.auto", _tell_transformers)

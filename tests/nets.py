@@ -244,6 +244,34 @@ class Fusable(Direct):
         raise AssertionError("folding is not what is tested")
 
 
+class Adapted(Net):
+    """A layer with two adapters of low rank, whose products may be added to its kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base(x)
+        for down, up in ((self.a, self.b), (self.c, self.d)):
+            y = y + 0.5 * up(F.dropout(down(x), 0.1, self.training))
+        return self.bn(y)
+
+
+class Delta(Net):
+    """A layer beside which the product of two matrices convolves, as an update of its kernel."""
+
+    def __init__(self) -> None:
+        super().__init__(conv=conv(), bn=bn())
+        self.a, self.b = nn.Parameter(torch.randn(CHANNELS, 2)), nn.Parameter(torch.randn(2, 27))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x) + F.conv2d(x, (self.a @ self.b).view(CHANNELS, 3, 3, 3), padding=1))
+
+
+class Parallel(Net):
+    """Two convolutions side by side, and a third that reads another input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.a(x) + self.b(x) + self.d(self.c(F.relu(x))))
+
+
 class BlurPool(Net):
     """A fixed filter kept as a buffer, between a convolution and its norm."""
 
@@ -320,6 +348,16 @@ CASES: dict[str, Case] = {
         lambda: Direct(conv=conv(), bn=nn.BatchNorm2d(8, track_running_stats=False)), IMAGE, ONE, {"conv"}
     ),
     "sync": Case(lambda: Direct(conv=conv(), bn=nn.SyncBatchNorm(8)), IMAGE, ONE, {"conv"}),
+    "adapted": Case(
+        lambda: Adapted(base=conv(), a=conv(3, 2), b=conv(2, 8, 1), c=conv(3, 2), d=conv(2, 8, 1), bn=bn()), IMAGE, ONE,
+        set(), {"base": "adds up over one input with b, as a layer and its adapter do", "b": "with base, as a layer",
+                "d": "with base, as a layer", "a": "read by b"}, "adapters",
+    ),
+    "delta": Case(Delta, IMAGE, ONE, set(), {"conv": "as a layer and its adapter do"}, "adapters"),
+    "parallel": Case(
+        lambda: Parallel(a=conv(), b=conv(), c=conv(3, 2, 1), d=conv(2), bn=bn()), IMAGE, ONE, {"a", "b", "d"},
+        {"c": "read by d"},
+    ),
     "blur filter": Case(BlurPool, IMAGE, ONE, set(), {"conv": "read by"}),
     "flattened batch": Case(
         lambda: FlattenedBatch(linear=nn.Linear(12, 64), bn=nn.BatchNorm1d(64)), (2, 4, 12), {"bn": 4},

@@ -9,9 +9,9 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from normswap.texts import plain
 
-BODY = """# {title}, without BatchNorm
+BODY = """# {title}, {without}
 
-{title} with GroupNorm in place of BatchNorm ({norms} layers) and weight-standardized convolutions ({convs} layers),
+{title} with {what},
 made with normswap {version}. {trains}
 
 ## How to install and load it
@@ -52,12 +52,16 @@ def model_card(config: dict[str, Any], repository: str | None = None) -> str:
     block = config["normswap"]
     source, entries = block["source"], block["plan"]["entries"]
     norms = [e for e in entries if e["action"] in ("group_norm", "scale")]
+    frozen = sum(e["action"] == "freeze" for e in entries)
     forms = Counter(e["ws"] for e in entries if e["action"] == "standardize")
     groups = Counter(e.get("groups") for e in norms)
     body = BODY.format(
         title=_data(source["name"]) if source else "A network",
-        norms=len(norms),
-        convs=sum(forms.values()),
+        without="without BatchNorm" if norms or not frozen else "with frozen BatchNorm",
+        what=f"GroupNorm in place of BatchNorm ({len(norms)} layers) and weight-standardized convolutions "
+        f"({sum(forms.values())} layers)"
+        if norms or not frozen
+        else f"fixed statistics in every BatchNorm ({frozen} layers)",
         version=_data(block["versions"]["normswap"]),
         trains=_how_it_trains(entries),
         install=_how_to_install(config),
@@ -72,7 +76,7 @@ def model_card(config: dict[str, Any], repository: str | None = None) -> str:
         formula=_data(block["weight_standardization"]) if forms else "-",
         checks=_what_was_checked((block.get("checks") or {}).get("checks", [])),
     )
-    return str(ModelCard(f"---\n{_front(config).to_yaml()}\n---\n{body}"))
+    return str(ModelCard(f"---\n{_front(config, tags=TAGS if norms or not frozen else TAGS[:1]).to_yaml()}\n---\n{body}"))
 
 
 def _data(text: object) -> str:
@@ -81,7 +85,10 @@ def _data(text: object) -> str:
 
 
 def _how_it_trains(entries: list[dict[str, Any]]) -> str:
-    kept = Counter(e["action"] for e in entries if e.get("role") == "norm" and e.get("by_user"))
+    norms = [e for e in entries if e.get("role") == "norm"]
+    if made := sum(e["action"] == "freeze" and not e.get("by_user") for e in norms):
+        return f"It trains at batch size 1; {made} BatchNorms have the statistics they had, in train mode, too."
+    kept = Counter(e["action"] for e in norms if e.get("by_user"))
     if live := kept["keep"]:
         return f"{live} norms were kept as they were: in train mode they look at the batch."
     if frozen := kept["freeze"]:
@@ -130,13 +137,13 @@ def _needs_normswap(config: dict[str, Any]) -> bool:
     return bool(not _is_timm(config) or config["architecture"] == "normswap")
 
 
-def _front(config: dict[str, Any]) -> ModelCardData:
+def _front(config: dict[str, Any], *, tags: list[str]) -> ModelCardData:
     """Return the card's metadata; license and base model are those of weights that came with them."""
     stated = {"base_model": _base_model(config)}
     if config["normswap"].get("weights") == "pretrained":
         stated["license"] = config.get("pretrained_cfg", {}).get("license")
     said = {key: plain(str(value)) for key, value in stated.items() if value}
-    return ModelCardData(library_name="timm" if _is_timm(config) else "pytorch", tags=list(TAGS), **said)  # type: ignore[arg-type]
+    return ModelCardData(library_name="timm" if _is_timm(config) else "pytorch", tags=list(tags), **said)  # type: ignore[arg-type]
 
 
 def _how_to_install(config: dict[str, Any]) -> str:

@@ -5,12 +5,11 @@ Nothing heavy is imported here. timm is told of the entrypoint at once where it 
 
 from __future__ import annotations
 
-import importlib.abc
-import sys
 from collections.abc import Mapping, Sequence
-from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from normswap.checkpoint.imports import when_imported
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,37 +79,12 @@ def normswap(
 
 def register() -> None:
     """Make the entrypoint known to timm, now or when timm is imported."""
-    if REGISTRY in sys.modules:
-        _add(sys.modules[REGISTRY])
-    elif not any(isinstance(finder, _WhenImported) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _WhenImported())
+    when_imported(REGISTRY, _add)
 
 
 def _add(timm_models: ModuleType) -> None:
     if not timm_models.is_model(normswap.__name__):
         timm_models.register_model(normswap)
-
-
-class _WhenImported(importlib.abc.MetaPathFinder):
-    """Finds timm's registry where the other finders do, and adds the entrypoint once it has been executed."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Return the spec of timm's registry with a loader that registers afterwards; None for all other modules."""
-        if fullname != REGISTRY:
-            return None
-        others = (finder for finder in sys.meta_path if finder is not self)
-        spec = next((found for finder in others if (found := finder.find_spec(fullname, path, target))), None)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                execute(module)
-                _add(module)
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
 
 
 def _features(wrapper: nn.Module, whole: nn.Module, plan: Plan) -> nn.Module:

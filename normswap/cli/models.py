@@ -116,7 +116,7 @@ def show_plan(out: Output, network: nn.Module, example_input: Any, options: dict
 
     plan = inspect(network, example_input=example_input, **options)
     out.result({"plan": plan.to_dict()}, plan)
-    if not any(entry.converts for entry in plan.entries):
+    if not plan.converts:
         raise nothing_to_convert(type(network).__name__, plan)
     return plan
 

@@ -58,7 +58,8 @@ OPTIONS = (
         type=click.Choice([choice.value for choice in To], case_sensitive=False),
         default=To.GROUP.value,
         show_default=True,
-        help="Groups of channels, one group (layer), or one channel per group (instance).",
+        help="Groups of channels, one group (layer), one channel per group (instance), or the norm itself with the "
+        "statistics it has (frozen).",
     ),
     click.option(
         "--ws",

@@ -1,5 +1,9 @@
 """The plan that a converted network carries, and whether a plan fits a network."""
 
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
 from torch import nn
 
 from normswap.errors import PlanMismatch
@@ -9,6 +13,7 @@ from normswap.networks.validation import unwrap
 from normswap.planning.choices import Role
 from normswap.planning.entry import NormEntry
 from normswap.planning.plan import Plan
+from normswap.sources.pretrained import describe_pretrained
 from normswap.sources.provenance import remember
 
 PLAN = "_normswap_plan"
@@ -16,9 +21,25 @@ PLAN = "_normswap_plan"
 
 
 def carry_plan(model: nn.Module, plan: Plan) -> None:
-    """Keep the plan on a converted model, where `plan_of` finds it and where timm's own exporter does."""
+    """Keep the plan on a converted model, where `plan_of` finds it and timm's and transformers' own exporters do."""
     vars(model)[PLAN] = plan
     remember(model, plan.to_dict())
+    describe_pretrained(model, partial(_below, plan))
+
+
+def _below(plan: Plan, holder: str) -> dict[str, Any] | None:
+    """Return as JSON data the plan of what a module holds, by its names there; None where nothing in it changes."""
+    if not holder:
+        return plan.to_dict()
+    inner = f"{holder}."
+    entries = tuple(
+        replace(entry, name=entry.name.removeprefix(inner), aliases=tuple(a.removeprefix(inner) for a in entry.aliases))
+        for entry in plan.entries
+        if entry.name.startswith(inner)
+    )
+    entries = tuple(replace(entry, scaled_by=()) if isinstance(entry, NormEntry) else entry for entry in entries)
+    own = replace(plan, entries=entries, inputs=None, scales={})
+    return own.to_dict() if own.changes else None
 
 
 def carried_plan(model: nn.Module) -> Plan | None:

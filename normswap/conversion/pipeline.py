@@ -48,7 +48,8 @@ def convert(
         groups: Largest group count; each layer gets the largest divisor of its channels that fits (Wu & He 2018).
             ``"auto"`` gives each layer the count whose statistics move its output least (`normswap.NormEntry.drift`).
         group_size: Channels per group instead of `groups`.
-        to: ``"group"``, ``"layer"`` (one group) or ``"instance"`` (one channel per group).
+        to: ``"group"``, ``"layer"`` (one group), ``"instance"`` (one channel per group), or ``"frozen"``: every norm
+            stays the function that it is in eval mode, in train mode, too, and convolutions stay as they are.
         ws: Weight standardization of the convolutions in front of replaced norms. ``"adaptive"`` keeps their kernels
             exactly and only training moves them; ``"standard"`` is the paper's (Qiao et al. 2019, equation 2);
             ``"auto"`` is standard where norms and filters show that the network is fresh, else adaptive; or ``"none"``.
@@ -97,12 +98,13 @@ def convert(
     plan, before = _inspected(network, example_input, wanted, images)
     if before.functional_norms:
         refuse_strays(network.model)
-    if not any(entry.converts for entry in plan.entries):
+    if not plan.converts:
         _nothing_to_do(network, plan, before)
         return network.model if inplace else copy_model(network.model)
     if check:
         must_be_finite(network.model, but={f"{entry.name}.weight" for entry in plan.convs if entry.changes})
-    original = in_mode(copy_model(network.model), False) if isinstance(images, list) else None
+    seen = isinstance(images, list) and any(entry.action is Action.GROUP_NORM for entry in plan.norms)
+    original = in_mode(copy_model(network.model), False) if seen else None
     if inplace and check:  # on a twin, so that a model that does not pass stays as it is
         twin = copy_model(network.model) if before.with_data else meta_copy(network.model)
         _checked(_applied(Network(twin), plan), plan, before)

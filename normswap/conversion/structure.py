@@ -68,15 +68,17 @@ def _planned_shapes(plan: Plan, after: Trace) -> Check:
 
 def _no_batch_norm(converted: Network, plan: Plan, after: Trace) -> Check:
     name = "no BatchNorm left"
-    on_purpose = {name for e in plan.norms if e.by_user for name in (e.name, *e.aliases)}
+    stay = (entry for entry in plan.norms if entry.by_user or entry.action is Action.FREEZE)
+    on_purpose = {name for entry in stay for name in (entry.name, *entry.aliases)}
     left = [norm for norm in converted.norms if norm not in on_purpose]
     left += [f"{where or 'the model'} (calls batch_norm)" for where in after.functional_norms]
     if left:
         why = next((f"; {e.name}: {e.reason}; {TEACH}" for e in plan.norms if e.name == left[0] and not e.changes), "")
         return Check(name, False, f"{len(left)} left: {', '.join(left[:3])}{why}")
     done = sum(entry.converts for entry in plan.norms)
-    frozen = sum(entry.action is Action.FREEZE for entry in plan.norms)
+    kept_frozen = [entry.by_user for entry in plan.norms if entry.action is Action.FREEZE]
     live = sum(entry.by_user and not entry.changes for entry in plan.norms)
-    kept = f", {frozen} kept frozen" if frozen else ""
+    kept = f", {kept_frozen.count(False)} frozen" if not all(kept_frozen) else ""
+    kept += f", {sum(kept_frozen)} kept frozen" if any(kept_frozen) else ""
     kept += f", {live} left as asked: live in train mode" if live else ""
     return Check(name, True, f"{done} of {len(plan.norms)} replaced{kept}")

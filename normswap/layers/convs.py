@@ -1,6 +1,5 @@
 """The weight-standardized convolutions a converted network holds."""
 
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from normswap.layers.merging import Seen
 from normswap.layers.standardization import EPS, filters, gain_and_offset, kernel, standardize
 
 GIVEN: ContextVar[Mapping[nn.Module, Callable[[], Tensor]]] = ContextVar("given kernels", default=MappingProxyType({}))
@@ -31,10 +31,10 @@ class WeightStandardized(nn.Module):
     buffers: they never change, whatever is unfrozen, decayed or asked for its gradient.
 
     A pruning mask, or a parametrization of ``weight`` alone, acts on the standardized kernel; what takes the weight
-    apart (weight_norm) acts on the filters that are standardized.
+    apart (weight_norm) acts on the filters that are standardized. What a tool adds to the ``weight`` of a frozen layer
+    through ``.data``, as merging an adapter does, is added to the kernel (`normswap.layers.merging`).
     """
 
-    weight: Any
     bias: Any
     _conv_forward: Any
     ws_gain: Tensor | None
@@ -48,17 +48,67 @@ class WeightStandardized(nn.Module):
         """
         if not args and not kwargs:
             return super().__new__(cls)
-        plain = conv_class(cls)
-        warnings.warn(
-            f"{cls.__name__}(…) makes a plain {plain.__name__}; a tool that adds to weights, as LoRA's merge does, "
-            "needs plain convolutions: model = normswap.fold(model)",
-            stacklevel=2,
-        )
-        return cast(Self, plain(*args, **kwargs))
+        return cast(Self, conv_class(cls)(*args, **kwargs))
+
+    @property
+    def weight(self) -> Any:
+        """The parameter ``weight``, or what a pruning mask makes of it; who asks for it may be about to write to it."""
+        own = vars(self)
+        if "weight" in own:  # computed, put there by a tool
+            return own["weight"]
+        if "weight" not in own.get("_parameters", ()):
+            raise AttributeError(f"{type(self).__name__} has no weight")
+        weight, seen = own["_parameters"]["weight"], own.get("_ws_seen")
+        if not weight.requires_grad and (seen is None or not seen.holds_for(weight)):
+            own["_ws_seen"] = Seen.of(weight)
+        return weight
+
+    @weight.setter
+    def weight(self, value: Any) -> None:
+        vars(self)["weight"] = value
+
+    @weight.deleter
+    def weight(self) -> None:
+        if "weight_mask" in self._buffers:  # a mask that is made permanent: what it masks is the kernel
+            vars(self)["_ws_masked"] = self.standardized_weight().detach()
+        del vars(self)["weight"]
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Add a parameter; a weight whose mask has been made permanent holds the masked kernel."""
+        super().register_parameter(name, param)
+        masked = vars(self).pop("_ws_masked", None) if name == "weight" else None
+        if masked is not None and param is not None:
+            self.take_kernel(masked)
+
+    def take_kernel(self, kernel: Tensor) -> None:
+        """Make `kernel`, of the shape of ``weight``, both the filters and what they are standardized to."""
+        weight = cast(Tensor, self._parameters["weight"])
+        weight.data.copy_(kernel)
+        for key, value in zip(FIXED, gain_and_offset(self.ws_filters(weight.detach()), self.ws_eps), strict=True):
+            if (own := self._buffers[key]) is None:
+                self._buffers[key] = value.to(kernel.dtype)
+            else:
+                own.data.copy_(value)
+
+    def settle(self) -> None:
+        """Add to the kernel what has been written into the weight since it was asked for."""
+        seen: Seen | None = vars(self).get("_ws_seen")
+        weight = self._parameters.get("weight")
+        if seen is None or weight is not seen.weight:  # another in its place for a while: torch.func
+            return
+        del vars(self)["_ws_seen"]
+        added = seen.added() if seen.holds_for(weight) else None
+        if added is None:
+            return
+        with torch.no_grad():
+            rows = standardize(self.ws_filters(seen.values.to(added)), self.ws_eps, **self.constants())
+            self.take_kernel(kernel(rows.to(added.dtype), added, **self._layout()) + added)
 
     @property
     def raw_weight(self) -> nn.Parameter:
         """The filters as they are trained: the parameter ``weight``, under whatever name a tool has put it."""
+        if "_ws_seen" in vars(self):
+            self.settle()
         own = self._parameters.get("weight")
         if own is None and is_parametrized(self, "weight"):
             own = getattr(self.parametrizations["weight"], "original", None)  # type: ignore[index]
@@ -105,7 +155,16 @@ class WeightStandardized(nn.Module):
             own |= self.__dict__.get("_ws_before_meta", {})
         return own
 
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.settle()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> Any:
+        self.settle()
+        return {key: value for key, value in vars(self).items() if key != "_ws_seen"}
+
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self.settle()
         before = self.__dict__.pop("_ws_before_meta", None) or self.constants()
         super()._apply(fn, recurse)
         if any(value is not None and value.is_meta for value in map(self._buffers.get, FIXED)):
@@ -124,6 +183,7 @@ class WeightStandardized(nn.Module):
     @property
     def form(self) -> str:
         """``"adaptive"`` or ``"standard"``."""
+        self.settle()
         return "standard" if self.ws_offset is None else "adaptive"
 
     def extra_repr(self) -> str:
@@ -209,6 +269,7 @@ class WeightInForward(WeightStandardized):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the class's own forward pass with the standardized kernel."""
+        self.settle()
         plain, own = conv_class(type(self)), vars(self)
         parametrized = own["_modules"].get("parametrizations", ())
         others = {name: getattr(self, name) for name in parametrized if name != "weight"}
@@ -272,10 +333,11 @@ def plain_conv(module: WeightStandardized) -> nn.Module:
 
     What computed its weight, a pruning mask or a parametrization, is folded in.
     """
+    module.settle()
     plain = conv_class(type(module))
     conv = plain.__new__(plain)
     conv.__dict__ = _carried(module)
-    for name in ("ws_eps", "_ws_before_meta", "weight"):
+    for name in ("ws_eps", "_ws_before_meta", "_ws_seen", "_ws_masked", "weight"):
         conv.__dict__.pop(name, None)
     for name in FIXED:
         del conv._buffers[name]

@@ -4,11 +4,12 @@ from enum import StrEnum
 
 
 class To(StrEnum):
-    """What a norm becomes: groups of channels, one group, or one channel per group."""
+    """What a norm becomes: groups of channels, one group, one channel per group, or itself with fixed statistics."""
 
     GROUP = "group"
     LAYER = "layer"
     INSTANCE = "instance"
+    FROZEN = "frozen"
 
 
 class WS(StrEnum):

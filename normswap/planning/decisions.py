@@ -1,7 +1,7 @@
 """Decide what happens to every norm and convolution, from a trace. Nothing is changed here."""
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -45,6 +45,9 @@ _ARITHMETIC = frozenset(["mul", "add", "sub", "div", "rsqrt", "sqrt", "reciproca
 MORE = "<and others>"
 """Stands for the layers beyond the first few that feed or read one."""
 
+ADAPTED = ", as a layer and its adapter do"
+"""Ends the reason for which a convolution that may be merged with another stays plain, as merging takes it."""
+
 FRESH = "its norm is fresh"
 """What allows the standard form to overwrite filters."""
 
@@ -86,7 +89,7 @@ def make_plan(network: Network, trace: Trace, options: Options, look: Look = lam
     norms, scales, advice = equalize_norms(network, trace, norms, convs, options, look(norms.values()))
     planned: dict[str, NormEntry | ConvEntry] = {**norms, **convs}
     entries = tuple(planned[name] for name in network.modules if name in planned)
-    warnings = tuple(map(plain, (*plan_warnings(network, norms, trace), *advice)))
+    warnings = tuple(map(plain, (*plan_warnings(network, norms, trace), *_adapted(convs), *advice)))
     return Plan(options, entries, warnings, recorded(trace.inputs), scales)
 
 
@@ -143,6 +146,8 @@ def _plan_norm(
         return _kept(replace(base, reason=refusal, by_user=True), norm, obstacle, options)
     if obstacle := obstacle or _departure(norm, then, facts, known) or network.pinned_at(name):
         return replace(base, reason=obstacle)
+    if own.to is To.FROZEN:
+        return _frozen(base, norm)
     positions = math.prod(facts.shape[2:]) if facts else None
     if channels * (positions or 2) < 2:
         return replace(base, action=Action.SCALE, reason="sees one value per sample, which any group would erase")
@@ -162,6 +167,17 @@ def _kept(entry: NormEntry, norm: nn.Module, obstacle: str, options: Options) ->
     if obstacle:
         return replace(entry, reason=f"{entry.reason}; cannot be frozen: {obstacle}")
     return replace(entry, action=Action.FREEZE)
+
+
+def _frozen(entry: NormEntry, norm: nn.Module) -> NormEntry:
+    """Return the entry of a norm that is to keep its statistics, whatever the mode."""
+    if is_registered_norm(norm):
+        return replace(entry, reason="cannot be frozen: its class was taught, and only that knows how it goes on")
+    if not isinstance(norm, _BatchNorm):
+        return replace(entry, reason="its statistics are fixed already", by_user=True)
+    if norm_parts(norm).mean is None:
+        return replace(entry, reason="cannot be frozen: it keeps no statistics")
+    return replace(entry, action=Action.FREEZE, reason="keeps its statistics and its function, as to='frozen' asks")
 
 
 def _groups_asked(own: Options, channels: int) -> int | Literal["auto"]:
@@ -277,6 +293,15 @@ def _sign_of_training(network: Network, norms: Iterable[str]) -> str:
     return "" if first is None else f"the filters of {first} are not"
 
 
+def _adapted(convs: Mapping[str, ConvEntry]) -> Iterator[str]:
+    """Yield what to do about adapters, where there are some."""
+    if names := [name for name, entry in convs.items() if entry.reason.endswith(ADAPTED)]:
+        yield (
+            f"{len(names)} convolutions belong to layers with adapters ({names[0]}, …) and stay plain, so that merging "
+            "keeps the function; to standardize them merge the adapters before converting, or add them afterwards"
+        )
+
+
 def _conv_obstacle(name: str, conv: nn.Module, facts: LayerFacts, reads: "_Reads") -> str:
     """Return why a convolution must stay as it is, or nothing."""
     if isinstance(conv, WeightStandardized):
@@ -285,6 +310,8 @@ def _conv_obstacle(name: str, conv: nn.Module, facts: LayerFacts, reads: "_Reads
         return "its kernel is computed in the forward pass, or read outside its own"
     if facts.weight_reads:
         return f"its weight is also read by {sorted(facts.weight_reads)[0]}"
+    if facts.beside:
+        return f"adds up over one input with {facts.beside}{ADAPTED}"
     if facts.leaves:
         return "its output leaves the network"
     if other := reads.other(name):

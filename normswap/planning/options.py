@@ -128,6 +128,11 @@ class Options:
             raise InvalidOption(f"equalize={self.equalize!r} must be True or False")
         for option, choices in CHOICES.items():
             object.__setattr__(self, option, _choice(option, getattr(self, option), choices))
+        if self.to is To.FROZEN and self.ws in (WS.ADAPTIVE, WS.STANDARD):
+            raise InvalidOption(
+                f"ws={self.ws.value!r} goes with norms that are replaced; to='frozen' leaves convolutions as they are: "
+                "leave ws= out"
+            )
         for option in ("include", "exclude"):
             object.__setattr__(self, option, _patterns(option, getattr(self, option)))
 
@@ -183,6 +188,10 @@ class Options:
             return "no include pattern matches"
         excluded = next((pattern for pattern in self.exclude if matches(name, pattern)), None)
         return f"excluded by {excluded!r}" if excluded else ""
+
+    def freezes(self, name: str) -> bool:
+        """Tell whether a norm is to be frozen where no pattern leaves it alone."""
+        return self.for_layer(name).to is To.FROZEN
 
     def for_layer(self, name: str) -> Self:
         """Return the options of one layer: overrides whose pattern matches its name, later ones last."""

@@ -52,6 +52,11 @@ class Plan:
         return tuple(entry for entry in self.entries if entry.changes)
 
     @property
+    def converts(self) -> bool:
+        """Whether a layer is replaced by one of another kind, or frozen because ``to="frozen"`` asks for it."""
+        return any(e.converts or (e.changes and self.options.freezes(e.name)) for e in self.entries)
+
+    @property
     def input_size(self) -> tuple[int, ...]:
         """Size of one sample of the first tensor the network was traced with, (C, *); empty where there is none."""
         spec = self.inputs

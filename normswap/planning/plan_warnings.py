@@ -37,9 +37,9 @@ def plan_warnings(network: Network, norms: Mapping[str, NormEntry], trace: Trace
         )
     frozen = [name for name, entry in norms.items() if entry.action is Action.FREEZE]
     if fresh := [name for name in frozen if not norm_parts(network.slots[name]).is_trained]:
+        advice = "pass keep='live' (--keep live) to train them" if norms[fresh[0]].by_user else "train them first"
         yield (
-            f"{len(fresh)} norms are frozen before they were trained ({fresh[0]}, …): they normalize nothing; "
-            "pass keep='live' (--keep live) to train them"
+            f"{len(fresh)} norms are frozen before they were trained ({fresh[0]}, …): they normalize nothing; {advice}"
         )
     for name, entry in norms.items():
         if entry.affine is Affine.MATCH and (lost := drowned(entry, network)):

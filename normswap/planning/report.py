@@ -40,12 +40,18 @@ def summary(entries: Entries, warnings: Iterable[str]) -> list[str]:
     kinds = ", ".join(f"{n} {form}" for form, n in sorted(forms.items(), key=str))
     matched = [entry for entry in norms if entry.changes and entry.affine is Affine.MATCH]
     equalized = sum(entry.drift_before is not None and not entry.not_equalized for entry in matched)
-    frozen = sum(entry.action is Action.FREEZE for entry in norms)
+    frozen = [entry.by_user for entry in norms if entry.action is Action.FREEZE]
+    grouped = bool(groups) or all(frozen)
     left = Counter(_general(entry) for entry in entries if not entry.changes)
     lines = [
-        f"{groups.total()} of {len(norms)} norms become GroupNorm{f': {counts}' if counts else ''}",
+        *(
+            [f"{groups.total()} of {len(norms)} norms become GroupNorm{f': {counts}' if counts else ''}"]
+            if grouped
+            else []
+        ),
         *([f"{scales} norms that see one value per sample become ChannelScale"] if scales else []),
-        *([f"{frozen} norms that were kept are frozen: their statistics stay as they are"] if frozen else []),
+        *([f"{frozen.count(False)} of {len(norms)} norms become FrozenBatchNorm"] if not all(frozen) else []),
+        *([f"{sum(frozen)} norms that were kept are frozen: their statistics stay as they are"] if any(frozen) else []),
         *([f"{equalized} of {len(matched)} trained norms are equalized"] if equalized else []),
         f"{forms.total()} of {len(convs)} convolutions are weight-standardized{f': {kinds}' if kinds else ''}",
         *(f"left: {n} x {reason}" for reason, n in left.most_common()),

@@ -70,6 +70,7 @@ class LayerFacts:
         leaves: Whether the output leaves the network.
         weight_reads: Other operators that read the weight.
         norms: The norms that read it, itself or in a concatenation along the channels; None where others do, too.
+        beside: A convolution that updates its kernel, or the one that it updates (`Graph.updates`); else empty.
     """
 
     plain: bool
@@ -80,6 +81,7 @@ class LayerFacts:
     leaves: bool
     weight_reads: frozenset[str] = frozenset()
     norms: frozenset[str] | None = None
+    beside: str = ""
 
     def merged(self, other: "LayerFacts") -> "LayerFacts":
         """Return what both show together."""
@@ -93,6 +95,7 @@ class LayerFacts:
             self.leaves or other.leaves,
             self.weight_reads | other.weight_reads,
             None if self.norms is None or other.norms is None else self.norms | other.norms,
+            self.beside or other.beside,
         )
 
 
@@ -198,6 +201,9 @@ def layer_facts(recorder: Recorder) -> tuple[dict[str, LayerFacts], dict[str, La
     graph = recorder.graph
     convs, linears = dict[str, LayerFacts](), dict[str, LayerFacts]()
     alone = graph.norms_alone()
+    pairs = list(graph.updates(recorder.plain))
+    both_ways = ((end, other) for one, two in reversed(pairs) for end, other in ((one, two), (two, one)))
+    beside = {end: graph.nodes[other].name or "the network's own code" for end, other in both_ways}
     for index, (node, reach) in enumerate(zip(graph.nodes, graph.downstream(), strict=True)):
         if node.kind not in (Kind.CONV, Kind.LINEAR):
             continue
@@ -208,7 +214,15 @@ def layer_facts(recorder: Recorder) -> tuple[dict[str, LayerFacts], dict[str, La
         norms = alone.get(index)
         names = None if norms is None else frozenset(graph.nodes[norm].name for norm in norms)
         facts = LayerFacts(
-            leaf is not None, read_by, reach.more, reach.kinds, reach.via, reach.leaves, frozenset(reads), names
+            leaf is not None,
+            read_by,
+            reach.more,
+            reach.kinds,
+            reach.via,
+            reach.leaves,
+            frozenset(reads),
+            names,
+            beside.get(index, ""),
         )
         found[node.name] = found[node.name].merged(facts) if node.name in found else facts
     return convs, linears

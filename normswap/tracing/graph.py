@@ -1,6 +1,6 @@
 """The dataflow of one forward pass as a graph, and the two walks that the plan is made from, for all nodes at once."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import chain
@@ -185,6 +185,37 @@ class Graph:
                 continue
             found[index] = None
         return found
+
+    def updates(self, plain: Container[int]) -> Iterator[tuple[int, int]]:
+        """Yield convolutions in pairs: one, and another that updates its kernel beside it, as an adapter does.
+
+        Their outputs add up, over one input. The update is the second of two convolutions with nothing between (their
+        product is a kernel of low rank), or its kernel is computed from something else.
+
+        Args:
+            plain: The convolutions whose kernel is a parameter as it is.
+        """
+        through, summed = list[int](), list[tuple[int, ...]]()
+        for index, node in enumerate(self.nodes):
+            copies = node.kind in (Kind.VIEW, Kind.SCALE) and len(node.parents) == 1
+            through.append(through[node.parents[0]] if copies else index)
+            found: tuple[int, ...] = (index,) if node.kind is Kind.CONV else ()
+            if node.kind in (Kind.VIEW, Kind.SCALE, Kind.ADD):
+                found = tuple(sorted({end for parent in node.parents for end in summed[parent]})[-FEW:])
+            summed.append(found)
+            if node.kind is not Kind.ADD or len(found) < 2:
+                continue
+            first = {end: self._first_parent(end, through) for end in found}
+            for update in found:
+                start = first[update]
+                if update in plain:
+                    start = self._first_parent(start, through) if self.nodes[start].kind is Kind.CONV else -1
+                yield from ((end, update) for end in found if end != update and start >= 0 and first[end] == start)
+
+    def _first_parent(self, index: int, through: list[int]) -> int:
+        """Return what a node reads, past what only copies or scales it; −1 where that is no one node."""
+        parents = self.nodes[index].parents
+        return through[parents[0]] if len(parents) == 1 else -1
 
     def _ends(self, select: Select) -> dict[int, Reach]:
         """Return what a walk meets in each node that ends it; a layer that ran several times counts once."""

@@ -68,6 +68,58 @@ def test_pruned_weights_stay_zero_in_the_kernel(kind: type[nn.Module]) -> None:
 
 
 @KINDS
+@pytest.mark.parametrize("trained", [False, True], ids=["untouched", "trained"])
+def test_a_mask_made_permanent_leaves_the_kernel_as_it_is(kind: type[nn.Module], trained: bool) -> None:
+    _, ws = both(kind)
+    if trained:
+        with torch.no_grad():
+            ws.weight.add_(0.1 * torch.randn_like(ws.weight))
+    prune.l1_unstructured(ws, "weight", 0.5)
+    expected = ws(X)
+    prune.remove(ws, "weight")
+    assert set(ws.state_dict()) == {"weight", "bias", "ws_gain", "ws_offset"}
+    torch.testing.assert_close(ws(X), expected, rtol=1e-5, atol=1e-5)
+    assert (ws.weight == 0).float().mean() == 0.5
+    ws(X).square().mean().backward()
+    assert ws.weight.grad is not None
+
+
+@KINDS
+@pytest.mark.parametrize("trains", [True, False])
+def test_writing_past_autograd_reaches_the_kernel_of_a_frozen_layer_alone(kind: type[nn.Module], trains: bool) -> None:
+    _, ws = both(kind)
+    with torch.no_grad():
+        ws.weight.mul_(3)
+    kernel, change = ws.standardized_weight().detach(), torch.randn(ws.weight.shape)
+    ws.weight.requires_grad_(trains)
+    ws.weight.data += change
+    if trains:  # an optimizer that steps through .data: the filters move, the kernel stays standardized
+        fresh = ws_class(kind).of(kind(4, 6, 3), adaptive=True)
+        fresh.load_state_dict(ws.state_dict())
+        torch.testing.assert_close(ws.standardized_weight(), fresh.standardized_weight(), rtol=0, atol=0)
+    else:
+        torch.testing.assert_close(ws.standardized_weight(), kernel + change, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ws.weight, kernel + change, rtol=1e-5, atol=1e-5)
+
+
+@KINDS
+def test_averages_of_frozen_filters_are_standardized_as_filters(kind: type[nn.Module]) -> None:
+    _, ws = both(kind)
+    average = copy.deepcopy(ws).requires_grad_(False)
+    with torch.no_grad():
+        for _ in range(3):
+            assert average.weight.shape == ws.weight.shape  # a tool that asks for it
+            ws.weight.mul_(2).add_(torch.randn_like(ws.weight))
+            for mine, theirs in zip(average.parameters(), ws.parameters(), strict=True):
+                mine.lerp_(theirs, 0.5)
+            average(X)
+    filters = average.weight.clone()
+    fresh = ws_class(kind).of(kind(4, 6, 3), adaptive=True)
+    fresh.load_state_dict({**ws.state_dict(), "weight": filters})
+    torch.testing.assert_close(average.standardized_weight(), fresh.standardized_weight(), rtol=0, atol=0)
+
+
+@KINDS
 def test_spectral_norm_bounds_the_kernel(kind: type[nn.Module]) -> None:
     _, ws = both(kind)
     axis = 1 if kind is nn.ConvTranspose2d else 0
@@ -93,8 +145,7 @@ def test_old_weight_norm_and_taking_tools_off(kind: type[nn.Module]) -> None:
 @KINDS
 def test_called_as_torchs_class_it_makes_torchs_class(kind: type[nn.Module]) -> None:
     _, ws = both(kind)
-    with pytest.warns(UserWarning, match=r"model = normswap\.fold\(model\)"):
-        made = type(ws)(4, 2, 1, bias=False)
+    made = type(ws)(4, 2, 1, bias=False)
     assert type(made) is kind
     assert made(X).shape[:2] == (2, 2)
 
