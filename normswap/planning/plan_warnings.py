@@ -57,7 +57,7 @@ def plan_warnings(network: Network, norms: Mapping[str, NormEntry], trace: Trace
     if fusing and norms:
         yield (
             f"{len(fusing)} modules can fold BatchNorm into convolutions ({fusing[0] or 'the model'}, …); "
-            "after conversion they find none, and leave the network as it is or raise: fold before it, or not at all"
+            "that no longer works after conversion: fold before it, or not at all"
         )
     for where in stray_norms(network.model):
         yield f"{where} keeps BatchNorm where torch does not register it; it stays as it is: use nn.ModuleList"
