@@ -76,7 +76,8 @@ def model_card(config: dict[str, Any], repository: str | None = None) -> str:
         formula=_data(block["weight_standardization"]) if forms else "-",
         checks=_what_was_checked((block.get("checks") or {}).get("checks", [])),
     )
-    return str(ModelCard(f"---\n{_front(config, tags=TAGS if norms or not frozen else TAGS[:1]).to_yaml()}\n---\n{body}"))
+    front = _front(config, tags=TAGS if norms or not frozen else TAGS[:1])
+    return str(ModelCard(f"---\n{front.to_yaml()}\n---\n{body}"))
 
 
 def _data(text: object) -> str:

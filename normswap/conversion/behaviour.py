@@ -207,7 +207,7 @@ def _train_equals_eval(model: nn.Module, plan: Plan, inputs: Any) -> Check:
         trained = copy_model(model)  # the passes above may have moved what a layer keeps, as spectral_norm does
         for module in trained.modules():
             if not any(True for _ in module.children()) and any(True for _ in module.parameters()):
-                module.train()
+                in_mode(module, True)
             if isinstance(module, nn.GroupNorm):
                 module.training = True
         _leave_kept(trained, kept)
@@ -222,7 +222,7 @@ def _train_equals_eval(model: nn.Module, plan: Plan, inputs: Any) -> Check:
 
 def _leave_kept(model: nn.Module, kept: list[NormEntry]) -> None:
     for entry in kept:
-        model.get_submodule(entry.name).eval()
+        in_mode(model.get_submodule(entry.name), False)
 
 
 def _seeded_state() -> bytes:

@@ -1,6 +1,6 @@
 """Check what a trace shows: shapes, and BatchNorm left in any slot or any operator."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from normswap.conversion.checks import Check, Checks
 from normswap.networks.network import Network
@@ -43,15 +43,28 @@ def _same_shapes(plan: Plan, after: Trace, before: Trace | None) -> Check:
     name = "shapes"
     if before is None:
         return _planned_shapes(plan, after)
-    if gone := [module for module in before.shapes if module not in after.shapes]:
+    given_up = _inside_norms(plan)
+    if gone := [module for module in before.shapes if module not in after.shapes and not given_up(module)]:
         why = (
             after.stopped_by or "the forward pass goes another way, as one does that asks whether a layer is BatchNorm"
         )
         return Check(name, False, f"{gone[0] or 'the network'} ran before and does not any more ({why}); {AROUND}")
     for module, shapes in before.shapes.items():
-        if after.shapes[module] != shapes:
+        if after.shapes.get(module, shapes) != shapes:
             return Check(name, False, f"{module or 'the network'}: {shapes} became {after.shapes[module]}")
     return Check(name, True, f"{len(before.shapes)} module outputs keep their shape")
+
+
+def _inside_norms(plan: Plan) -> Callable[[str], bool]:
+    """Return a function that tells whether a module was a part of a replaced norm and none that goes on running."""
+    replaced = {f"{entry.name}.".lstrip("."): entry.then for entry in plan.norms if entry.changes}
+    start = tuple(replaced)
+
+    def inside(name: str) -> bool:
+        owner = next((prefix for prefix in start if name.startswith(prefix)), None) if name.startswith(start) else None
+        return owner is not None and name.removeprefix(owner).partition(".")[0] not in replaced[owner]
+
+    return inside
 
 
 def _planned_shapes(plan: Plan, after: Trace) -> Check:

@@ -1,17 +1,15 @@
 """Put replacements in the place of layers: the only file that changes a model."""
 
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 from torch import nn
 
 from normswap.conversion.replacements import build_all
-from normswap.errors import UnsupportedModel
-from normswap.layers.convs import WeightStandardized
 from normswap.networks.network import Network
 from normswap.networks.recognition import fold_methods
 from normswap.networks.references import references
+from normswap.networks.unfoldable import Unfoldable
 from normswap.planning.plan import Plan
 
 
@@ -28,7 +26,7 @@ def operate(network: Network, plan: Plan) -> nn.Module:
         The model, or its replacement where the model itself is a layer that is replaced.
     """
     replacements, changes = build_all(network, plan)
-    _refuse_to_fold(network, replacements)
+    _fold_no_more(network, replacements)
     model = replace_modules(network.model, replacements)
     with torch.no_grad():
         for parameter, value in changes:
@@ -48,17 +46,10 @@ def replace_modules(model: nn.Module, replacements: Mapping[int, nn.Module]) -> 
     return replacements.get(id(model), model)
 
 
-def _refuse_to_fold(network: Network, replacements: Mapping[int, nn.Module]) -> None:
-    """Make the methods that fold BatchNorm raise on every module that loses one: some would return wrong numbers."""
-    norms = {key for key, new in replacements.items() if not isinstance(new, WeightStandardized)}
+def _fold_no_more(network: Network, replacements: Mapping[int, nn.Module]) -> None:
+    """Put something else in the place of methods that fold norms, on every module that loses a layer."""
     for name, module in network.modules.items():
         methods = fold_methods(module)
-        if methods and any(id(inner) in norms for inner in module.modules()):
+        if methods and any(id(inner) in replacements for inner in module.modules()):
             where = name or network.kind
-            vars(module).update({method: partial(_refuse, f"{where}.{method}") for method in methods})
-
-
-def _refuse(method: str, *_: object, **__: object) -> None:
-    raise UnsupportedModel(
-        f"{method}() folds BatchNorm into convolutions and this network has none left; fold before converting or not"
-    )
+            vars(module).update({method: Unfoldable(module, method, f"{where}.{method}") for method in methods})

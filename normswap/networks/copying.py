@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from normswap.errors import UnsupportedModel
+from normswap.networks.overrides import sets_modes_alone
 
 PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None)))
 DICTS = frozenset((dict, OrderedDict))
@@ -37,8 +38,17 @@ def copy_with(model: nn.Module, twin: Callable[[Tensor], Tensor]) -> nn.Module:
 
 
 def in_mode(model: nn.Module, training: bool) -> nn.Module:
-    """Set the mode of a network and return it: a ``train`` of its own may return nothing."""
-    model.train(training)
+    """Set the mode of a network and return it.
+
+    Methods of the network's own run only where they are shown to set modes and nothing else: a ``train`` may start a
+    training run.
+    """
+    if all(map(sets_modes_alone, model.modules())):
+        model.train(training)
+    else:
+        model.training = training
+        for child in model.children():
+            in_mode(child, training)
     return model
 
 

@@ -67,8 +67,15 @@ class Network:
 
     @cached_property
     def norms(self) -> Mapping[str, nn.Module]:
-        """BatchNorm-like modules by their first name."""
-        return {name: module for name, module in self.modules.items() if is_batch_norm(module)}
+        """BatchNorm-like modules by their first name; those that another one holds are a part of it."""
+        found = {name: module for name, module in self.modules.items() if is_batch_norm(module)}
+        outer = tuple(f"{name}." for name, norm in found.items() if norm._modules)
+        if not outer:
+            return found
+        if "" in found:
+            return {"": found[""]}
+        names = self.names
+        return {key: norm for key, norm in found.items() if not all(n.startswith(outer) for n in names[id(norm)])}
 
     @cached_property
     def convs(self) -> Mapping[str, nn.Module]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from normswap.networks.copying import CONTAINERS, PLAIN
 from normswap.networks.randomness import same_randomness
+from normswap.networks.unfoldable import Unfoldable
 
 MOST_OBJECTS = 20_000
 """Objects that are looked at, so that a large cache does not take long."""
@@ -60,7 +61,8 @@ class _Surroundings:
         """Note what a module of the network shares with its copies."""
         self._walk(type(module))
         for name, value in vars(module).items():
-            if name not in COPIED and value is not None and (type(value) not in CONTAINERS or value):
+            own = name in COPIED or type(value) is Unfoldable  # copies refer to themselves
+            if not own and value is not None and (type(value) not in CONTAINERS or value):
                 self._walk(value)
 
     def _walk_all(self, values: Iterable[Any]) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
@@ -39,11 +40,14 @@ def refuse_unsupported(model: object) -> None:
     Raises:
         UnsupportedModel: With the way on.
     """
-    import torch
-
     if isinstance(model, torch.export.ExportedProgram):
         raise UnsupportedModel("an ExportedProgram holds no modules to replace; convert the model before torch.export")
     network = as_module(model)
+    if not _runs_its_forward(network):
+        inner = next((f", .{name}" for name, _ in network.named_children()), "")
+        raise UnsupportedModel(
+            f"calling a {type(network).__name__} runs something else than its forward; pass the network inside{inner}"
+        )
     try:
         modules = list(network.named_modules())
     except RecursionError as error:
@@ -69,6 +73,15 @@ def refuse_unsupported(model: object) -> None:
         sharded = any("DTensor" in (type(tensor).__name__, type(tensor.data).__name__) for tensor in own)
         if sharded or type(module).__name__ == "FullyShardedDataParallel":
             raise UnsupportedModel(f"{where} is sharded (FSDP or DTensor parameters); convert before sharding")
+
+
+def _runs_its_forward(model: nn.Module) -> bool:
+    """Tell whether a call of a model leads to its forward: torch's own does, and what hands on to that."""
+    own = type(model).__call__
+    if own is nn.Module.__call__ or isinstance(model, torch.fx.GraphModule):
+        return True
+    names = set(getattr(getattr(own, "__code__", None), "co_names", ()))
+    return bool(names & {"__call__", "forward", "_call_impl", "_wrapped_call_impl"})
 
 
 def must_be_finite(model: nn.Module, *, but: Collection[str] = ()) -> None:

@@ -19,12 +19,14 @@ from normswap.networks.recognition import (
     checked_parts,
     computed_tensors,
     has_kernel,
+    is_batch_norm,
     is_registered_conv,
     is_registered_norm,
     norm_parts,
     out_channels,
 )
 from normswap.planning.choices import WS, Action, Affine, Keep, To
+from normswap.planning.composites import choices
 from normswap.planning.entry import ConvEntry, NormEntry
 from normswap.planning.equalizing import equalize_norms
 from normswap.planning.fitting import fit_norms
@@ -66,7 +68,11 @@ def make_plan(network: Network, trace: Trace, options: Options, look: Look = lam
             by the filters.
     """
     known: dict[Hashable, str] = {}
-    norms = {name: _plan_norm(name, network, trace.norms.get(name), options, known) for name in network.norms}
+    chosen = choices(network, trace)
+    norms = {
+        name: _plan_norm(name, network, trace.norms.get(name), options, chosen.get(name, ""), known)
+        for name in network.norms
+    }
     trained = [name for name, norm in network.norms.items() if norm_parts(norm).is_trained]
     reads = _Reads(
         other=trace.first_reader(lambda node: node.kind not in (Kind.NORM, Kind.OTHER_NORM)),
@@ -123,7 +129,7 @@ def recorded(inputs: Any) -> Any:
 
 
 def _plan_norm(
-    name: str, network: Network, facts: NormFacts | None, options: Options, known: dict[Hashable, str]
+    name: str, network: Network, facts: NormFacts | None, options: Options, chosen: str, known: dict[Hashable, str]
 ) -> NormEntry:
     norm, own = network.slots[name], options.for_layer(name)
     parts = checked_parts(name, norm)
@@ -144,7 +150,7 @@ def _plan_norm(
     if refusal := options.leaves(name):
         obstacle = obstacle or _departure(norm, then, facts, known)
         return _kept(replace(base, reason=refusal, by_user=True), norm, obstacle, options)
-    if obstacle := obstacle or _departure(norm, then, facts, known) or network.pinned_at(name):
+    if obstacle := obstacle or chosen or _departure(norm, then, facts, known) or network.pinned_at(name):
         return replace(base, reason=obstacle)
     if own.to is To.FROZEN:
         return _frozen(base, norm)
@@ -203,13 +209,15 @@ def _what_follows(name: str, norm: nn.Module, facts: NormFacts | None) -> tuple[
     """Return the modules to carry over, or why the norm's own forward cannot be carried over."""
     steps = facts.steps if facts else ()
     called = [step.removeprefix("module:") for step in steps if step.startswith("module:")]
-    ran = tuple(child.removeprefix(f"{name}." if name else "") for child in called)
+    prefix = f"{name}." if name else ""
+    inside = {own for own, module in norm.named_modules() if own and any(map(is_batch_norm, module.modules()))}
+    ran = tuple(child for step in called if (child := step.removeprefix(prefix)) not in inside)
     named = carried_modules(norm)
     if named is not None:
         forgotten = [child for child in ran if child not in named]
         what = f"its forward runs {forgotten[0]}, which its NormParts do not name; add it to then=" if forgotten else ""
         return tuple(named), what
-    children = tuple(child for child, _ in norm.named_children())
+    children = tuple(child for child, _ in norm.named_children() if child not in inside)
     if computed := computed_tensors(norm):
         return (), f"its {computed[0]} is computed (pruned or parametrized); make that permanent first"
     if not steps:

@@ -4,10 +4,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import timm
 import torch
 from nets import Direct, Masked, conv
-from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 import normswap
@@ -111,19 +109,6 @@ def test_frozen_norm_as_transformers_writes_it() -> None:
     assert isinstance(result.bn, nn.GroupNorm)
     assert not result.bn.weight.requires_grad
     torch.testing.assert_close(result.bn(x), model.bn(x), rtol=0.3, atol=0.3)  # type: ignore[operator]
-
-
-@pytest.mark.parametrize("name", ["efficientvim_m1", "repvit_m0_9", "mobileone_s0", "levit_128s", "repghostnet_050"])
-def test_folding_after_conversion_raises(name: str) -> None:
-    model = timm.create_model(name).eval()
-    plan = normswap.inspect(model)
-    assert any("fold BatchNorm" in warning for warning in plan.warnings)
-    result = normswap.apply(model, plan)
-    with pytest.raises(
-        normswap.UnsupportedModel, match=r"\(\) folds BatchNorm into convolutions and this network has none"
-    ):
-        reparameterize_model(result)
-    reparameterize_model(model)
 
 
 def test_a_method_that_merges_features_is_left_alone() -> None:
