@@ -151,6 +151,7 @@ def materialize(value: Any, device: torch.device, dtype: torch.dtype, *, seed: i
     """Return tensors of the same shapes with random normal floats, of `dtype` where float32.
 
     Whole numbers and truth values are tokens, lengths and masks: those that are known stay, others become `count`.
+    Floats stay where `says_something` of them.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -159,9 +160,30 @@ def materialize(value: Any, device: torch.device, dtype: torch.dtype, *, seed: i
             unknown = torch.full(tensor.shape, count, dtype=tensor.dtype, device=device) if tensor.is_meta else tensor
             return unknown.clone().to(device)
         kind = dtype if tensor.dtype is torch.float32 else tensor.dtype
+        if says_something(tensor):
+            return tensor.detach().clone().to(device, kind)
         return torch.randn(tensor.shape, generator=generator).to(device, kind)
 
     return tree_map_only(Tensor, made, value)
+
+
+def says_something(tensor: Tensor) -> bool:
+    """Tell whether the values of floats matter: one number a sample (a length, a time, a level of noise), or a mask.
+
+    Values that are all zero, or not finite, are placeholders.
+    """
+    if tensor.is_meta or not tensor.numel():
+        return False
+    if tensor.ndim < 2:
+        return bool(tensor.any()) and bool(tensor.isfinite().all())
+    ones = tensor == 1
+    return bool(ones.any()) and bool((ones ^ (tensor == 0)).all()) and not bool(ones.all())
+
+
+def may_name_samples(value: Any, samples: Samples) -> bool:
+    """Tell whether whole numbers of an example could be the places of its samples, as the edges of a graph are."""
+    whole = (t for t in tensors_in(value) if not (t.is_floating_point() or t.is_complex() or t.dtype is torch.bool))
+    return any(not t.is_meta and t.numel() and 0 < int(t.max()) < samples.count for t in whole)
 
 
 def vary(value: Any, samples: Samples, *, seed: int) -> Any:
@@ -173,7 +195,7 @@ def vary(value: Any, samples: Samples, *, seed: int) -> Any:
         return noise if tensor.is_floating_point() else tensor
 
     def rows(tensor: Tensor) -> Tensor:
-        has_rows = tensor.ndim and tensor.shape[0] == samples.count
+        has_rows = tensor.ndim and tensor.shape[0] == samples.count and not says_something(tensor)
         return torch.cat([tensor[:1], other(tensor[1:])]) if has_rows else tensor
 
     if isinstance(value, tuple):

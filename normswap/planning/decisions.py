@@ -21,6 +21,7 @@ from normswap.networks.recognition import (
     has_kernel,
     is_registered_conv,
     is_registered_norm,
+    misshapen,
     norm_parts,
     out_channels,
 )
@@ -129,6 +130,7 @@ def _plan_norm(
     parts = checked_parts(name, norm)
     channels = parts.num_channels
     then, obstacle = _what_follows(name, norm, facts) if channels else ((), "it has no channels")
+    obstacle = misshapen(parts) or obstacle
     base = NormEntry(
         name,
         type(norm).__name__,

@@ -6,7 +6,13 @@ from fnmatch import fnmatchcase
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normswap.networks.network import Network
-from normswap.networks.recognition import fold_methods, is_registered_norm, norm_parts, stray_norms
+from normswap.networks.recognition import (
+    fold_methods,
+    is_registered_norm,
+    is_unknown_norm,
+    norm_parts,
+    stray_norms,
+)
 from normswap.planning.choices import Action, Affine
 from normswap.planning.entry import NormEntry
 from normswap.planning.options import Options
@@ -51,6 +57,15 @@ def plan_warnings(network: Network, norms: Mapping[str, NormEntry], trace: Trace
     never = [name for name, entry in norms.items() if entry.shape is None]
     if never:
         yield f"{len(never)} norms were never reached ({never[0]}, …); their convolutions stay plain"
+    unknown = [name for name, module in network.modules.items() if is_unknown_norm(module)]
+    if unknown:
+        first = network.slots[unknown[0]]
+        shape = tuple(first._buffers["running_mean"].shape)  # type: ignore[union-attr]
+        yield (
+            f"{len(unknown)} modules keep running statistics and are no known norms ({unknown[0] or network.kind}, a "
+            f"{type(first).__name__} with statistics {shape}); they stay as they are: where they are BatchNorm, teach "
+            "them with normswap.register_norm"
+        )
     for name in trace.functional_norms:
         yield f"{name or 'the model'} calls batch_norm itself, without a module; it still depends on the batch"
     fusing = [name for name, m in network.modules.items() if fold_methods(m)]
