@@ -19,7 +19,7 @@ from normswap.errors import NeedsExampleInput
 from normswap.networks.processes import rank
 from normswap.planning.options import Wishes
 from normswap.planning.plan import Plan
-from normswap.planning.report import summary
+from normswap.planning.report import made_up_inputs, summary
 from normswap.sources.registry import Source
 
 
@@ -53,6 +53,7 @@ class Made:
         calibrated = [] if self.calibration is None else [str(self.calibration)]
         wrote = "wrote nothing" if self.directory is None else f"wrote {self.directory}"
         totals = summary(self.plan.entries, self.plan.warnings)
+        totals += made_up_inputs(self.plan.inputs, self.plan.made_up)
         return "\n".join([*totals, *calibrated, "", str(self.checks), "", wrote])
 
 

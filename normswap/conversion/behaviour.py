@@ -118,10 +118,12 @@ def _first_inputs(model: nn.Module, example: Any, device: torch.device) -> tuple
 
 
 def _output(model: nn.Module, inputs: Any) -> Any:
+    """Return what a network makes of inputs; a copy runs, for some keep what they saw (spiking neurons, caches)."""
     args, kwargs = as_call(copy.deepcopy(inputs))
+    twin = copy_model(model)
     torch.manual_seed(0)
     with torch.no_grad():
-        return model(*args, **kwargs)
+        return twin(*args, **kwargs)
 
 
 def _finite(output: Any) -> Check:
@@ -243,6 +245,8 @@ def _train_equals_eval(model: nn.Module, plan: Plan, inputs: Any) -> Check:
             if isinstance(module, nn.GroupNorm):
                 module.training = True
         _leave_kept(trained, kept)
+        for layer in _drawing(trained, inputs):
+            layer.eval()
         first = _output(trained, inputs)
     if kept:
         how += f", without the {len(kept)} norms that were kept"
@@ -250,6 +254,25 @@ def _train_equals_eval(model: nn.Module, plan: Plan, inputs: Any) -> Check:
         return Check(name, None, "the output holds nothing that could be looked at")
     worst = _worst(first, output)
     return Check(name, worst <= TOLERANCE, f"largest difference {worst:.1e} ({how})")
+
+
+def _drawing(model: nn.Module, inputs: Any) -> list[nn.Module]:
+    """Return the layers without children that draw random numbers, as recurrent ones with dropout do."""
+    twin, found, before = copy_model(model), set[str](), dict[str, bytes]()
+
+    def entering(name: str, *_: Any) -> None:
+        before[name] = _random_state()
+
+    def leaving(name: str, *_: Any) -> None:
+        if before[name] != _random_state():
+            found.add(name)
+
+    for name, module in twin.named_modules():
+        if module.training and not module._modules:
+            module.register_forward_pre_hook(partial(entering, name))
+            module.register_forward_hook(partial(leaving, name))
+    _output(twin, inputs)
+    return [module for name, module in model.named_modules() if name in found]
 
 
 def _leave_kept(model: nn.Module, kept: list[NormEntry]) -> None:

@@ -91,7 +91,7 @@ def make_plan(network: Network, trace: Trace, options: Options, look: Look = lam
     planned: dict[str, NormEntry | ConvEntry] = {**norms, **convs}
     entries = tuple(planned[name] for name in network.modules if name in planned)
     warnings = tuple(map(plain, (*plan_warnings(network, norms, trace, options), *advice)))
-    return Plan(options, entries, warnings, recorded(trace.inputs), scales)
+    return Plan(options, entries, warnings, recorded(trace.inputs), scales, trace.made_up)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Tables and counts of plans, for people."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from normswap.planning.choices import Action, Affine
 from normswap.planning.entry import ConvEntry, NormEntry
@@ -41,6 +42,26 @@ def summary(entries: Entries, warnings: Iterable[str]) -> list[str]:
         *(f"warning: {warning}" for warning in warnings),
     ]
     return list(map(plain, lines))
+
+
+def made_up_inputs(inputs: Any, made_up: bool) -> list[str]:
+    """Return a line that says what the network was called with where nobody said with what, else none."""
+    shapes = list(_shapes(inputs))
+    return [f"made up: an input of {', '.join(shapes)}; pass example_input= (--input) to trace another"] * made_up
+
+
+def _shapes(spec: Any) -> Iterator[str]:
+    if isinstance(spec, Mapping) and "tensor" in spec:
+        kind = "" if str(spec.get("dtype")).startswith("float") else f" {spec.get('dtype')}"
+        yield f"({', '.join(map(str, spec['tensor']))}){kind}"
+    elif isinstance(spec, Mapping):
+        for item in spec.values():
+            yield from _shapes(item)
+    elif isinstance(spec, (list, tuple)):
+        for item in spec:
+            yield from _shapes(item)
+    else:
+        yield "what is no tensor"
 
 
 def _general(entry: NormEntry | ConvEntry) -> str:

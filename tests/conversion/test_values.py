@@ -152,3 +152,33 @@ def test_running_statistics_of_a_class_that_nobody_knows_are_warned_of() -> None
         "1 modules keep running statistics and are no known norms (1, a Wide with statistics (1, 8, 1, 1)); they stay "
         "as they are: where they are BatchNorm, teach them with normswap.register_norm",
     )
+
+
+class Recurrent(nn.Module):
+    """A layer that has parameters and draws random numbers in train mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv1d(4, 16, 3, padding=1), nn.BatchNorm1d(16)
+        self.lstm = nn.LSTM(16, 8, num_layers=2, dropout=0.5, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lstm(F.relu(self.bn(self.conv(x))).transpose(1, 2))[0]  # type: ignore[no-any-return]
+
+
+class Spiking(nn.Module):
+    """Keeps what it saw, as neurons with a membrane do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.potential = nn.Conv1d(4, 16, 3), nn.BatchNorm1d(16), 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.potential = 0.5 * self.potential + self.bn(self.conv(x))
+        return self.potential  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("kind", [Recurrent, Spiking], ids=["dropout inside a layer", "state between calls"])
+def test_dropout_and_state_are_not_the_norms(kind: type[nn.Module]) -> None:
+    found = checks(kind(), torch.randn(2, 4, 20))
+    assert [f"{name}: {row.detail}" for name, row in found.items() if row.ok is False] == []
