@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from normswap.cli.models import Opening
-from normswap.planning.choices import WS, Affine, Keep, To
+from normswap.planning.choices import WS, Affine, Keep, Over, To
 
 
 class GroupCount(click.ParamType[int | str]):
@@ -52,6 +52,13 @@ OPTIONS = (
         default=To.GROUP.value,
         show_default=True,
         help="Groups of channels, one group (layer), or one channel per group (instance).",
+    ),
+    click.option(
+        "--over",
+        type=click.Choice([choice.value for choice in Over]),
+        default=Over.SAMPLE.value,
+        show_default=True,
+        help="What statistics are taken over: a sample's positions too, or the channels of each position alone.",
     ),
     click.option(
         "--ws",

@@ -49,6 +49,8 @@ def convert(
             ``"auto"`` gives each layer the count whose statistics move its output least (`normswap.NormEntry.drift`).
         group_size: Channels per group instead of `groups`.
         to: ``"group"``, ``"layer"`` (one group) or ``"instance"`` (one channel per group).
+        over: ``"sample"``: statistics of a group's channels over all positions, as GroupNorm's are; or ``"channels"``:
+            each position (a frame, a point, a pixel) has its own, so that causal networks stay causal.
         ws: Weight standardization of the convolutions in front of replaced norms. ``"adaptive"`` keeps their kernels
             exactly and only training moves them; ``"standard"`` is the paper's (Qiao et al. 2019, equation 2);
             ``"auto"`` is standard where norms and filters show that the network is fresh, else adaptive; or ``"none"``.

@@ -113,7 +113,8 @@ def readings(value: Any, model: nn.Module) -> Iterator[Any]:
         known = {key: item for key, item in value.items() if key in parameters}
         if known and len(known) < len(value):
             yield known
-        yield from (item for item in value.values() if isinstance(item, Tensor) and item.is_floating_point())
+        if len(value) > 1:  # one entry of another name is a slip
+            yield from (item for item in value.values() if isinstance(item, Tensor) and item.is_floating_point())
         yield (value,)
 
 

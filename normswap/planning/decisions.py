@@ -25,7 +25,7 @@ from normswap.networks.recognition import (
     norm_parts,
     out_channels,
 )
-from normswap.planning.choices import WS, Action, Affine, Keep, To
+from normswap.planning.choices import WS, Action, Affine, Keep, Over, To
 from normswap.planning.entry import ConvEntry, NormEntry
 from normswap.planning.equalizing import equalize_norms
 from normswap.planning.fitting import fit_norms
@@ -148,14 +148,16 @@ def _plan_norm(
         return _kept(replace(base, reason=refusal, by_user=True), norm, obstacle, options)
     if obstacle := obstacle or _departure(norm, then, facts, known) or network.pinned_at(name):
         return replace(base, reason=obstacle)
-    positions = math.prod(facts.shape[2:]) if facts else None
+    per_position = own.over is Over.CHANNELS
+    positions = 1 if per_position else math.prod(facts.shape[2:]) if facts else None
     if channels * (positions or 2) < 2:
         return replace(base, action=Action.SCALE, reason="sees one value per sample, which any group would erase")
     counted = AUTO if own.groups == "auto" else own.groups
     groups = num_groups_for(channels, groups=counted, group_size=own.group_size, to=own.to, positions=positions)
     asked = _groups_asked(own, channels)
     reason = _norm_reason(facts, groups, asked)
-    return replace(base, action=Action.GROUP_NORM, reason=reason, groups_asked=asked, groups=groups)
+    base = replace(base, action=Action.GROUP_NORM, reason=reason, groups_asked=asked, groups=groups)
+    return replace(base, per_position=per_position)
 
 
 def _kept(entry: NormEntry, norm: nn.Module, obstacle: str, options: Options) -> NormEntry:

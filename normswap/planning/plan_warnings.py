@@ -13,6 +13,7 @@ from normswap.networks.recognition import (
     norm_parts,
     stray_norms,
 )
+from normswap.planning.causality import causal_norms
 from normswap.planning.choices import Action, Affine
 from normswap.planning.entry import NormEntry
 from normswap.planning.options import Options
@@ -37,6 +38,13 @@ def plan_warnings(network: Network, norms: Mapping[str, NormEntry], trace: Trace
         yield (
             f"{len(flattened)} norms see a flattened batch ({flattened[0]} and others): "
             "GroupNorm takes its statistics from one row of it, not from one sample"
+        )
+    whole = [n for n, e in norms.items() if e.action is Action.GROUP_NORM and not e.per_position and n in trace.norms]
+    if causal := causal_norms(network, trace, whole):
+        yield (
+            f"{len(causal)} norms stand behind causal layers ({causal[0]}, …): GroupNorm's statistics run over all "
+            "positions, so that earlier outputs depend on later inputs and a stream differs from the whole; "
+            "over='channels' (--over channels) takes them at each position"
         )
     kept = [name for name, entry in norms.items() if entry.by_user and not entry.changes]
     if live := [name for name in kept if _is_live(network, name)]:

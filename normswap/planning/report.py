@@ -89,4 +89,5 @@ def _becomes(entry: NormEntry | ConvEntry) -> str:
         return "ChannelScale"
     if entry.action is Action.FREEZE:
         return "FrozenBatchNorm"
-    return f"GroupNorm({entry.groups})" + (f" + {', '.join(entry.then)}" if entry.then else "")
+    kind = "PositionNorm" if entry.per_position else "GroupNorm"
+    return f"{kind}({entry.groups})" + (f" + {', '.join(entry.then)}" if entry.then else "")
