@@ -6,6 +6,9 @@ Needs `pip install tqdm`, and for --zoo smp `pip install segmentation-models-pyt
 meta device, where shapes are compared; those below 30 M parameters and 2 GFLOPs also with data: their norms get random
 statistics, as if trained, and the numbers are checked and compared after saving and loading. One JSON line per network
 goes to benchmarks/results; nothing is filtered out.
+
+--zoo may be another package of packages.py, too, whose small networks are held to plain torch (coverage_packages.py).
+It must be installed (`pip install kornia monai …`); one process, a network at a time, a few minutes each.
 """
 
 import argparse
@@ -21,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from coverage_packages import sweep
 from coverage_table import write_table
+from packages import PACKAGES
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from tqdm import tqdm
@@ -178,13 +183,18 @@ def _line(error: Exception) -> str:
 def main() -> None:
     """Run the sweep and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--zoo", choices=ZOOS, required=True)
+    parser.add_argument("--zoo", choices=[*ZOOS, *PACKAGES], required=True)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--resume", action="store_true", help="keep the results of an interrupted sweep")
     parser.add_argument("--only", default="*", help="glob of model names")
     args = parser.parse_args()
     path = RESULTS / f"coverage-{args.zoo}.jsonl"
     path.parent.mkdir(exist_ok=True)
+    table = Path(__file__).parent.parent / "docs" / "coverage.md"
+    if args.zoo in PACKAGES:
+        sweep(args.zoo, RESULTS / f"packages-{args.zoo}.jsonl", args.only)
+        write_table(RESULTS, table)
+        return
     rows = [json.loads(line) for line in path.read_text().splitlines()] if args.resume and path.exists() else []
     done = {row["model"] for row in rows}
     jobs = [(args.zoo, name) for name, _ in ZOOS[args.zoo]() if name not in done and fnmatchcase(name, args.only)]
@@ -197,7 +207,7 @@ def main() -> None:
             if row["status"] == "failed":
                 tqdm.write(f"{row['model']}: {row.get('error') or row.get('failed_checks') or row}")
     print(f"{len(jobs)} networks in {(time.perf_counter() - started) / 60:.1f} minutes")
-    write_table(RESULTS, Path(__file__).parent.parent / "docs" / "coverage.md")
+    write_table(RESULTS, table)
 
 
 if __name__ == "__main__":

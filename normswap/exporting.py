@@ -6,7 +6,7 @@ import io
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from os import PathLike
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_map_only
+from torch.utils.data import DataLoader
 
 from normswap.checkpoint.atomic import replacing
 from normswap.conversion.carried_plan import plan_of
@@ -24,6 +25,8 @@ from normswap.conversion.folding import fold
 from normswap.errors import ExportFailed, InvalidOption, NeedsExampleInput, first_line, way_to_have
 from normswap.networks.copying import in_mode
 from normswap.networks.inputs import as_call, call, materialize, rebuild, tensors_in, two_samples
+from normswap.networks.network import Network
+from normswap.tracing.forward import trace
 
 OPSETS = range(18, 24)
 NATIVE_OPSET = 21
@@ -105,6 +108,8 @@ def export(
         raise NeedsExampleInput("the plan records no example input: it held more than tensors; pass example_input=")
     if example_input is None:
         example_input = rebuild(plan.inputs)
+    elif isinstance(example_input, (list, Mapping, DataLoader)):  # a pass shows what of a batch is taken
+        example_input = trace(Network(folded), example_input, until=(), edges=False).example
     dtype = next((p.dtype for p in folded.parameters() if p.is_floating_point()), torch.float32)
     example = materialize(example_input, torch.device("cpu"), dtype, seed=0)
     tries = [(example, free) for free in FREE_AXES]

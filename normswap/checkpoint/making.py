@@ -20,7 +20,7 @@ from normswap.errors import NeedsExampleInput
 from normswap.networks.processes import rank
 from normswap.planning.options import Wishes
 from normswap.planning.plan import Plan
-from normswap.planning.report import summary
+from normswap.planning.report import made_up_inputs, summary
 from normswap.sources.registry import Source
 from normswap.tables import stacked
 
@@ -61,7 +61,9 @@ class Made:
     def _parts(self) -> list[str | Checks]:
         calibrated = [] if self.calibration is None else [str(self.calibration)]
         wrote = "wrote nothing" if self.directory is None else f"wrote {self.directory}"
-        return [*summary(self.plan.entries, self.plan.warnings), *calibrated, "", self.checks, "", wrote]
+        totals = summary(self.plan.entries, self.plan.warnings)
+        totals += made_up_inputs(self.plan.inputs, self.plan.made_up)
+        return [*totals, *calibrated, "", self.checks, "", wrote]
 
 
 def make(

@@ -11,7 +11,7 @@ import click
 
 from normswap.cli.models import Opening
 from normswap.cli.output import given
-from normswap.planning.choices import WS, Affine, Keep, To
+from normswap.planning.choices import WS, Affine, Keep, Over, To
 from normswap.planning.options import Wishes
 
 
@@ -60,6 +60,13 @@ OPTIONS = (
         show_default=True,
         help="Groups of channels, one group (layer), one channel per group (instance), or the norm itself with the "
         "statistics it has (frozen).",
+    ),
+    click.option(
+        "--over",
+        type=click.Choice([choice.value for choice in Over]),
+        default=Over.SAMPLE.value,
+        show_default=True,
+        help="What statistics are taken over: a sample's positions too, or the channels of each position alone.",
     ),
     click.option(
         "--ws",

@@ -22,6 +22,7 @@ from normswap.networks.inputs import (
     first_sample,
     leaves_in,
     materialize,
+    may_name_samples,
     tensors_in,
     vary,
 )
@@ -29,6 +30,7 @@ from normswap.networks.surroundings import undisturbed
 from normswap.networks.validation import unwrap
 from normswap.planning.entry import ConvEntry, NormEntry
 from normswap.planning.plan import Plan
+from normswap.tracing.modes import branches_on_mode
 
 TOLERANCE = 1e-4
 """Largest difference allowed, relative to the largest output: float32 sums in another order stay far below it."""
@@ -38,7 +40,13 @@ CLOSED = 1e-3
 
 
 def behaviour_checks(
-    converted: nn.Module, plan: Plan, original: nn.Module | None, example: Any, samples: Samples
+    converted: nn.Module,
+    plan: Plan,
+    original: nn.Module | None,
+    example: Any,
+    samples: Samples,
+    *,
+    stopped: bool = False,
 ) -> list[Check]:
     """Run the network on real tensors; modes and gradients of the user's models are left alone.
 
@@ -48,13 +56,14 @@ def behaviour_checks(
         original: The network before conversion, with which training is compared where it is given.
         example: An input, or its shapes and types on the meta device.
         samples: How that input holds its samples.
+        stopped: Whether a pass stops on such shapes after the last norm, before conversion as after it.
     """
     with undisturbed(converted), undisturbed(converted if original is None else original):
-        return list(_behaviour(converted, plan, original, example, samples))
+        return list(_behaviour(converted, plan, original, example, samples, stopped))
 
 
 def _behaviour(
-    converted: nn.Module, plan: Plan, original: nn.Module | None, example: Any, samples: Samples
+    converted: nn.Module, plan: Plan, original: nn.Module | None, example: Any, samples: Samples, stopped: bool
 ) -> Iterator[Check]:
     model = in_mode(copy_model(converted), False)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -63,14 +72,17 @@ def _behaviour(
         return
     inputs, failure = _first_inputs(model, example, device)
     if failure is not None:
-        guessed = any(tensor.is_meta and not tensor.is_floating_point() for tensor in tensors_in(example))
-        advice = "; its whole numbers are made up, pass example_input=" if guessed else ""
+        unknown = [tensor for tensor in tensors_in(example) if tensor.is_meta]
+        guessed = stopped and bool(unknown)
+        advice = "; the input is made up, pass example_input=" if guessed else ""
+        if any(not tensor.is_floating_point() for tensor in unknown):
+            guessed, advice = True, "; its whole numbers are made up, pass example_input="
         yield Check("runs", None if guessed else False, f"{described(failure)}{advice}")
         return
     original = None if original is None else unwrap(original)
     with _same_random_numbers(device):
         yield _finite(_output(model, inputs))
-        yield _batch_one(model, first_sample(inputs, samples))
+        yield _batch_one(model, original, inputs, samples)
         opened = _opened(model, inputs)
         yield _batch_independent(opened, original, inputs, samples)
         yield _train_equals_eval(opened, plan, inputs)
@@ -85,29 +97,33 @@ def _same_random_numbers(device: torch.device) -> Iterator[None]:
 
 
 def _first_inputs(model: nn.Module, example: Any, device: torch.device) -> tuple[Any, Exception | None]:
-    """Return inputs that a network runs on; else the first error."""
+    """Return inputs that a network runs on, to finite outputs where there are such; else the first error."""
     made = partial(materialize, example, device, _dtype(model), seed=0)
     makers: list[Callable[[], Any]] = [made, partial(made, count=1)]
     if not any(tensor.is_meta for tensor in tensors_in(example)):
         makers.append(lambda: tree_map_only(Tensor, lambda tensor: tensor.to(device), example))
-    failures = []
+    failures, ran = list[Exception](), list[Any]()
     for make in makers:
         try:
             inputs = make()
             with _same_random_numbers(device):
-                _output(model, inputs)
+                output = _output(model, inputs)
         except Exception as error:  # whatever the network's own code does with them
             failures.append(error)
         else:
-            return inputs, None
-    return None, failures[0]
+            if _is_finite(output):
+                return inputs, None
+            ran.append(inputs)
+    return (ran[0], None) if ran else (None, failures[0])
 
 
 def _output(model: nn.Module, inputs: Any) -> Any:
+    """Return what a network makes of inputs; a copy runs, for some keep what they saw (spiking neurons, caches)."""
     args, kwargs = as_call(copy.deepcopy(inputs))
+    twin = copy_model(model)
     torch.manual_seed(0)
     with torch.no_grad():
-        return model(*args, **kwargs)
+        return twin(*args, **kwargs)
 
 
 def _finite(output: Any) -> Check:
@@ -124,13 +140,26 @@ def _is_finite(output: Any) -> bool:
     return all(bool(torch.isfinite(t).all()) for t in _floats(output))
 
 
-def _batch_one(model: nn.Module, single: Any) -> Check:
+def _batch_one(model: nn.Module, original: nn.Module | None, inputs: Any, samples: Samples) -> Check:
+    single = first_sample(inputs, samples)
     try:
         output = _output(model, single)
     except Exception as error:
+        if may_name_samples(inputs, samples) and (original is None or not _runs(original, single)):
+            why = "whole numbers of the example may name other samples"
+            return Check("batch size 1", None, f"one sample does not run by itself: {why} ({described(error)})")
         return Check("batch size 1", False, described(error))
     finite = _is_finite(output)
     return Check("batch size 1", finite, "eval runs" if finite else "outputs hold NaN or infinity")
+
+
+def _runs(model: nn.Module, inputs: Any) -> bool:
+    """Tell whether a network runs in eval mode."""
+    try:
+        _output(in_mode(copy_model(model), False), inputs)
+    except Exception:  # whatever its own code does
+        return False
+    return True
 
 
 def _opened(model: nn.Module, inputs: Any) -> nn.Module:
@@ -159,10 +188,13 @@ def _batch_independent(model: nn.Module, original: nn.Module | None, inputs: Any
     moved, paired = _moved(model, inputs, samples)
     if moved is None:
         return Check(name, None, "no output has one row per sample")
-    if paired and moved > TOLERANCE and original is not None:
+    named = may_name_samples(inputs, samples)
+    if (paired or named) and moved > TOLERANCE and original is not None:
         before, _ = _moved(in_mode(copy_model(original), False), inputs, samples)
         if before is not None and before > TOLERANCE:
             return Check(name, None, "the network compares its samples with each other, as before")
+    if named and moved > TOLERANCE and original is None:
+        return Check(name, None, "whole numbers of the example may name its samples; pass the original to compare")
     return Check(name, moved <= TOLERANCE, f"changing the other samples moves a sample by {moved:.1e}")
 
 
@@ -202,6 +234,8 @@ def _train_equals_eval(model: nn.Module, plan: Plan, inputs: Any) -> Check:
     except Exception:  # detection networks ask for targets in train mode
         comparable = False
     how = "whole network"
+    if comparable and _worst(first, output) > TOLERANCE and branches_on_mode(model):
+        comparable = False  # its own code does something else in train mode
     if not comparable:
         how = "every layer with parameters; the network itself differs by mode"
         trained = copy_model(model)  # the passes above may have moved what a layer keeps, as spectral_norm does
@@ -211,6 +245,8 @@ def _train_equals_eval(model: nn.Module, plan: Plan, inputs: Any) -> Check:
             if isinstance(module, nn.GroupNorm):
                 module.training = True
         _leave_kept(trained, kept)
+        for layer in _drawing(trained, inputs):
+            layer.eval()
         first = _output(trained, inputs)
     if kept:
         how += f", without the {len(kept)} norms that were kept"
@@ -218,6 +254,25 @@ def _train_equals_eval(model: nn.Module, plan: Plan, inputs: Any) -> Check:
         return Check(name, None, "the output holds nothing that could be looked at")
     worst = _worst(first, output)
     return Check(name, worst <= TOLERANCE, f"largest difference {worst:.1e} ({how})")
+
+
+def _drawing(model: nn.Module, inputs: Any) -> list[nn.Module]:
+    """Return the layers without children that draw random numbers, as recurrent ones with dropout do."""
+    twin, found, before = copy_model(model), set[str](), dict[str, bytes]()
+
+    def entering(name: str, *_: Any) -> None:
+        before[name] = _random_state()
+
+    def leaving(name: str, *_: Any) -> None:
+        if before[name] != _random_state():
+            found.add(name)
+
+    for name, module in twin.named_modules():
+        if module.training and not module._modules:
+            module.register_forward_pre_hook(partial(entering, name))
+            module.register_forward_hook(partial(leaving, name))
+    _output(twin, inputs)
+    return [module for name, module in model.named_modules() if name in found]
 
 
 def _leave_kept(model: nn.Module, kept: list[NormEntry]) -> None:

@@ -21,7 +21,8 @@ def check(converted: nn.Module, original: nn.Module | None = None, *, example_in
     >>> assert checks, checks
 
     Runs the network a few times on random numbers of the example's shapes (float32 on the model's device). Whole
-    numbers and truth values of an example are used as they are, and so are all values where random ones do not run.
+    numbers and truth values of an example are used as they are, and so are floats of which there is one a sample
+    (lengths, times), masks of zeros and ones, and all values where random ones do not run.
 
     Args:
         converted: What `normswap.convert` or `normswap.load` returned.
@@ -44,5 +45,6 @@ def check(converted: nn.Module, original: nn.Module | None = None, *, example_in
     after = trace(network, example_input, until=reached, edges=False)
     before = None if original is None else trace(Network(unwrap(original)), after.example, edges=False)
     structural = structural_checks(network, plan, after, before)
-    behaviour = behaviour_checks(network.model, plan, original, after.example, after.samples)
+    stopped = after.stopped_by is not None
+    behaviour = behaviour_checks(network.model, plan, original, after.example, after.samples, stopped=stopped)
     return Checks((*left_behind(network), *structural.rows, *behaviour))

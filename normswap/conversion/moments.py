@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normswap.layers.matching import scale_and_shift
+from normswap.layers.norms import normalized
 from normswap.networks.hooks import watching
 from normswap.networks.inputs import call, fresh
 from normswap.networks.network import Network
@@ -52,8 +52,8 @@ def match_moments(converted: Network, original: Network, names: Iterable[str], b
     def correct(name: str, norm: nn.Module, x: Tensor) -> None:
         if not fed[name]:
             return
-        normalized = F.group_norm(_exact(x), norm.num_groups, eps=norm.eps)  # type: ignore[arg-type]
-        shares[name][at, calls[name]] = summed(joint_sums(normalized, _exact(fed[name].pop(0))))
+        values = normalized(norm, _exact(x))  # type: ignore[arg-type]
+        shares[name][at, calls[name]] = summed(joint_sums(values, _exact(fed[name].pop(0))))
         calls[name] += 1
         together = torch.stack([*shares[name].values()]).sum(0)
         _regress(norm, theirs[name], together, signs[name])

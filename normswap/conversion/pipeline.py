@@ -50,6 +50,8 @@ def convert(
         group_size: Channels per group instead of `groups`.
         to: ``"group"``, ``"layer"`` (one group), ``"instance"`` (one channel per group), or ``"frozen"``: every norm
             stays the function that it is in eval mode, in train mode, too, and convolutions stay as they are.
+        over: ``"sample"``: statistics of a group's channels over all positions, as GroupNorm's are; or ``"channels"``:
+            each position (a frame, a point, a pixel) has its own, so that causal networks stay causal.
         ws: Weight standardization of the convolutions in front of replaced norms. ``"adaptive"`` keeps their kernels
             exactly and only training moves them; ``"standard"`` is the paper's (Qiao et al. 2019, equation 2);
             ``"auto"`` is standard where norms and filters show that the network is fresh, else adaptive; or ``"none"``.
@@ -59,9 +61,10 @@ def convert(
             60 with ``groups="auto"``; behind filters that are not equalized 0.5 and 1.5.
         equalize: Give the filters before matched norms scales and signs that BatchNorm does not see and with which
             GroupNorm keeps more of the function.
-        example_input: A tensor, a tuple of positional arguments or a dict of keyword arguments; of floats only shapes
-            are used, of whole numbers and truth values the values. By default it is made up from what the model says
-            about itself.
+        example_input: A tensor, a tuple of positional arguments or a dict of keyword arguments; or a DataLoader, or its
+            batch, of which labels are left out where the network does not take them. Of floats only shapes are used, of
+            whole numbers and truth values the values. By default it is made up from what the model says about itself,
+            and the plan says what was.
         batches: Images, without labels: batches as the network takes them, or ``[images, labels]`` of a DataLoader, of
             which the first 256 samples are looked at. They tell scales, signs and group counts with which samples' own
             statistics move the outputs least (`normswap.layers.equalization`), and every norm's affine values are set

@@ -6,7 +6,7 @@ from torch import nn
 
 from normswap.errors import CheckpointError
 from normswap.layers.convs import WeightStandardized
-from normswap.layers.norms import ChannelScale, FrozenBatchNorm, GroupNormAct
+from normswap.layers.norms import ChannelScale, FrozenBatchNorm, GroupNormAct, PositionNorm
 from normswap.networks.network import Network
 from normswap.networks.recognition import has_kernel, is_batch_norm, out_channels
 from normswap.planning.choices import WS, Action, Affine
@@ -66,13 +66,15 @@ def _conv(module: nn.Module, entry: ConvEntry) -> ConvEntry | None:
 
 def _norm(module: nn.Module, entry: NormEntry) -> NormEntry | None:
     then = module.then if isinstance(module, (GroupNormAct, ChannelScale, FrozenBatchNorm)) else ()
-    if type(module) in (nn.GroupNorm, GroupNormAct) and isinstance(module, nn.GroupNorm):
+    if type(module) in (nn.GroupNorm, GroupNormAct, PositionNorm) and isinstance(module, nn.GroupNorm):
         if not module.affine or module.num_channels != entry.channels or then != entry.then:
             return None
-        if (entry.action, entry.groups, entry.eps) == (Action.GROUP_NORM, module.num_groups, module.eps):
+        alone = isinstance(module, PositionNorm)
+        had = (entry.action, entry.groups, entry.eps, entry.per_position)
+        if had == (Action.GROUP_NORM, module.num_groups, module.eps, alone):
             return entry
         affine, groups, eps = entry.affine or Affine.COPY, module.num_groups, float(module.eps)
-        changed = replace(entry, action=Action.GROUP_NORM, affine=affine, groups=groups, eps=eps)
+        changed = replace(entry, action=Action.GROUP_NORM, affine=affine, groups=groups, eps=eps, per_position=alone)
         return replace(changed, reason=f"{entry.reason}; changed after conversion", drift=None, drift_before=None)
     if type(module) is ChannelScale:
         fits = module.weight.numel() == entry.channels and then == entry.then

@@ -14,7 +14,7 @@ from normswap.errors import BadStatistics, PlanMismatch, UnsupportedModel, descr
 from normswap.layers.convs import WeightStandardized, ws_class
 from normswap.layers.equalization import rescaled, times
 from normswap.layers.matching import centred, closed_form, scale_and_shift
-from normswap.layers.norms import ChannelScale, FrozenBatchNorm, GroupNormAct, carry_state
+from normswap.layers.norms import ChannelScale, FrozenBatchNorm, GroupNormAct, PositionNorm, carry_state
 from normswap.layers.standardization import gain_and_offset
 from normswap.networks.inputs import rebuild, tensors_in
 from normswap.networks.network import Network
@@ -190,8 +190,10 @@ def _empty(entry: NormEntry, then: dict[str, nn.Module]) -> nn.GroupNorm | Chann
     if entry.groups is None:
         return ChannelScale(entry.channels, then=then, device="meta")
     options: dict[str, Any] = {"eps": entry.eps, "affine": False}
-    if then:
-        new: nn.GroupNorm = GroupNormAct(entry.groups, entry.channels, then=then, **options)
+    if entry.per_position:
+        new: nn.GroupNorm = PositionNorm(entry.groups, entry.channels, then=then, **options)
+    elif then:
+        new = GroupNormAct(entry.groups, entry.channels, then=then, **options)
     else:
         new = nn.GroupNorm(entry.groups, entry.channels, **options)
     new.affine = True
@@ -204,9 +206,10 @@ def _matched(matches: list[Match]) -> Iterator[Change]:
     for match in matches:
         if not usable(match.mean, match.var):
             raise bad_statistics(match.entry.name)
-        size = match.entry.groups, match.entry.channels, match.new.weight.dtype, match.mean.device
+        own = match.entry.groups, match.entry.channels, match.entry.per_position
+        size = *own, match.new.weight.dtype, match.mean.device
         alike.setdefault(size, []).append(match)
-    for (groups, *_), found in alike.items():
+    for (groups, _, alone, *_), found in alike.items():
         mean, var = (torch.stack([getattr(match, key) for match in found]) for key in ("mean", "var"))
         weight, bias = (torch.stack([getattr(match, key) for match in found]) for key in ("weight", "bias"))
         eps = mean.new_tensor([match.eps for match in found])
@@ -214,7 +217,8 @@ def _matched(matches: list[Match]) -> Iterator[Change]:
         if groups is None:
             values = scale_and_shift(weight, bias, mean, var, eps=eps)
         else:
-            values = closed_form(weight, bias, mean, var, eps=eps, norm_eps=norm_eps, num_groups=groups)
+            how: dict[str, Any] = {"num_groups": groups, "per_position": alone}
+            values = closed_form(weight, bias, mean, var, eps=eps, norm_eps=norm_eps, **how)
         for match, gamma, beta in zip(found, *values, strict=True):
             for parameter, value in (match.new.weight, gamma), (match.new.bias, beta):
                 yield parameter, partial(Tensor.detach, value)

@@ -36,6 +36,7 @@ def closed_form(
     eps: float | Tensor,
     norm_eps: float | Tensor,
     num_groups: int,
+    per_position: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return GroupNorm's (C,) weight and bias from BatchNorm's affine part and running statistics.
 
@@ -48,6 +49,8 @@ def closed_form(
     >>> closed_form(ones, zeros, zeros, ones, eps=0.0, norm_eps=0.0, num_groups=2)
     (tensor([1., 1., 1., 1.]), tensor([0., 0., 0., 0.]))
 
+    With statistics per position, σ² is the variance that is left at one of them (`group_moments`).
+
     A channel that `is_constant` is reproduced by any scale, so it gets its group's, which does not amplify its noise.
 
     Args:
@@ -58,13 +61,14 @@ def closed_form(
         eps: BatchNorm's epsilon.
         norm_eps: GroupNorm's epsilon.
         num_groups: Groups of C/num_groups neighbouring channels.
+        per_position: Whether statistics are those of each position, over the channels of a group alone.
 
     Many norms at a time, (*, C) and epsilons (*,), give (*, C).
     """
     dtype = weight.dtype
     weight, bias, mean, var = (value.double().unflatten(-1, (num_groups, -1)) for value in (weight, bias, mean, var))
     eps, norm_eps = (_by_norm(value, mean, axes=2) for value in (eps, norm_eps))
-    group_mean, group_var = group_moments(mean, var)
+    group_mean, group_var = group_moments(mean, var, per_position=per_position)
     alive = ~is_constant(mean - group_mean, var, group_var, eps=eps, dtype=dtype)
     group_var = group_var + norm_eps
     scale = weight / torch.where(alive, var + eps, group_var).sqrt()
@@ -77,13 +81,22 @@ def _by_norm(eps: float | Tensor, like: Tensor, *, axes: int) -> Tensor:
     return torch.as_tensor(eps, dtype=like.dtype, device=like.device)[(..., *[None] * axes)]
 
 
-def group_moments(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of each group, (*, G, 1), from its channels', (*, G, C/G): the law of total variance."""
+def group_moments(mean: Tensor, var: Tensor, *, per_position: bool = False) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of each group, (*, G, 1), from its channels', (*, G, C/G): the law of total variance.
+
+    Over all positions of a sample that is ``σ² = mean(var) + mean((mean − μ)²)``. At one position t the statistics are
+    those of the group's m channels there: their mean ``μ_t``, and ``v_t = mean(x²) − μ_t²``. The first term's
+    expectation is ``mean(var) + mean(mean²)``, the second's ``μ² + Var(μ_t)``, so that ``E[v_t] = σ² − Var(μ_t)``: how
+    the group's mean moves from one position to the next is no part of it any more. Channels of which variances alone
+    are known count as uncorrelated: ``Var(μ_t) = mean(var)/m``, which leaves
+    ``E[v_t] = (1 − 1/m)·mean(var) + mean((mean − μ)²)``.
+    """
     group_mean = mean.mean(-1, keepdim=True)
-    return group_mean, (var + (mean - group_mean).square()).mean(-1, keepdim=True)
+    share = 1 - 1 / mean.shape[-1] if per_position else 1.0
+    return group_mean, (share * var + (mean - group_mean).square()).mean(-1, keepdim=True)
 
 
-def damping(mean: Tensor, var: Tensor, *, shrink: float, num_groups: int) -> Tensor:
+def damping(mean: Tensor, var: Tensor, *, shrink: float, num_groups: int, per_position: bool = False) -> Tensor:
     """Return the epsilon that draws a sample's group variance s² towards the running one, σ².
 
     GroupNorm divides by √(s² + ε). With ε = shrink·σ², σ² averaged over the groups, that is a shrinkage estimate of the
@@ -93,11 +106,18 @@ def damping(mean: Tensor, var: Tensor, *, shrink: float, num_groups: int) -> Ten
     Args as for `closed_form`; many norms at a time, (*, C), give (*,).
     """
     mean, var = (value.double().unflatten(-1, (num_groups, -1)) for value in (mean, var))
-    return shrink * group_moments(mean, var)[1].mean((-2, -1))
+    return shrink * group_moments(mean, var, per_position=per_position)[1].mean((-2, -1))
 
 
 def drift(
-    weight: Tensor, mean: Tensor, var: Tensor, *, eps: float | Tensor, norm_eps: float | Tensor, num_groups: int
+    weight: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    *,
+    eps: float | Tensor,
+    norm_eps: float | Tensor,
+    num_groups: int,
+    per_position: bool = False,
 ) -> Tensor:
     """Return how far a sample's own statistics can be expected to move the output, relative to its variation.
 
@@ -115,7 +135,7 @@ def drift(
     weight, mean, var = (value.double().unflatten(-1, (num_groups, -1)) for value in (weight, mean, var))
     eps, norm_eps = (_by_norm(value, mean, axes=2) for value in (eps, norm_eps))
     size = mean.shape[-1]
-    group_mean, group_var = group_moments(mean, var)
+    group_mean, group_var = group_moments(mean, var, per_position=per_position)
     distance = (mean - group_mean).square()
     mean_moves = var.mean(-1, keepdim=True) / size
     var_moves = (var * (var + 2 * distance)).mean(-1, keepdim=True) * (2 / size)

@@ -61,6 +61,55 @@ class GroupNormAct(nn.GroupNorm):
         return output
 
 
+class PositionNorm(GroupNormAct):
+    """Group normalization at each position by itself: a frame, a point or a pixel has statistics of its channels alone.
+
+    >>> norm, x = PositionNorm(1, 4), torch.randn(1, 4, 6)
+    >>> bool(torch.allclose(norm(x)[..., :3], norm(x[..., :3]), atol=1e-6))
+    True
+
+    No position sees another, so that causal layers stay causal. Shapes as ``nn.GroupNorm``: (N, C, *).
+
+    Args:
+        num_groups: Groups of neighbouring channels.
+        num_channels: Channels C.
+        then: Modules by name, in the order they run after the normalization.
+        **options: As for ``nn.GroupNorm``.
+    """
+
+    def __init__(
+        self, num_groups: int, num_channels: int, *, then: dict[str, nn.Module] | None = None, **options: Any
+    ) -> None:
+        super().__init__(num_groups, num_channels, then=then or {}, **options)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize each position, then run the carried modules."""
+        output = at_each_position(input, self.num_groups, self.weight, self.bias, self.eps)
+        for name in self.then:
+            output = getattr(self, name)(output)
+        return output
+
+    def extra_repr(self) -> str:
+        """Tell groups, channels and epsilon, and over what statistics are taken."""
+        return f"{super().extra_repr()}, over=channels"
+
+
+def at_each_position(
+    x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Normalize (N, C, *) values by the statistics of each position's groups of channels."""
+    rows = x.movedim(1, -1)
+    flat = F.group_norm(rows.reshape(-1, x.shape[1]), num_groups, weight, bias, eps)
+    return flat.reshape(rows.shape).movedim(-1, 1)
+
+
+def normalized(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """Return what a norm makes of values before its affine part."""
+    if isinstance(norm, PositionNorm):
+        return at_each_position(x, norm.num_groups, eps=norm.eps)
+    return F.group_norm(x, norm.num_groups, eps=norm.eps)
+
+
 class ChannelScale(nn.Module):
     """Scale and shift every channel: what is left of a norm that sees one value per sample.
 

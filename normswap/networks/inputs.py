@@ -1,5 +1,7 @@
 """Example inputs: calling with them, their samples, and their shapes as data."""
 
+import inspect
+import math
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,8 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
+from torch.utils.data import DataLoader
 
+from normswap.errors import InvalidOption
 from normswap.limits import MAX_SIDE
+
+FEW_VALUES = 2**16
+"""Values of a tensor of whole numbers that are recorded where they are alike."""
 
 ATOMS = (int, float, bool, complex, str, bytes, NoneType, Enum, torch.dtype, torch.device, torch.layout)
 """What holds nothing else."""
@@ -79,6 +86,36 @@ def as_call(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example_input, Mapping):
         return (), dict(example_input)
     return (example_input,), {}
+
+
+def readings(value: Any, model: nn.Module) -> Iterator[Any]:
+    """Yield what a value may be to a network, likeliest first: itself, a loader's batch, inputs without labels.
+
+    A loader is asked for its first batch. A batch that is a list is inputs, then labels; a dict may hold what the
+    forward has no parameter for. Which reading is right is for a forward pass to show.
+
+    Raises:
+        InvalidOption: A loader gives no batch.
+    """
+    if isinstance(value, DataLoader):
+        value = next(iter(value), None)
+        if value is None:
+            raise InvalidOption("example_input= is a loader without a batch; pass one that gives samples")
+        if isinstance(value, tuple):
+            value = list(value)
+    yield value
+    if isinstance(value, list) and value:
+        yield value[0]
+        yield tuple(value)
+        yield from (tuple(value[:count]) for count in range(len(value) - 1, 1, -1))
+    elif isinstance(value, Mapping):
+        parameters = inspect.signature(model.forward).parameters
+        known = {key: item for key, item in value.items() if key in parameters}
+        if known and len(known) < len(value):
+            yield known
+        if len(value) > 1:  # one entry of another name is a slip
+            yield from (item for item in value.values() if isinstance(item, Tensor) and item.is_floating_point())
+        yield (value,)
 
 
 def call(model: nn.Module, example_input: Any) -> Any:
@@ -151,6 +188,7 @@ def materialize(value: Any, device: torch.device, dtype: torch.dtype, *, seed: i
     """Return tensors of the same shapes with random normal floats, of `dtype` where float32.
 
     Whole numbers and truth values are tokens, lengths and masks: those that are known stay, others become `count`.
+    Floats stay where `says_something` of them.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -159,9 +197,32 @@ def materialize(value: Any, device: torch.device, dtype: torch.dtype, *, seed: i
             unknown = torch.full(tensor.shape, count, dtype=tensor.dtype, device=device) if tensor.is_meta else tensor
             return unknown.clone().to(device)
         kind = dtype if tensor.dtype is torch.float32 else tensor.dtype
+        if says_something(tensor):
+            return tensor.detach().clone().to(device, kind)
+        if tensor.is_meta and tensor.ndim == 1:  # shares of a length, times, levels of noise
+            return torch.rand(tensor.shape, generator=generator).to(device, kind)
         return torch.randn(tensor.shape, generator=generator).to(device, kind)
 
     return tree_map_only(Tensor, made, value)
+
+
+def says_something(tensor: Tensor) -> bool:
+    """Tell whether the values of floats matter: one number a sample (a length, a time, a level of noise), or a mask.
+
+    Values that are all zero, or not finite, are placeholders.
+    """
+    if tensor.is_meta or not tensor.numel():
+        return False
+    if tensor.ndim < 2:
+        return bool(tensor.any()) and bool(tensor.isfinite().all())
+    ones = tensor == 1
+    return bool(ones.any()) and bool((ones ^ (tensor == 0)).all()) and not bool(ones.all())
+
+
+def may_name_samples(value: Any, samples: Samples) -> bool:
+    """Tell whether whole numbers of an example could be the places of its samples, as the edges of a graph are."""
+    whole = (t for t in tensors_in(value) if not (t.is_floating_point() or t.is_complex() or t.dtype is torch.bool))
+    return any(not t.is_meta and t.numel() and 0 < int(t.max()) < samples.count for t in whole)
 
 
 def vary(value: Any, samples: Samples, *, seed: int) -> Any:
@@ -173,7 +234,7 @@ def vary(value: Any, samples: Samples, *, seed: int) -> Any:
         return noise if tensor.is_floating_point() else tensor
 
     def rows(tensor: Tensor) -> Tensor:
-        has_rows = tensor.ndim and tensor.shape[0] == samples.count
+        has_rows = tensor.ndim and tensor.shape[0] == samples.count and not says_something(tensor)
         return torch.cat([tensor[:1], other(tensor[1:])]) if has_rows else tensor
 
     if isinstance(value, tuple):
@@ -205,9 +266,14 @@ def two_samples(value: Any) -> Any:
 
 
 def describe(value: Any) -> Any:
-    """Return example inputs as JSON data: shapes and types, no values. None where a part is no tensor or container."""
+    """Return example inputs as JSON data: shapes, types, and whole numbers that are all alike, as lengths often are.
+
+    None where a part is no tensor or container.
+    """
     if isinstance(value, Tensor):
-        return {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+        common = _common_value(value)
+        kind = {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+        return kind if common is None else {**kind, "value": common}
     if isinstance(value, (list, tuple)):
         items = [describe(item) for item in value]
         return None if None in items else {type(value).__name__: items}
@@ -217,8 +283,17 @@ def describe(value: Any) -> Any:
     return None
 
 
+def _common_value(tensor: Tensor) -> int | None:
+    """Return the whole number that all of a few values are."""
+    few = not tensor.is_meta and 0 < tensor.numel() <= FEW_VALUES
+    if not few or tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool:
+        return None
+    first = int(tensor.flatten()[0])
+    return first if abs(first) < MAX_SIDE and bool((tensor == first).all()) else None
+
+
 def rebuild(spec: Any) -> Any:
-    """Return meta tensors in the containers that `describe` recorded.
+    """Return meta tensors in the containers that `describe` recorded, and whole numbers with the value that it did.
 
     Raises:
         ValueError: The data is not what `describe` writes.
@@ -230,6 +305,8 @@ def rebuild(spec: Any) -> Any:
         shape = spec["tensor"]
         if not isinstance(dtype, torch.dtype) or not all(isinstance(n, int) and 0 <= n < MAX_SIDE for n in shape):
             raise ValueError(f"{spec!r} is not a tensor's shape and dtype")
+        if type(value := spec.get("value")) is int and math.prod(shape) <= FEW_VALUES:
+            return torch.full(shape, value, dtype=dtype)
         return torch.empty(shape, dtype=dtype, device="meta")
     ((kind, items),) = spec.items()
     if kind == "dict":

@@ -171,12 +171,24 @@ def checked_parts(name: str, norm: nn.Module) -> NormParts:
         raise UnsupportedModel(f"{name}: what it computes with is unknown ({described(error)}); {advice}") from error
     if not isinstance(parts, NormParts):
         raise UnsupportedModel(f"{name}: what it computes with is a {type(parts).__name__}, no NormParts; {advice}")
+    if is_registered_norm(norm) and (flaw := misshapen(parts)):
+        raise UnsupportedModel(f"{name}: {flaw}; {advice}")
+    return parts
+
+
+def misshapen(parts: NormParts) -> str:
+    """Return which tensor of a norm is not one number a channel; empty where all are."""
     for key in ("weight", "bias", "mean", "var"):
         value = getattr(parts, key)
         if value is not None and tuple(value.shape) != (parts.num_channels,):
-            shape = tuple(value.shape)
-            raise UnsupportedModel(f"{name}: its {key} is {shape}, for {parts.num_channels} channels; {advice}")
-    return parts
+            return f"its {key} is {tuple(value.shape)}, for {parts.num_channels} channels"
+    return ""
+
+
+def is_unknown_norm(module: nn.Module) -> bool:
+    """Tell whether a module keeps running statistics and is no known norm: BatchNorm of another layout, maybe."""
+    known = is_batch_norm(module) or isinstance(module, _InstanceNorm)
+    return not known and all(module._buffers.get(key) is not None for key in ("running_mean", "running_var"))
 
 
 def carried_modules(norm: nn.Module) -> dict[str, nn.Module] | None:

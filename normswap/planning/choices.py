@@ -28,6 +28,13 @@ class Affine(StrEnum):
     COPY = "copy"
 
 
+class Over(StrEnum):
+    """Over what a norm's statistics are taken, beside the channels of a group."""
+
+    SAMPLE = "sample"  # all positions, as GroupNorm does
+    CHANNELS = "channels"  # nothing else: each position has its own
+
+
 class Keep(StrEnum):
     """How a norm that the user keeps goes on: with the statistics it has, or with those of the batch as it trains."""
 

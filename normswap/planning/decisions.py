@@ -22,10 +22,11 @@ from normswap.networks.recognition import (
     is_batch_norm,
     is_registered_conv,
     is_registered_norm,
+    misshapen,
     norm_parts,
     out_channels,
 )
-from normswap.planning.choices import WS, Action, Affine, Keep, To
+from normswap.planning.choices import WS, Action, Affine, Keep, Over, To
 from normswap.planning.composites import choices
 from normswap.planning.entry import ConvEntry, NormEntry
 from normswap.planning.equalizing import equalize_norms
@@ -96,7 +97,7 @@ def make_plan(network: Network, trace: Trace, options: Options, look: Look = lam
     planned: dict[str, NormEntry | ConvEntry] = {**norms, **convs}
     entries = tuple(planned[name] for name in network.modules if name in planned)
     warnings = tuple(map(plain, (*plan_warnings(network, norms, trace), *_adapted(convs), *advice)))
-    return Plan(options, entries, warnings, recorded(trace.inputs), scales)
+    return Plan(options, entries, warnings, recorded(trace.inputs), scales, trace.made_up)
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ def _plan_norm(
     parts = checked_parts(name, norm)
     channels = parts.num_channels
     then, obstacle = _what_follows(name, norm, facts) if channels else ((), "it has no channels")
+    obstacle = misshapen(parts) or obstacle
     base = NormEntry(
         name,
         type(norm).__name__,
@@ -154,14 +156,16 @@ def _plan_norm(
         return replace(base, reason=obstacle)
     if own.to is To.FROZEN:
         return _frozen(base, norm)
-    positions = math.prod(facts.shape[2:]) if facts else None
+    per_position = own.over is Over.CHANNELS
+    positions = 1 if per_position else math.prod(facts.shape[2:]) if facts else None
     if channels * (positions or 2) < 2:
         return replace(base, action=Action.SCALE, reason="sees one value per sample, which any group would erase")
     counted = AUTO if own.groups == "auto" else own.groups
     groups = num_groups_for(channels, groups=counted, group_size=own.group_size, to=own.to, positions=positions)
     asked = _groups_asked(own, channels)
     reason = _norm_reason(facts, groups, asked)
-    return replace(base, action=Action.GROUP_NORM, reason=reason, groups_asked=asked, groups=groups)
+    base = replace(base, action=Action.GROUP_NORM, reason=reason, groups_asked=asked, groups=groups)
+    return replace(base, per_position=per_position)
 
 
 def _kept(entry: NormEntry, norm: nn.Module, obstacle: str, options: Options) -> NormEntry:

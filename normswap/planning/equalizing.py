@@ -35,6 +35,9 @@ LOSS, LESS = 0.1, 4
 """Sum of the squared drifts from which most answers are lost, and how many times less one group must leave to be named.
 On ImageNet networks a sum of 0.004 kept 73 % of the answers, 0.2 kept 28 % and 0.7 kept 13 %."""
 
+POSITIONS = "its statistics are those of each position, equalization is for those of a sample"
+"""Why filters before some norms stay as they are."""
+
 COARSE, FEW = 12, 8
 """Steps that compare group counts, of which the one that is chosen gets all, and the most groups that are compared."""
 
@@ -71,12 +74,15 @@ def equalize_norms(
             for name, entry in matched.items()
             if _has_values(network, name) and entry.drift is not None and standard(name) is None
         }  # one behind the standard form will meet other statistics than the ones that images show now
+        alone = {name for name, entry in matched.items() if entry.per_position}
         if options.equalize and matched:
-            free |= freedoms(network, trace, matched, convs, options, able=able, by_filters=by_filters)
+            whole = {name: entry for name, entry in matched.items() if not entry.per_position}
+            free |= freedoms(network, trace, whole, convs, options, able=able - alone, by_filters=by_filters)
+            free |= dict.fromkeys(alone, Freedom((), POSITIONS))
         else:
             free |= dict.fromkeys(matched, Freedom((), "not asked for"))
         found |= {name: replace(norms[name], not_equalized=free[name].reason(norms[name].channels)) for name in matched}
-        for names in _together({name: free[name] for name in matched if name in able}):
+        for names in _together({name: free[name] for name in matched if name in able - alone}):
             entry, own = found[names[0]], free[names[0]]
             if len(names) > 1 or (own.places and (entry.not_equalized or len(own.layers) < len(own.places))):
                 made = _jointly(network, [found[name] for name in names], free, options, images)

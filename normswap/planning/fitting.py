@@ -48,11 +48,12 @@ def fit_norms(
         silent = "; its γ is zero and counts as one" if is_silent(norm_parts(network.slots[name]).weight) else ""
         fitted[name] = replace(entry, affine=Affine.MATCH, reason=entry.reason + silent)
         if entry.groups is not None and usable(*statistics):
-            key = entry.channels, entry.groups_asked, group_candidates(entry), statistics[0].device
+            own = entry.channels, entry.groups_asked, group_candidates(entry)
+            key = *own, entry.per_position, statistics[0].device
             alike.setdefault(key, {})[name] = statistics
-    for (_, asked, candidates, _), statistics_by_name in alike.items():
+    for (_, asked, candidates, alone, _), statistics_by_name in alike.items():
         shrink = options.shrink_for(asked, equalized=False)
-        for name, by_groups in _expected(statistics_by_name, network, candidates, shrink).items():
+        for name, by_groups in _expected(statistics_by_name, network, candidates, shrink, alone).items():
             drifts = {groups: drift for groups, (_, drift) in by_groups.items()}
             best = least(drifts)
             fitted[name] = replace(fitted[name], groups=best, drift=rounded(drifts[best]), eps=by_groups[best][0])
@@ -68,11 +69,16 @@ def group_candidates(entry: NormEntry) -> tuple[int, ...]:
     """Return the group counts that a norm may get: the one asked for, or all that leave its groups large enough."""
     if entry.groups_asked != "auto":
         return (entry.groups or 1,)
-    return tuple(group_counts(entry.channels, positions=math.prod(entry.shape[2:]) if entry.shape else None))
+    positions = math.prod(entry.shape[2:]) if entry.shape else None
+    return tuple(group_counts(entry.channels, positions=1 if entry.per_position else positions))
 
 
 def _expected(
-    statistics: Mapping[str, Statistics], network: Network, candidates: Iterable[int], shrink: float
+    statistics: Mapping[str, Statistics],
+    network: Network,
+    candidates: Iterable[int],
+    shrink: float,
+    per_position: bool,
 ) -> dict[str, dict[int, tuple[float, float]]]:
     """Return epsilon and drift by group count for norms of one size; together, as each alone is mostly overhead."""
     parts = [norm_parts(network.slots[name]) for name in statistics]
@@ -81,8 +87,9 @@ def _expected(
     eps = mean.new_tensor([own.eps for own in parts])
     found: dict[str, dict[int, tuple[float, float]]] = {name: {} for name in statistics}
     for groups in candidates:
-        norm_eps = eps + damping(mean, var, shrink=shrink, num_groups=groups)
-        drifts = drift(weight, mean, var, eps=eps, norm_eps=norm_eps, num_groups=groups)
+        how: dict[str, Any] = {"num_groups": groups, "per_position": per_position}
+        norm_eps = eps + damping(mean, var, shrink=shrink, **how)
+        drifts = drift(weight, mean, var, eps=eps, norm_eps=norm_eps, **how)
         for name, *values in zip(statistics, norm_eps.tolist(), drifts.tolist(), strict=True):
             found[name][groups] = values[0], values[1]
     return found

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, Self, TypedDict
 
 from normswap.errors import InvalidOption
-from normswap.planning.choices import WS, Affine, Keep, Role, To
+from normswap.planning.choices import WS, Affine, Keep, Over, Role, To
 from normswap.planning.groups import num_groups_for
 from normswap.planning.schema import (
     chosen,
@@ -27,11 +27,11 @@ SHRINK, AUTO_SHRINK = {False: 0.5, True: 4.0}, {False: 1.5, True: 60.0}
 """What measured best where the group count is given, and where it is chosen per layer; behind filters that are as they
 were, and behind equalized ones."""
 
-OVERRIDABLE = {"groups": Role.NORM, "group_size": Role.NORM, "to": Role.NORM, "ws": Role.CONV}
+OVERRIDABLE = {"groups": Role.NORM, "group_size": Role.NORM, "to": Role.NORM, "over": Role.NORM, "ws": Role.CONV}
 """Options that overrides set, by the layers they are for."""
 
 
-CHOICES: dict[str, type[StrEnum]] = {"to": To, "ws": WS, "affine": Affine, "keep": Keep}
+CHOICES: dict[str, type[StrEnum]] = {"to": To, "over": Over, "ws": WS, "affine": Affine, "keep": Keep}
 
 
 class Wishes(TypedDict, total=False):
@@ -40,6 +40,7 @@ class Wishes(TypedDict, total=False):
     groups: int | str
     group_size: int | None
     to: str
+    over: str
     ws: str
     affine: str
     shrink: float | None
@@ -66,6 +67,7 @@ class Options:
         groups: Largest group count, or ``"auto"``: per layer the one whose statistics move the output least.
         group_size: Channels per group instead of `groups`.
         to: What norms become.
+        over: Over what the norms' statistics are taken.
         ws: Which weight standardization the convolutions get.
         affine: Where the affine values come from.
         shrink: How far a matched norm draws a sample's variance towards the running one; None for what measured best.
@@ -79,6 +81,7 @@ class Options:
     groups: int | Literal["auto"] = field(default=32, metadata=ruled(group_wish))
     group_size: int | None = field(default=None, metadata=ruled(optional(count)))
     to: To = field(default=To.GROUP, metadata=ruled(text))
+    over: Over = field(default=Over.SAMPLE, metadata=ruled(text))
     ws: WS = field(default=WS.AUTO, metadata=ruled(text))
     affine: Affine = field(default=Affine.MATCH, metadata=ruled(text))
     shrink: float | None = field(default=None, metadata=ruled(optional(number)))

@@ -12,7 +12,7 @@ from normswap.errors import PlanMismatch
 from normswap.planning.choices import Keep
 from normswap.planning.entry import ConvEntry, Entry, NormEntry, entry_from
 from normswap.planning.options import Options
-from normswap.planning.report import plan_layout, plan_table
+from normswap.planning.report import made_up_inputs, plan_layout, plan_table
 from normswap.planning.schema import SCHEMA, must_be_inputs, must_hold, packed, unpacked, unreadable
 from normswap.sources.untrusted_json import read_json
 
@@ -27,6 +27,7 @@ class Plan:
         warnings: What the conversion does not change and may surprise, a line each.
         inputs: Shapes and types of the example input that the network was traced with, as JSON data; None where a
             part of it was neither tensor nor container.
+        made_up: Whether nobody gave that example.
         scales: Factors by which the filters of a layer are multiplied, one per output channel, by layer.
     """
 
@@ -35,6 +36,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
     inputs: Any = None
     scales: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    made_up: bool = False
 
     @property
     def norms(self) -> tuple[NormEntry, ...]:
@@ -73,6 +75,7 @@ class Plan:
             "entries": [_sparse(entry) for entry in self.entries],
             "warnings": list(self.warnings),
             "inputs": self.inputs,
+            **({"made_up": True} if self.made_up else {}),
             **({"scales": {name: packed(values) for name, values in self.scales.items()}} if self.scales else {}),
         }
 
@@ -92,7 +95,8 @@ class Plan:
             options = Options(**{key: _swapped(value, list, tuple) for key, value in asked.items()})
             entries = tuple(map(entry_from, data["entries"]))
             scales = {str(name): unpacked(values) for name, values in data.get("scales", {}).items()}
-            return cls(options, entries, tuple(map(str, data["warnings"])), data["inputs"], scales)
+            made_up = data.get("made_up", False) is True
+            return cls(options, entries, tuple(map(str, data["warnings"])), data["inputs"], scales, made_up)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"{type(error).__name__}: {error}"
             raise PlanMismatch(f"this is not a plan ({what}); convert the model again") from error
@@ -107,11 +111,11 @@ class Plan:
 
     def __str__(self) -> str:
         """Return the plan as a table for people."""
-        return plan_table(self.entries, self.warnings)
+        return "\n".join([plan_table(self.entries, self.warnings), *made_up_inputs(self.inputs, self.made_up)])
 
     def __rich__(self) -> Group:
         """Return the table as `rich` fits it to a terminal."""
-        return plan_layout(self.entries, self.warnings)
+        return plan_layout(self.entries, self.warnings, made_up_inputs(self.inputs, self.made_up))
 
 
 def as_plan(plan: Plan | str | PathLike[str]) -> Plan:

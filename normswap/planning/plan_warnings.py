@@ -5,7 +5,14 @@ from collections.abc import Iterator, Mapping
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normswap.networks.network import Network
-from normswap.networks.recognition import fold_methods, is_registered_norm, norm_parts, stray_norms
+from normswap.networks.recognition import (
+    fold_methods,
+    is_registered_norm,
+    is_unknown_norm,
+    norm_parts,
+    stray_norms,
+)
+from normswap.planning.causality import causal_norms
 from normswap.planning.choices import Action, Affine
 from normswap.planning.entry import NormEntry
 from normswap.planning.statistics import drowned
@@ -29,6 +36,13 @@ def plan_warnings(network: Network, norms: Mapping[str, NormEntry], trace: Trace
             f"{len(flattened)} norms see a flattened batch ({flattened[0]} and others): "
             "GroupNorm takes its statistics from one row of it, not from one sample"
         )
+    whole = [n for n, e in norms.items() if e.action is Action.GROUP_NORM and not e.per_position and n in trace.norms]
+    if causal := causal_norms(network, trace, whole):
+        yield (
+            f"{len(causal)} norms stand behind causal layers ({causal[0]}, …): GroupNorm's statistics run over all "
+            "positions, so that earlier outputs depend on later inputs and a stream differs from the whole; "
+            "over='channels' (--over channels) takes them at each position"
+        )
     kept = [name for name, entry in norms.items() if entry.by_user and not entry.changes]
     if live := [name for name in kept if _is_live(network, name)]:
         yield (
@@ -48,6 +62,15 @@ def plan_warnings(network: Network, norms: Mapping[str, NormEntry], trace: Trace
     never = [name for name, entry in norms.items() if entry.shape is None]
     if never:
         yield f"{len(never)} norms were never reached ({never[0]}, …); their convolutions stay plain"
+    unknown = [name for name, module in network.modules.items() if is_unknown_norm(module)]
+    if unknown:
+        first = network.slots[unknown[0]]
+        shape = tuple(first._buffers["running_mean"].shape)  # type: ignore[union-attr]
+        yield (
+            f"{len(unknown)} modules keep running statistics and are no known norms ({unknown[0] or network.kind}, a "
+            f"{type(first).__name__} with statistics {shape}); they stay as they are: where they are BatchNorm, teach "
+            "them with normswap.register_norm"
+        )
     for name in trace.functional_norms:
         yield f"{name or 'the model'} calls batch_norm itself, without a module; it still depends on the batch"
     fusing = [name for name, m in network.modules.items() if fold_methods(m)]

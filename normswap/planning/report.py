@@ -1,7 +1,8 @@
 """Tables and counts of plans, for people."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.console import Group
 
@@ -19,10 +20,10 @@ def plan_table(entries: Entries, warnings: Iterable[str]) -> str:
     return "\n".join([table(_rows(entries), header=HEADER), "", *summary(entries, warnings)])
 
 
-def plan_layout(entries: Entries, warnings: Iterable[str]) -> Group:
-    """Return the same for a terminal: long names are shortened, reasons wrapped."""
+def plan_layout(entries: Entries, warnings: Iterable[str], more: Iterable[str]) -> Group:
+    """Return the same and more lines for a terminal: long names are shortened, reasons wrapped."""
     grid = layout(_rows(entries), header=HEADER, names=("layer", "is"))
-    return stacked(grid, "", *summary(entries, warnings))
+    return stacked(grid, "", *summary(entries, warnings), *more)
 
 
 def _rows(entries: Entries) -> list[tuple[str, ...]]:
@@ -60,6 +61,26 @@ def summary(entries: Entries, warnings: Iterable[str]) -> list[str]:
     return list(map(plain, lines))
 
 
+def made_up_inputs(inputs: Any, made_up: bool) -> list[str]:
+    """Return a line that says what the network was called with where nobody said with what, else none."""
+    shapes = list(_shapes(inputs))
+    return [f"made up: an input of {', '.join(shapes)}; pass example_input= (--input) to trace another"] * made_up
+
+
+def _shapes(spec: Any) -> Iterator[str]:
+    if isinstance(spec, Mapping) and "tensor" in spec:
+        kind = "" if str(spec.get("dtype")).startswith("float") else f" {spec.get('dtype')}"
+        yield f"({', '.join(map(str, spec['tensor']))}){kind}"
+    elif isinstance(spec, Mapping):
+        for item in spec.values():
+            yield from _shapes(item)
+    elif isinstance(spec, (list, tuple)):
+        for item in spec:
+            yield from _shapes(item)
+    else:
+        yield "what is no tensor"
+
+
 def _general(entry: NormEntry | ConvEntry) -> str:
     """Return role and reason without the names in it, so that layers left for one reason add up."""
     reason = entry.reason
@@ -85,4 +106,5 @@ def _becomes(entry: NormEntry | ConvEntry) -> str:
         return "ChannelScale"
     if entry.action is Action.FREEZE:
         return "FrozenBatchNorm"
-    return f"GroupNorm({entry.groups})" + (f" + {', '.join(entry.then)}" if entry.then else "")
+    kind = "PositionNorm" if entry.per_position else "GroupNorm"
+    return f"{kind}({entry.groups})" + (f" + {', '.join(entry.then)}" if entry.then else "")

@@ -166,7 +166,9 @@ def _elements(spec: Any, depth: int) -> int:
     if "tensor" in spec:
         shape = spec["tensor"]
         small = sizes(shape) and all(size < MAX_SIDE for size in shape)
-        if set(spec) != {"tensor", "dtype"} or not small or spec["dtype"] not in DTYPES:
+        value = spec.get("value", 0)
+        own = set(spec) - {"value"} == {"tensor", "dtype"} and type(value) is int and abs(value) < MAX_SIDE
+        if not own or not small or spec["dtype"] not in DTYPES:
             raise wrong
         return math.prod(shape)
     kind, items = next(iter(spec.items()))

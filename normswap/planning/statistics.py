@@ -48,7 +48,7 @@ def drowned(norm: NormEntry, network: Network) -> list[int]:
     if float(var.min()) > 1e-11 * float((var + mean.square()).max()) or not usable(mean, var):
         return []
     mean, var = (values.view(norm.groups or 1, -1) for values in (mean, var))
-    group_mean, group_var = group_moments(mean, var)
+    group_mean, group_var = group_moments(mean, var, per_position=norm.per_position)
     lost = is_constant(mean - group_mean, var, group_var, eps=parts.eps, dtype=parts.var.dtype)
     heard: list[int] = (lost & (var > HEARD * parts.eps)).flatten().nonzero().flatten().tolist()
     return heard

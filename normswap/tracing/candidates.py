@@ -1,15 +1,17 @@
 """Make up example inputs for a model that says nothing about them."""
 
-import inspect
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from normswap.limits import MAX_ELEMENTS
 from normswap.networks.recognition import is_batch_norm, norm_parts
+from normswap.tracing.arguments import NODES, TOKENS, Meaning, arguments, calls
+from normswap.tracing.stated import stated_channels, stated_shapes, stated_size
 
 SIZES: dict[int, tuple[tuple[int, ...], ...]] = {
     0: ((),),
@@ -28,58 +30,94 @@ SIZES: dict[int, tuple[tuple[int, ...], ...]] = {
 }
 """Spatial sizes of made-up inputs by rank, in the order they are tried."""
 
+LENGTHS, WAVES = (64, 200), (16000, 4000)
+"""Lengths of made-up series of frames, and of waveforms."""
 
-def candidates(model: nn.Module, batch: int = 2) -> Iterator[tuple[Tensor, ...]]:
-    """Yield arguments of meta tensors that the model may accept, likeliest first.
+MOST_FEATURES = 6
+"""Layers that are asked how many features a frame may have."""
 
-    The size comes from timm's ``pretrained_cfg`` where there is one, else channels and rank come from the first layer
-    that tells them: a convolution, a linear layer or a norm. A forward pass that requires several arguments gets the
-    same tensor for each (two frames of a video, a pair of images).
+
+def candidates(model: nn.Module, batch: int = 2) -> Iterator[Any]:
+    """Yield example inputs of meta tensors that the model may accept, likeliest first.
+
+    Sizes come from what the model states: timm's ``pretrained_cfg``, attributes, a configuration; else channels and
+    rank come from the first layers that tell them: a convolution, a linear layer or a norm. What else a forward pass
+    requires comes from the names of its parameters; those that say nothing get the same tensor (two frames of a video).
     """
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    for shape in _shapes(model):
-        yield (torch.empty(batch, *shape, dtype=dtype, device="meta"),) * _required_arguments(model)
+    wanted, by_keyword = arguments(model)
+    if any(one.meaning is Meaning.EDGES for one in wanted):
+        batch = NODES
+    for shape in dict.fromkeys(_shapes(model)):
+        main = torch.empty(batch, *shape, dtype=dtype, device="meta")
+        yield from calls(wanted, main, by_keyword)
+        if any(one.meaning is not Meaning.DATA for one in wanted) and not by_keyword:
+            yield (main,) * len(wanted)
     if any(isinstance(module, nn.Embedding) for module in model.modules()):
-        yield (torch.empty(batch, 16, dtype=torch.long, device="meta"),) * _required_arguments(model)
+        tokens = torch.empty(batch, TOKENS, dtype=torch.long, device="meta")
+        yield dict.fromkeys((one.name for one in wanted), tokens) if by_keyword else (tokens,) * len(wanted)
 
 
 def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
     declared = _declared_size(model)
     if declared is not None:
         yield declared
+    yield from stated_shapes(model)
+    told = False
     for module in model.modules():
         if isinstance(module, _ConvNd):
-            sizes = SIZES[len(module.kernel_size)]
-            if stated := _stated_size(model, len(module.kernel_size)):
-                yield module.in_channels, *stated
-            yield from ((module.in_channels, *size) for size in sizes)
-            if len(module.kernel_size) == 1 and module.in_channels == 1:
-                yield (16000,)  # a waveform without a channel axis
-            yield from ((channels, *sizes[0]) for channels in (3, 1) if channels != module.in_channels)
-            return
+            yield from _around(model, module)
+            told = True
+            break
         if isinstance(module, nn.Linear):
             yield from ((module.in_features,), (4, module.in_features))
-            return
+            told = True
+            break
         if is_batch_norm(module):
-            yield from ((norm_parts(module).num_channels, *SIZES[rank][-1]) for rank in (2, 1, 3, 0))
-            return
+            ranks = (0, 1) if isinstance(module, nn.BatchNorm1d) else (2, 1, 3, 0)
+            yield from ((norm_parts(module).num_channels, *SIZES[rank][-1]) for rank in ranks)
+            told = True
+            break
+    yield from _series(model)
+    if told:
+        yield from _later_layers(model)
 
 
-def _required_arguments(model: nn.Module) -> int:
-    parameters = inspect.signature(model.forward).parameters.values()
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return max(sum(p.kind in positional and p.default is p.empty for p in parameters), 1)
+def _around(model: nn.Module, conv: _ConvNd) -> Iterator[tuple[int, ...]]:
+    """Yield shapes that a first convolution tells."""
+    rank = len(conv.kernel_size)
+    sizes = SIZES[rank]
+    if stated := stated_size(model, rank):
+        yield conv.in_channels, *stated
+    yield from ((conv.in_channels, *size) for size in sizes)
+    if rank == 1 and conv.in_channels == 1:
+        yield (16000,)  # a waveform without a channel axis
+    yield from ((channels, *sizes[0]) for channels in (3, 1) if channels != conv.in_channels)
 
 
-def _stated_size(model: nn.Module, rank: int) -> tuple[int, ...] | None:
-    """Return the spatial size that a model, or the configuration it carries, keeps under one of the usual names."""
-    for holder in (model, getattr(model, "config", None)):
-        for name in ("in_size", "img_size", "image_size", "input_size"):
-            value = getattr(holder, name, None)
-            sides = (value,) * rank if isinstance(value, int) else value
-            if isinstance(sides, (tuple, list)) and len(sides) == rank and all(type(side) is int for side in sides):
-                return tuple(sides)
-    return None
+def _series(model: nn.Module) -> Iterator[tuple[int, ...]]:
+    """Yield shapes of frames and of signals: features first or last, as a network states them or its layers do."""
+    features = [*stated_channels(model)]
+    for module in model.modules():
+        if isinstance(module, _ConvNd) and len(module.kernel_size) == 1:
+            features.append(module.in_channels)
+        elif isinstance(module, nn.Linear):
+            features.append(module.in_features)
+        if len(features) > MOST_FEATURES:
+            break
+    for number in dict.fromkeys(features):
+        for length in LENGTHS:
+            yield length, number
+            yield number, length
+        yield (number,)
+    yield from ((length,) for length in WAVES)
+
+
+def _later_layers(model: nn.Module) -> Iterator[tuple[int, ...]]:
+    """Yield shapes that layers tell which are registered behind the first one and may run before it."""
+    convs = [module for module in model.modules() if isinstance(module, _ConvNd)]
+    for channels, rank in dict.fromkeys((conv.in_channels, len(conv.kernel_size)) for conv in convs[1:]):
+        yield channels, *SIZES[rank][1 if rank else 0]
 
 
 def _declared_size(model: nn.Module) -> tuple[int, ...] | None:

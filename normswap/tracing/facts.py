@@ -114,6 +114,7 @@ class Trace:
         functional_norms: Modules that call batch_norm themselves, without a norm.
         graphs: The passes themselves.
         stopped_by: The error that ended the pass after everything that counts had run; None where it ran to its end.
+        made_up: Whether nobody gave the example.
     """
 
     norms: dict[str, NormFacts]
@@ -126,6 +127,7 @@ class Trace:
     functional_norms: tuple[str, ...] = ()
     graphs: tuple[Graph, ...] = field(default=(), repr=False)
     stopped_by: str | None = None
+    made_up: bool = False
 
     @property
     def samples(self) -> Samples:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,17 +16,24 @@ from torch.utils._pytree import tree_map_only
 from normswap.errors import NeedsExampleInput, described
 from normswap.layers.convs import given
 from normswap.networks.copying import copy_model, in_mode, meta_copy
-from normswap.networks.inputs import as_call, tensors_in
+from normswap.networks.inputs import as_call, readings, tensors_in
 from normswap.networks.network import Network
 from normswap.networks.surroundings import undisturbed
 from normswap.tracing.candidates import candidates
 from normswap.tracing.dispatch import Dispatch, Endless
 from normswap.tracing.facts import LayerFacts, Trace, layer_facts, norm_facts
+from normswap.tracing.fitted_size import fitted
 from normswap.tracing.modes import branches_on_mode
 from normswap.tracing.recorder import Recorder
 
 MORE_TRIES = 4
 """Example inputs that are tried for a pass without an error once one has reached every norm before its error."""
+
+MOST_TRIES = 60
+"""Example inputs that are made up at most."""
+
+FITTED = 2
+"""Example inputs of which the size is fitted to the network's head."""
 
 ENDLESS = "it loops on, waiting for values of data"
 """What stopped a pass that did not end."""
@@ -46,9 +54,9 @@ def trace(
 
     Args:
         network: Any network; it is copied to the meta device.
-        example_input: A tensor, a tuple of positional or a dict of keyword arguments; of numbers only shapes and types
-            are used where a pass without data runs, of whole numbers and truth values (tokens, lengths, masks) the
-            values. None makes one up.
+        example_input: A tensor, a tuple of positional or a dict of keyword arguments, a loader, or its batch; of
+            numbers only shapes and types are used where a pass without data runs, of whole numbers and truth values
+            (tokens, lengths, masks) the values. None makes one up.
         until: Names of the modules that count. A pass that stops with an error after the last of them is good enough,
             and where a pass in eval mode leaves some out one in train mode follows (auxiliary heads). By default the
             BatchNorm-like modules.
@@ -59,14 +67,14 @@ def trace(
         NeedsExampleInput: No forward pass ran to its end, or to the last module that counts.
     """
     wanted, model = set(network.norms if until is None else until), network.model
-    values = list(candidates(model)) if example_input is None else [example_input]
+    made_up = example_input is None
+    values = list(islice(candidates(model), MOST_TRIES)) if made_up else list(readings(example_input, model))
     failures: list[str] = []
     stopped: tuple[Any, Trace] | None = None
-    without = [] if with_data else [(value, False) for value in values]
-    for value, data in [*without, *((value, True) for value in values[:TRIES_WITH_DATA])]:
-        if stopped and (data or len(failures) >= MORE_TRIES):
+    for value, data, enough in _tries(model, values, made_up=made_up, with_data=with_data):
+        if stopped and enough:
             break
-        found = _run(model, value, training=False, data=data, edges=edges)
+        found = replace(_run(model, value, training=False, data=data, edges=edges), made_up=made_up)
         if found.stopped_by is None:
             return _with_training_pass(model, value, found, wanted, edges)
         if not stopped and wanted and not found.left_out(wanted) and found.stopped_by != ENDLESS:
@@ -81,6 +89,16 @@ def trace(
     raise NeedsExampleInput(
         f"no forward pass of {network.kind} ran ({tried}); pass {another}example_input=, or --input"
     )
+
+
+def _tries(model: nn.Module, values: list[Any], *, made_up: bool, with_data: bool) -> Iterator[tuple[Any, bool, bool]]:
+    """Yield examples, whether they run with data, and whether a pass that stopped late is good enough by then."""
+    if not with_data:
+        yield from ((value, False, False) for value in values[:MORE_TRIES])
+        if made_up:
+            yield from ((value, False, False) for one in values[:FITTED] for value in fitted(model, one))
+        yield from ((value, False, True) for value in values[MORE_TRIES:])
+    yield from ((value, True, True) for value in values[:TRIES_WITH_DATA])
 
 
 def _with_training_pass(
@@ -143,7 +161,7 @@ def _run(model: nn.Module, example_input: Any, *, training: bool, data: bool, ed
         convs=convs,
         linears=linears,
         shapes=recorder.shapes,
-        inputs=tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), placed),
+        inputs=tree_map_only(Tensor, _without_data, placed),
         example=example_input,
         with_data=data,
         functional_norms=tuple(sorted(recorder.functional_norms)),
@@ -177,6 +195,12 @@ def _placed(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "meta" and not tensor.is_meta and not (tensor.is_floating_point() or tensor.is_complex()):
         return tensor.clone()
     return torch.empty_like(tensor, device=device) if device.type == "meta" else tensor.detach().clone().to(device)
+
+
+def _without_data(tensor: Tensor) -> Tensor:
+    """Return a tensor's shape and type; whole numbers and truth values as they are."""
+    whole = not (tensor.is_floating_point() or tensor.is_complex())
+    return tensor if whole else torch.empty_like(tensor, device="meta")
 
 
 def _describe(value: Any) -> str:

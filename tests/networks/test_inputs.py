@@ -73,6 +73,24 @@ def test_made_inputs_have_the_networks_type_and_keep_whole_numbers() -> None:
     assert all(torch.equal(made[key], again[key]) for key in example)
 
 
+SAID: dict[str, tuple[Tensor, bool]] = {
+    "lengths": (torch.tensor([1.0, 0.6]), True),
+    "lengths that are alike": (torch.ones(2), True),
+    "placeholder of lengths": (torch.zeros(2), False),
+    "not a number": (torch.tensor([1.0, float("nan")]), False),
+    "mask": (torch.tensor([[1.0, 1.0], [1.0, 0.0]]), True),
+    "ones": (torch.ones(2, 3), False),
+    "image": (torch.rand(2, 3, 4, 4), False),
+}
+
+
+@pytest.mark.parametrize(("tensor", "stays"), SAID.values(), ids=SAID)
+def test_floats_stay_where_their_values_say_something(tensor: Tensor, stays: bool) -> None:
+    made = materialize(tensor, torch.device("cpu"), torch.float32, seed=0)
+    assert torch.equal(made, tensor) is stays
+    assert torch.equal(vary(tensor, Samples(2), seed=0), tensor) is stays
+
+
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x, x), lambda x: {"x": x}], ids=["tensor", "tuple", "dict"])
 def test_every_sample_but_the_first_is_another(wrap: Any) -> None:
     x = torch.randn(3, 5)

@@ -44,7 +44,7 @@ UNKNOWN = {
     "near": ({"grops": 3}, "grops= is no option; did you mean groups?"),
     "far": (
         {"zzz": 3},
-        "zzz= is no option; there are groups, group_size, to, ws, affine, shrink, equalize, keep",
+        "zzz= is no option; there are groups, group_size, to, over, ws, affine, shrink, equalize, keep",
     ),
 }
 
