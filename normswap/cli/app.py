@@ -12,14 +12,23 @@ import click
 from normswap import errors
 from normswap.cli.delivery import export, push
 from normswap.cli.models import Opening, folder_name, open_named, show_plan
-from normswap.cli.options import conversion_options, device_option
-from normswap.cli.output import FAILED, INTERRUPTED, Output, UnwrittenResult, verb
+from normswap.cli.options import conversion_options, device_option, report_option
+from normswap.cli.output import FAILED, INTERRUPTED, TYPED, Output, UnwrittenResult, command_line, verb
 from normswap.version import __version__
 
 EPILOG = "Exit codes: 0 done, 1 failed or a check did not hold, 2 usage, 3 nothing to convert, 130 interrupted."
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG)
+class Verbs(click.Group):
+    """Verbs that can say what was typed."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the words before they are taken apart."""
+        ctx.meta[TYPED] = tuple(args)
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG)
 @click.version_option(__version__, "-V", "--version", prog_name="normswap")
 def cli() -> None:
     """Turn BatchNorm networks into GroupNorm + Weight Standardization networks that keep what they learned."""
@@ -61,6 +70,7 @@ def cli() -> None:
     show_default=True,
     help="Without --calibrate, equalize a trained network on made-up images: seconds, no data of anybody.",
 )
+@report_option
 @conversion_options
 @verb
 def convert(
@@ -74,6 +84,7 @@ def convert(
     workers: int,
     device: str | None,
     made_up: bool,
+    report: Path | None,
     opening: Opening,
     **options: Any,
 ) -> None:
@@ -90,6 +101,12 @@ def convert(
     if steps and images is None:
         raise errors.InvalidOption("--steps distills on images; pass --calibrate DIR too")
     target = output or Path(folder_name(model))
+    if report is not None:
+        from normswap.writing import must_be_writable
+
+        if target.resolve() in report.resolve().parents:
+            raise errors.InvalidOption(f"--report {report}: {target} is for the checkpoint alone; write it elsewhere")
+        must_be_writable(report, "--report")
     if not dry_run and not force:
         from normswap.checkpoint.folder import must_be_free
 
@@ -100,7 +117,7 @@ def convert(
     chosen = device_named(device)
     network, source, example_input = open_named(out, model, opening, options)
     if dry_run:
-        show_plan(out, network, example_input, options)
+        show_plan(out, network, example_input, options, name=model, report=report)
         return
     from normswap.checkpoint.making import make
 
@@ -119,6 +136,8 @@ def convert(
             **options,
         )
         if rank() == 0:
+            if report is not None:
+                made.plan.report(report, title=model, command=command_line(), checks=made.checks)
             out.result(made.to_dict(), str(made))
     if made.directory is None:
         failed = made.checks.failed[0]
@@ -133,26 +152,37 @@ def convert(
     metavar="FILE",
     help="Draw where function is lost, layer by layer (needs normswap[plot]).",
 )
+@report_option
 @conversion_options
 @verb
-def inspect(out: Output, model: str, plot: Path | None, opening: Opening, **options: Any) -> None:
+def inspect(out: Output, model: str, plot: Path | None, report: Path | None, opening: Opening, **options: Any) -> None:
     """Show what would happen to every norm and convolution of MODEL, or what happened in a converted folder.
 
     The drift of a norm is how far a sample's own statistics can be expected to move its output, relative to how much
     the samples differ: 0 moves nothing, 1 as much as they differ.
     """
+    from normswap.plotting import must_draw
+    from normswap.writing import must_be_writable
+
+    if plot is not None:
+        must_draw(plot)
+        must_be_writable(plot, "--plot")
+    if report is not None:
+        must_be_writable(report, "--report")
     if os.path.exists(os.path.join(model, "config.json")):
         from normswap.planning.plan import as_plan
 
         plan = as_plan(Path(model) / "config.json")
         out.result({"plan": plan.to_dict()}, str(plan))
+        if report is not None:
+            plan.report(report, title=model, command=command_line())
     else:
         network, _, example_input = open_named(out, model, opening, options)
-        plan = show_plan(out, network, example_input, options)
+        plan = show_plan(out, network, example_input, options, name=model, report=report)
     if plot is not None:
         from normswap.plotting import draw_plan
 
-        draw_plan(plan, plot)
+        draw_plan(plan, plot, title=model)
 
 
 @cli.command()
@@ -201,6 +231,12 @@ def list_models(out: Output, pattern: str) -> None:
 @verb
 def demo(out: Output, plot: Path | None) -> None:
     """Convert a small trained network and fine-tune it at batch size 2, beside BatchNorm: a minute, no network."""
+    from normswap.plotting import must_draw
+    from normswap.writing import must_be_writable
+
+    if plot is not None:
+        must_draw(plot)
+        must_be_writable(plot, "--plot")
     from normswap.demo import comparison as demonstration
 
     result = demonstration.run(note=out.note)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normswap import errors
-from normswap.cli.output import Output
+from normswap.cli.output import Output, command_line
 from normswap.limits import MAX_ELEMENTS
 
 if TYPE_CHECKING:
@@ -72,8 +72,10 @@ def open_named(
     return network, source, example
 
 
-def show_plan(out: Output, network: nn.Module, example_input: Any, options: dict[str, Any]) -> Plan:
-    """Print what would happen to a network.
+def show_plan(
+    out: Output, network: nn.Module, example_input: Any, options: dict[str, Any], *, name: str, report: Path | None
+) -> Plan:
+    """Print what would happen to a network, and write a page of it where one is asked for.
 
     Raises:
         NothingToConvert: Nothing would.
@@ -82,6 +84,8 @@ def show_plan(out: Output, network: nn.Module, example_input: Any, options: dict
 
     plan = inspect(network, example_input=example_input, **options)
     out.result({"plan": plan.to_dict()}, str(plan))
+    if report is not None:
+        plan.report(report, title=name, command=command_line())
     if not any(entry.converts for entry in plan.entries):
         raise errors.NothingToConvert(f"{type(network).__name__} holds no BatchNorm to convert")
     return plan

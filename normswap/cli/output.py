@@ -1,6 +1,7 @@
 """What a verb prints and where, and how errors become exit codes."""
 
 import json
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -19,6 +20,15 @@ EXIT_CODES: tuple[tuple[type[errors.NormswapError], int], ...] = (
     (errors.UnknownModel, USAGE),
     (errors.NormswapError, FAILED),
 )
+
+
+TYPED = "normswap.typed"
+"""Where the words that were typed are kept, in a context of click's."""
+
+
+def command_line() -> str:
+    """Return the command that runs, as a shell reads it."""
+    return shlex.join(["normswap", *click.get_current_context().meta[TYPED]])
 
 
 class UnwrittenResult(Exception):

@@ -13,7 +13,7 @@ Entries = Sequence[NormEntry | ConvEntry]
 
 def plan_table(entries: Entries, warnings: Iterable[str]) -> str:
     """Return one row per layer, the totals and the warnings."""
-    rows = [(e.name or "(root)", e.kind, _becomes(e), _drift(e), e.reason) for e in entries]
+    rows = [(e.name or "(root)", e.kind, becomes(e), _drift(e), e.reason) for e in entries]
     text = table(rows, header=("layer", "is", "becomes", "drift", "why"))
     return "\n".join([text, "", *summary(entries, warnings)])
 
@@ -59,7 +59,8 @@ def _drift(entry: NormEntry | ConvEntry) -> str:
     return f"{before}{entry.drift:.2f}"
 
 
-def _becomes(entry: NormEntry | ConvEntry) -> str:
+def becomes(entry: NormEntry | ConvEntry) -> str:
+    """Return what a layer becomes, in a word or two; a dash where it stays."""
     if not entry.changes:
         return "-"
     if isinstance(entry, ConvEntry):
