@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+PERCENT, SECONDS = re.compile(r"(\d+(?:\.\d+)?) ?%"), re.compile(r"\d+ s\b")
 HEAVY = ["torch", "timm", "torchvision"]
 """Imported once and shared by the processes that blocks run in; a block must import what it names all the same."""
 
@@ -62,6 +63,14 @@ def run_alone(block: Block, folder: Path) -> str:
     printed = (folder / ".printed").read_text(encoding="utf-8")
     assert process.exitcode == 0, f"exit {process.exitcode}\n{printed}"
     return printed
+
+
+def assert_alike(now: str, said: str, tolerance: float) -> None:
+    """Hold what is printed to what a page says; percentages may end elsewhere on another processor, but 0 is 0."""
+    now, said = SECONDS.sub("N s", now), SECONDS.sub("N s", said)
+    for ours, theirs in zip(PERCENT.findall(now), PERCENT.findall(said), strict=True):
+        assert abs(float(ours) - float(theirs)) <= tolerance * (float(theirs) != 0)
+    assert PERCENT.sub("%", now).split() == PERCENT.sub("%", said).split()
 
 
 def _run(text: str, name: str, folder: str) -> None:

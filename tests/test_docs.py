@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from pages import PAGES, ROOT, Block, blocks, run_alone
+from pages import PAGES, ROOT, Block, assert_alike, blocks, run_alone
 
 from normswap.cli.app import cli
 
@@ -14,15 +14,6 @@ DOCS = ROOT / "docs"
 LINKS = [
     (path, link) for path in PAGES for link in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8"))
 ]
-PERCENT, SECONDS = re.compile(r"(\d+(?:\.\d+)?) ?%"), re.compile(r"\d+ s\b")
-
-
-def assert_alike(now: str, said: str, tolerance: float) -> None:
-    """Hold what is printed to what a page says; percentages may end elsewhere on another processor, but 0 is 0."""
-    now, said = SECONDS.sub("N s", now), SECONDS.sub("N s", said)
-    for ours, theirs in zip(PERCENT.findall(now), PERCENT.findall(said), strict=True):
-        assert abs(float(ours) - float(theirs)) <= tolerance * (float(theirs) != 0)
-    assert PERCENT.sub("%", now).split() == PERCENT.sub("%", said).split()
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=str)

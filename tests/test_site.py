@@ -62,8 +62,7 @@ def test_every_page_can_be_reached_and_every_example_is_a_page(site: Path) -> No
         assert (site / "examples" / path.stem / "index.html").exists()
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize(("width", "dark"), [(400, True), (1280, False)], ids=["400 dark", "1280 light"])
 def test_pages_fit_and_load_nothing_from_elsewhere(site: Path, address: str, width: int, dark: bool) -> None:
     with chromium() as page:
         for path in sorted(site.rglob("index.html")):
