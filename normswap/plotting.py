@@ -22,8 +22,8 @@ MEANING = """drift 0.8: a sample's own statistics move a norm's output
 four fifths as much as samples differ there"""
 
 
-def figure(width: float, height: float) -> tuple[Any, Any]:
-    """Return an empty figure and its axes.
+def figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    """Return an empty figure and its axes; an array of them where there are several columns.
 
     Raises:
         InvalidOption: matplotlib is not installed.
@@ -33,8 +33,9 @@ def figure(width: float, height: float) -> tuple[Any, Any]:
     except ImportError as error:
         raise InvalidOption("--plot needs matplotlib; pip install 'normswap[plot]'") from error
     drawn = Figure(figsize=(width, height), layout="constrained")
-    axes = drawn.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
+    axes = drawn.subplots(ncols=columns)
+    for each in drawn.axes:
+        each.spines[["top", "right"]].set_visible(False)
     return drawn, axes
 
 

@@ -8,9 +8,10 @@ import pytest
 from click.testing import CliRunner
 from pages import PAGES, ROOT, Block, assert_alike, blocks, run_alone
 
+import normswap
 from normswap.cli.app import cli
 
-DOCS = ROOT / "docs"
+DOCS, README = ROOT / "docs", ROOT / "README.md"
 LINKS = [
     (path, link) for path in PAGES for link in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8"))
 ]
@@ -21,7 +22,11 @@ def test_python_runs_alone_and_prints_what_it_says(block: Block, tmp_path: Path)
     assert_alike(run_alone(block, tmp_path), block.said, tolerance=1)
 
 
-@pytest.mark.parametrize("block", [b for b in blocks("console") if b.text.startswith("$")], ids=str)
+COMMANDS = [block for block in blocks("console") if block.text.startswith("$ ")]
+DEMO = "$ normswap demo\n"  # tests/demo runs it
+
+
+@pytest.mark.parametrize("block", [block for block in COMMANDS if not block.text.startswith(DEMO)], ids=str)
 def test_commands_print_what_they_say(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     command, _, said = block.text.partition("\n")
@@ -66,6 +71,21 @@ def test_promises_have_the_tests_that_they_name(test: str) -> None:
 
 
 def test_install_and_test_commands_are_stated() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = README.read_text(encoding="utf-8")
     assert "pip install . && normswap demo" in readme
+    assert all(block.text.startswith("$ normswap ") for block in COMMANDS)
     assert "pip install -e '.[test]' && pytest" in readme
+
+
+def test_every_public_name_is_in_the_readme_in_ten_lines() -> None:
+    section = README.read_text(encoding="utf-8").partition("## All names\n")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    assert len(rows) <= 10
+    assert set(re.findall(r"`(\w+)`", "".join(rows))) == set(normswap.__all__)
+
+
+@pytest.mark.parametrize(("path", "anchor"), re.findall(r"\]\(([^)#]*)#([^)]+)\)", README.read_text(encoding="utf-8")))
+def test_places_in_pages_exist(path: str, anchor: str) -> None:
+    text = (ROOT / path if path else README).read_text(encoding="utf-8")
+    titles = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    assert anchor in [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]

@@ -230,7 +230,7 @@ def list_models(out: Output, pattern: str) -> None:
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the curves (needs normswap[plot]).")
 @verb
 def demo(out: Output, plot: Path | None) -> None:
-    """Convert a small trained network and fine-tune it at batch size 2, beside BatchNorm: a minute, no network."""
+    """Convert a small trained network and fine-tune it one image at a time, beside BatchNorm: a minute, no network."""
     from normswap.plotting import must_draw
     from normswap.writing import must_be_writable
 
