@@ -53,9 +53,18 @@ ResNet-50, batch size 2, 224 pixels. Standardizing the filters once, forward and
 `normswap.accumulate` they standardize once:
 
 ```python
+import timm
+import torch
+from torch.nn.functional import cross_entropy
+
+import normswap
+
+model = normswap.convert(timm.create_model("resnet18", num_classes=5)).train()
+optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.01)
+micro_batches = [(torch.randn(1, 3, 64, 64), torch.tensor([label])) for label in range(4)]
 with normswap.accumulate(model):
     for images, labels in micro_batches:
-        loss(model(images), labels).backward()
+        cross_entropy(model(images), labels).backward()
 optimizer.step()
 ```
 

@@ -1,74 +1,57 @@
-"""docs/loading.md and docs/limits.md tell the truth: their Python runs, and their links lead somewhere."""
+"""Pages tell the truth: every block of Python runs alone, commands print what is said, and links lead somewhere."""
 
-import contextlib
-import io
 import re
-import warnings
+import shlex
 from pathlib import Path
 
 import pytest
-import timm
-import torch
-from equality import assert_same_output
+from click.testing import CliRunner
+from pages import PAGES, ROOT, Block, assert_alike, blocks, run_alone
 
 import normswap
+from normswap.cli.app import cli
 
-DOCS = Path(__file__).parent.parent / "docs"
-TEXT = (DOCS / "loading.md").read_text(encoding="utf-8")
-LIMITS = (DOCS / "limits.md").read_text(encoding="utf-8")
-EQUALIZATION = (DOCS / "equalization.md").read_text(encoding="utf-8")
-PERCENT = re.compile(r"(\d+) ?%")
+DOCS, README = ROOT / "docs", ROOT / "README.md"
+LINKS = [
+    (path, link) for path in PAGES for link in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8"))
+]
 
 
-def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("block", blocks("python"), ids=str)
+def test_python_runs_alone_and_prints_what_it_says(block: Block, tmp_path: Path) -> None:
+    assert_alike(run_alone(block, tmp_path), block.said, tolerance=1)
+
+
+COMMANDS = [block for block in blocks("console") if block.text.startswith("$ ")]
+DEMO = "$ normswap demo\n"  # tests/demo runs it
+
+
+@pytest.mark.parametrize("block", [block for block in COMMANDS if not block.text.startswith(DEMO)], ids=str)
+def test_commands_print_what_they_say(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    normswap.save(normswap.convert(timm.create_model("resnet18")), "OUT")
-    scope: dict[str, object] = {}
-    for block in re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.DOTALL | re.MULTILINE):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            exec(compile(block, "loading.md", "exec"), scope)
-    x = torch.randn(1, 3, 64, 64)
-    assert_same_output(scope["again"].eval()(x), scope["model"](x))  # type: ignore[attr-defined, operator]
-    assert [feature.shape[1] for feature in scope["backbone"](x)] == [128, 256, 512]  # type: ignore[operator]
-    assert scope["wrapped"](x).logits.shape == (1, 10)  # type: ignore[operator]
+    command, _, said = block.text.partition("\n")
+    result = CliRunner().invoke(cli, shlex.split(command.removeprefix("$ normswap")))
+    assert result.exit_code == 0, result.output
+    assert_alike(result.stdout, said, tolerance=3)
 
 
-def test_limits_are_what_the_snippets_print() -> None:
-    scope: dict[str, object] = {}
-    found = re.findall(r"^```python\n(.*?)^```", LIMITS, flags=re.DOTALL | re.MULTILINE)
-    assert len(found) == 4
-    for block in found:
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            exec(compile(block, "limits.md", "exec"), scope)
-        said = "".join(line.removeprefix("# ") + "\n" for line in block.splitlines() if line.startswith("#"))
-        assert PERCENT.sub("%", printed.getvalue()) == PERCENT.sub("%", said)
-        for now, then in zip(PERCENT.findall(printed.getvalue()), PERCENT.findall(said), strict=True):
-            assert abs(int(now) - int(then)) <= (then != "0")  # a processor that rounds otherwise; nothing is nothing
+def test_a_block_that_imports_too_little_fails(tmp_path: Path) -> None:
+    forgotten = Block("here", 1, "python", "import timm\ntimm.create_model('normswap')\n")
+    with pytest.raises(AssertionError, match=r"Unknown model \(normswap\)"):
+        run_alone(forgotten, tmp_path)
 
 
-def test_equalization_is_what_the_snippet_prints() -> None:
-    (block,) = re.findall(r"^```python\n(.*?)^```", EQUALIZATION, flags=re.DOTALL | re.MULTILINE)
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(block, "equalization.md", "exec"), {})
-    assert printed.getvalue() == "".join(
-        line.removeprefix("# ") + "\n" for line in block.splitlines() if line.startswith("#")
-    )
-
-
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)]+)\)", TEXT + LIMITS + EQUALIZATION))
-def test_links(link: str) -> None:
-    assert (DOCS / link).exists()
+@pytest.mark.parametrize(("page", "link"), LINKS, ids=lambda value: value.name if isinstance(value, Path) else value)
+def test_links(page: Path, link: str) -> None:
+    assert link.startswith("https://") or (page.parent / link).exists()
 
 
 def test_every_example_is_listed() -> None:
-    for path in (DOCS.parent / "examples").glob("*.py"):
-        assert f"../examples/{path.name}" in TEXT
+    text = (DOCS / "loading.md").read_text(encoding="utf-8")
+    for path in (ROOT / "examples").glob("*.py"):
+        assert f"../examples/{path.name}" in text
 
 
-ROOT = DOCS.parent
 STATED = re.findall(
     r"`((?:tests|normswap|docs|benchmarks|examples)/[\w./]+?)(?:::(\w+))?`",
     "".join((ROOT / name).read_text(encoding="utf-8") for name in ("SECURITY.md", "CONTRIBUTING.md")),
@@ -85,3 +68,24 @@ def test_files_and_tests_that_are_named_exist(path: str, test: str) -> None:
 @pytest.mark.parametrize("test", dict.fromkeys(PROMISED))
 def test_promises_have_the_tests_that_they_name(test: str) -> None:
     assert any(f"def {test}(" in path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+
+
+def test_install_and_test_commands_are_stated() -> None:
+    readme = README.read_text(encoding="utf-8")
+    assert "pip install . && normswap demo" in readme
+    assert all(block.text.startswith("$ normswap ") for block in COMMANDS)
+    assert "pip install -e '.[test]' && pytest" in readme
+
+
+def test_every_public_name_is_in_the_readme_in_ten_lines() -> None:
+    section = README.read_text(encoding="utf-8").partition("## All names\n")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    assert len(rows) <= 10
+    assert set(re.findall(r"`(\w+)`", "".join(rows))) == set(normswap.__all__)
+
+
+@pytest.mark.parametrize(("path", "anchor"), re.findall(r"\]\(([^)#]*)#([^)]+)\)", README.read_text(encoding="utf-8")))
+def test_places_in_pages_exist(path: str, anchor: str) -> None:
+    text = (ROOT / path if path else README).read_text(encoding="utf-8")
+    titles = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    assert anchor in [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]

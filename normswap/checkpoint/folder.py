@@ -42,7 +42,7 @@ def must_be_free(directory: Path) -> None:
             raise CheckpointError(f"{directory / name}: would be replaced; pass --force or another -o")
 
 
-def must_be_writable(directory: Path) -> None:
+def must_take_files(directory: Path) -> None:
     """Raise where a checkpoint cannot be written, as it turns out by making the folder and a file, for a moment.
 
     Raises:

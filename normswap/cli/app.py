@@ -11,8 +11,8 @@ import click
 from normswap import errors
 from normswap.cli.delivery import export, push
 from normswap.cli.models import Opening, example_from, folder_name, open_named, show_plan, unconverted
-from normswap.cli.options import conversion_options, device_option, example_option, model_option
-from normswap.cli.output import Output, Verbs, given, verb
+from normswap.cli.options import conversion_options, device_option, example_option, model_option, report_option
+from normswap.cli.output import Output, Verbs, command_line, given, verb
 from normswap.version import __version__
 
 EPILOG = "Exit codes: 0 done, 1 failed or a check did not hold, 2 usage, 3 nothing to convert, 130 interrupted."
@@ -60,6 +60,7 @@ def cli() -> None:
     show_default=True,
     help="Without --calibrate, equalize a trained network on made-up images: seconds, no data of anybody.",
 )
+@report_option
 @conversion_options
 @verb
 def convert(
@@ -73,6 +74,7 @@ def convert(
     workers: int,
     device: str | None,
     made_up: bool,
+    report: Path | None,
     opening: Opening,
     **options: Any,
 ) -> None:
@@ -96,21 +98,27 @@ def convert(
         if dry_run:
             raise errors.InvalidOption(f"--dry-run shows the plan that is made without images; leave {typed} out")
     target = output or Path(folder_name(model))
+    if report is not None:
+        from normswap.writing import must_be_writable
+
+        if target.resolve() in report.resolve().parents:
+            raise errors.InvalidOption(f"--report {report}: {target} is for the checkpoint alone; write it elsewhere")
+        must_be_writable(report, "--report")
     out.note("loading torch and timm …")
     from normswap.networks.processes import device_named, first_process, rank, torchrun
 
     chosen = device_named(device)
     if dry_run:
         network, _, example_input = open_named(out, model, opening, options)
-        show_plan(out, network, example_input, options)
+        show_plan(out, network, example_input, options, name=model, report=report)
         return
     from normswap.calibration.images import must_be_folder
-    from normswap.checkpoint.folder import claimed, must_be_free, must_be_writable
+    from normswap.checkpoint.folder import claimed, must_be_free, must_take_files
     from normswap.checkpoint.making import make
 
     if not force:
         must_be_free(target)
-    must_be_writable(target)
+    must_take_files(target)
     if images is not None:
         must_be_folder(images)
     with claimed(target) if first_process() else nullcontext():
@@ -132,6 +140,8 @@ def convert(
                 **options,
             )
             if rank() == 0:
+                if report is not None:
+                    made.plan.report(report, title=model, command=command_line(), checks=made.checks)
                 out.result(made.to_dict(), made)
     if made.directory is None:
         failed = made.checks.failed[0]
@@ -146,9 +156,10 @@ def convert(
     metavar="FILE",
     help="Draw where function is lost, layer by layer (needs matplotlib).",
 )
+@report_option
 @conversion_options
 @verb
-def inspect(out: Output, model: str, plot: Path | None, opening: Opening, **options: Any) -> None:
+def inspect(out: Output, model: str, plot: Path | None, report: Path | None, opening: Opening, **options: Any) -> None:
     """Show what would happen to every norm and convolution of MODEL, or what happened in a converted folder.
 
     The drift of a norm is how far a sample's own statistics can be expected to move its output, relative to how much
@@ -158,6 +169,10 @@ def inspect(out: Output, model: str, plot: Path | None, opening: Opening, **opti
         from normswap.plotting import must_be_drawable
 
         must_be_drawable(plot)
+    if report is not None:
+        from normswap.writing import must_be_writable
+
+        must_be_writable(report, "--report")
     if (Path(model) / "config.json").exists():
         from normswap.planning.plan import as_plan
 
@@ -167,13 +182,15 @@ def inspect(out: Output, model: str, plot: Path | None, opening: Opening, **opti
             )
         plan = as_plan(Path(model) / "config.json")
         out.result({"plan": plan.to_dict()}, plan)
+        if report is not None:
+            plan.report(report, title=model, command=command_line())
     else:
         network, _, example_input = open_named(out, model, opening, options)
-        plan = show_plan(out, network, example_input, options)
+        plan = show_plan(out, network, example_input, options, name=model, report=report)
     if plot is not None:
         from normswap.plotting import draw_plan
 
-        draw_plan(plan, plot)
+        draw_plan(plan, plot, title=model)
 
 
 @cli.command()
@@ -223,7 +240,7 @@ def list_models(out: Output, pattern: str) -> None:
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the curves (needs matplotlib).")
 @verb
 def demo(out: Output, plot: Path | None) -> None:
-    """Convert a small trained network and fine-tune it at batch size 2, beside BatchNorm: a minute, no network."""
+    """Convert a small trained network and fine-tune it one image at a time, beside BatchNorm: a minute, no network."""
     from normswap.demo import comparison as demonstration
 
     if plot is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from normswap import errors
-from normswap.cli.output import Output
+from normswap.cli.output import Output, command_line
 from normswap.limits import MAX_ELEMENTS
 
 if TYPE_CHECKING:
@@ -106,8 +106,10 @@ def unconverted(name: str | None) -> nn.Module | None:
     return open_model(name, pretrained=False)[0]
 
 
-def show_plan(out: Output, network: nn.Module, example_input: Any, options: dict[str, Any]) -> Plan:
-    """Print what would happen to a network.
+def show_plan(
+    out: Output, network: nn.Module, example_input: Any, options: dict[str, Any], *, name: str, report: Path | None
+) -> Plan:
+    """Print what would happen to a network, and write a page of it where one is asked for.
 
     Raises:
         NothingToConvert: Nothing would.
@@ -116,6 +118,8 @@ def show_plan(out: Output, network: nn.Module, example_input: Any, options: dict
 
     plan = inspect(network, example_input=example_input, **options)
     out.result({"plan": plan.to_dict()}, plan)
+    if report is not None:
+        plan.report(report, title=name, command=command_line())
     if not plan.converts:
         raise nothing_to_convert(type(network).__name__, plan)
     return plan

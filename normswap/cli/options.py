@@ -132,6 +132,12 @@ OPTIONS = (
 )
 
 
+report_option = click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a page to look at: every layer, the drift, the checks, in one HTML file.",
+)
 device_option = click.option("--device", metavar="NAME", help="Where to compute; default cuda where there is one.")
 model_option = click.option(
     "--model", metavar="MODEL", help="The unconverted network, where DIRECTORY names none: package.module:factory."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -22,6 +23,15 @@ EXIT_CODES: tuple[tuple[type[errors.NormswapError], int], ...] = (
     (errors.NormswapError, FAILED),
 )
 AS_JSON = "--json"
+
+
+TYPED = "normswap.typed"
+"""Where the words that were typed are kept, in a context of click's."""
+
+
+def command_line() -> str:
+    """Return the command that runs, as a shell reads it."""
+    return shlex.join(["normswap", *click.get_current_context().meta[TYPED]])
 
 
 class UnwrittenResult(Exception):
@@ -76,6 +86,11 @@ class Output:
 
 class Verbs(click.Group):
     """The command line, which says in one way or as one object what went wrong, wherever that was."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the words before they are taken apart."""
+        ctx.meta[TYPED] = tuple(args)
+        return super().parse_args(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the verbs with all of their summaries, which click cuts off."""

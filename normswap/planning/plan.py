@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Group
 
@@ -12,9 +12,14 @@ from normswap.errors import PlanMismatch
 from normswap.planning.choices import Keep
 from normswap.planning.entry import ConvEntry, Entry, NormEntry, entry_from
 from normswap.planning.options import Options
+from normswap.planning.page import plan_page
 from normswap.planning.report import made_up_inputs, plan_layout, plan_table
 from normswap.planning.schema import SCHEMA, must_be_inputs, must_hold, packed, unpacked, unreadable
 from normswap.sources.untrusted_json import read_json
+from normswap.writing import must_be_writable
+
+if TYPE_CHECKING:
+    from normswap.conversion.checks import Checks
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,31 @@ class Plan:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"{type(error).__name__}: {error}"
             raise PlanMismatch(f"this is not a plan ({what}); convert the model again") from error
+
+    def report(
+        self, path: str | PathLike[str], *, title: str = "", command: str = "", checks: "Checks | None" = None
+    ) -> Path:
+        """Write the plan as a page to look at: one HTML file with a table to sort and filter, and a chart of the drift.
+
+        >>> normswap.plan_of(converted).report("plan.html", checks=normswap.check(converted))  # doctest: +SKIP
+
+        Args:
+            path: The file, in a folder that exists; it is replaced.
+            title: What was converted, for the heading.
+            command: How, for whoever wants to do it again.
+            checks: What `check` found.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            InvalidOption: The file cannot be written.
+        """
+        target = Path(path)
+        must_be_writable(target, "report")
+        rows = () if checks is None else checks.rows
+        target.write_text(plan_page(self, title=title, command=command, checks=rows), encoding="utf-8")
+        return target
 
     def with_entries(self, entries: Mapping[str, NormEntry | ConvEntry]) -> Self:
         """Return the plan with some entries replaced, by name."""

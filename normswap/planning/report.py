@@ -27,7 +27,7 @@ def plan_layout(entries: Entries, warnings: Iterable[str], more: Iterable[str]) 
 
 
 def _rows(entries: Entries) -> list[tuple[str, ...]]:
-    return [(e.name or "(root)", e.kind, _becomes(e), _drift(e), e.reason) for e in entries]
+    return [(e.name or "(root)", e.kind, becomes(e), _drift(e), e.reason) for e in entries]
 
 
 def summary(entries: Entries, warnings: Iterable[str]) -> list[str]:
@@ -97,7 +97,8 @@ def _drift(entry: NormEntry | ConvEntry) -> str:
     return f"{before}{entry.drift:.2f}"
 
 
-def _becomes(entry: NormEntry | ConvEntry) -> str:
+def becomes(entry: NormEntry | ConvEntry) -> str:
+    """Return what a layer becomes, in a word or two; a dash where it stays."""
     if not entry.changes:
         return "-"
     if isinstance(entry, ConvEntry):
