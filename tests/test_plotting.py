@@ -62,5 +62,5 @@ def test_long_and_strange_names_are_drawn(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.xyz", "a.html"])
 def test_a_suffix_that_is_no_image_is_told_before_anything_is_drawn(name: str) -> None:
-    with pytest.raises(InvalidOption, match=rf"--plot {name}: .* is no image format; known are .*png.*svg"):
+    with pytest.raises(InvalidOption, match=rf"--plot {name}: .* is no image format; there are .*png.*svg"):
         must_be_drawable(Path(name))

@@ -24,9 +24,9 @@ RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 """Far enough apart and far enough out that no form has its best at the edge."""
 
 NAMES = {
-    "BatchNorm": "BatchNorm, statistics of the batch",
+    "BatchNorm": "BatchNorm, batch statistics",
     "frozen": "BatchNorm, frozen statistics",
-    "copied": "GroupNorm, γ and β copied + standard WS",
+    "copied": "GroupNorm + WS, γ, β copied",
     "normswap": "normswap convert",
 }
 
@@ -75,8 +75,14 @@ class Demo:
         lines = [
             [NAMES[row.name], *(f"{share:.0f} %" for share in (row.kept, *row.tuned, row.best))] for row in self.rows
         ]
+<<<<<<< HEAD
         header = ["", "kept", *(f"{rate:g}" for rate in RATES), "best"]
         title = (
+=======
+        header = ["", "kept", *(f"{rate:.0e}".replace("e-0", "e-") for rate in RATES), "best"]
+        holds = "all checks hold" if self.checks_hold else "A CHECK FAILED"
+        return (
+>>>>>>> 60105be75276bb1919f4c6ec0dd71a6922bc3bb5
             f"accuracy on {self.test_images} held-out digits: kept, before any tuning; then of the same digits turned\n"
             f"and inverted, after {STEPS} steps of one image each, by learning rate"
         )
@@ -174,7 +180,7 @@ def draw(result: Demo, path: Path) -> None:
     places = range(len(result.rows))
     bars = left.barh(places, [row.kept for row in result.rows], color=[colors[row.name] for row in result.rows])
     left.bar_label(bars, fmt="%.0f %%", padding=3)
-    left.set_yticks(places, [NAMES[row.name].replace(", ", ",\n").replace(" + ", "\n+ ") for row in result.rows])
+    left.set_yticks(places, [NAMES[row.name].replace(", ", ",\n", 1) for row in result.rows])
     left.invert_yaxis()
     left.set(
         xlim=(0, 115), xticks=range(0, 101, 25), xlabel="accuracy on its own digits, %", title="kept, before any tuning"
