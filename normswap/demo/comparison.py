@@ -75,14 +75,8 @@ class Demo:
         lines = [
             [NAMES[row.name], *(f"{share:.0f} %" for share in (row.kept, *row.tuned, row.best))] for row in self.rows
         ]
-<<<<<<< HEAD
-        header = ["", "kept", *(f"{rate:g}" for rate in RATES), "best"]
-        title = (
-=======
         header = ["", "kept", *(f"{rate:.0e}".replace("e-0", "e-") for rate in RATES), "best"]
-        holds = "all checks hold" if self.checks_hold else "A CHECK FAILED"
-        return (
->>>>>>> 60105be75276bb1919f4c6ec0dd71a6922bc3bb5
+        title = (
             f"accuracy on {self.test_images} held-out digits: kept, before any tuning; then of the same digits turned\n"
             f"and inverted, after {STEPS} steps of one image each, by learning rate"
         )
