@@ -129,10 +129,17 @@ def accumulating(rounds: int) -> Rows:
         yield {"variant": name, **row}
 
 
+STATES = (("resnet50", "fresh"), ("resnet50", "trained"), ("regnety_640", "trained"))
+"""Networks that are converted, with norms and filters as initialization leaves them, or as training does."""
+
+
 def convert(rounds: int) -> Rows:
     """Yield the time of a conversion beside Opacus' fixer and a copy."""
-    for name in ("resnet50", "regnety_640"):
-        model = trained(timm.create_model(name))
+    jobs = [(name, state, threads) for name, state in STATES for threads in (1, 2)]
+    for name, state, threads in jobs:
+        torch.set_num_threads(threads)
+        model = timm.create_model(name)
+        model = trained(model) if state == "trained" else model
         seconds = interleaved(
             {
                 "copy": lambda m=model: copy.deepcopy(m),
@@ -145,7 +152,10 @@ def convert(rounds: int) -> Rows:
         )
         parameters = sum(p.numel() for p in model.parameters())
         for variant, row in summary(seconds, "Opacus fix").items():
-            yield {"model": name, "parameters": parameters, "variant": variant, **row}
+            about = {"model": name, "parameters": parameters, "state": state, "threads": threads}
+            yield {**about, "variant": variant, **row}
+    for name in dict(STATES):
+        model = trained(timm.create_model(name))
         yield {"model": name, "peak": _peak(model), "peak_fresh": _peak(timm.create_model(name))}
 
 

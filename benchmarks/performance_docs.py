@@ -70,7 +70,13 @@ def convert_section(rows: list[Job]) -> str:
     """Return the time of a conversion."""
     timed = [row for row in rows if "variant" in row]
     lines = [
-        [row["model"], f"{row['parameters'] / 1e6:.0f} M", row["variant"], f"{row['ms']:.0f}", spread(row)]
+        [
+            f"{row['model']}, {row['parameters'] / 1e6:.0f} M",
+            f"{row['state']}, {row['threads']}",
+            row["variant"],
+            f"{row['ms']:.0f}",
+            spread(row),
+        ]
         for row in timed
     ]
     peaks = "".join(
@@ -85,7 +91,7 @@ def convert_section(rows: list[Job]) -> str:
 `convert` copies, traces without data, plans, matches, and traces the result to compare every shape; Opacus' fixer
 copies and swaps layers. Small networks are mostly Python to both; in large ones the copies count.
 
-{markdown(["network", "parameters", "", "ms", "to Opacus' fixer"], lines)}
+{markdown(["network, parameters", "norms, threads", "", "ms", "to Opacus' fixer"], lines)}
 
 {peaks}"""
 
