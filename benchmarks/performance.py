@@ -8,6 +8,7 @@ Needs opacus, onnxruntime and timm. Runs on the GPU where there is one.
 import argparse
 import copy
 import json
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -24,9 +25,10 @@ from timing import Variant, device, device_name, interleaved, summary
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.benchmark import timer
 
 import normswap
-from normswap.layers.convs import WeightStandardized
+from normswap.layers.convs import WeightStandardized, given
 from normswap.layers.standardization import gain_and_offset, standardize
 
 RESULTS = Path(__file__).parent / "results"
@@ -174,15 +176,20 @@ def fold(rounds: int) -> Rows:
     model = trained(timm.create_model("resnet50")).to(device()).eval()
     converted = normswap.convert(model)
     networks = {"GN, plain convolutions": normswap.convert(model, ws="none"), "folded": normswap.fold(converted)}
-    networks |= {"GN + WS": converted, "BN": model}
+    networks |= {"GN + WS": converted, "GN + WS, standardized in every pass": copy.deepcopy(converted), "BN": model}
+    anew = [m for m in networks["GN + WS, standardized in every pass"].modules() if isinstance(m, WeightStandardized)]
     images = torch.randn(1, 3, 224, 224, device=device())
 
     def run(network: nn.Module) -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), given({conv: conv.fresh_kernel for conv in anew}):
             network(images)
 
     variants: dict[str, Variant] = {name: lambda n=n: run(n) for name, n in networks.items()}
-    for name, row in summary(interleaved(variants, rounds=4 * rounds), "GN, plain convolutions").items():
+    if device().type == "cpu":
+        torch.set_num_threads(1)
+    clock = time.process_time if device().type == "cpu" else timer
+    seconds = interleaved(variants, rounds=4 * rounds, clock=clock)
+    for name, row in summary(seconds, "folded").items():
         yield {"variant": name, **row}
 
 

@@ -102,9 +102,17 @@ def fold_section(rows: list[Job]) -> str:
     return f"""
 ## Inference
 
-ResNet-50, one image. `normswap.fold` leaves plain convolutions, so that weight standardization costs nothing.
+ResNet-50, one image, the processor's time on one thread. `normswap.fold` leaves plain convolutions. Unfolded, a layer
+in eval mode on the CPU keeps its standardized kernel between passes that record no gradient for it (`torch.no_grad`,
+`torch.inference_mode`, frozen filters), until its filters or constants change: one more copy of the filters in memory,
+which `model.train()` gives back. Copies, pickles and state dicts hold none of it. Layers whose class brings a forward
+of its own, other devices, compiled code, traces and function transforms standardize in every pass.
 
-{markdown(["", "ms", "to plain convolutions with GN"], lines)}
+Of changes in place through `.data` or numpy torch tells nothing. One value of every filter, of every input channel and
+of every position is looked at in each pass, which shows what moves whole filters or channels; after a change of single
+values by that way call `model.train()` or `model.eval()`, both of which forget the kernels.
+
+{markdown(["", "ms", "to folded"], lines)}
 """
 
 
