@@ -72,7 +72,7 @@ def convert_section(rows: list[Job]) -> str:
     lines = [
         [
             f"{row['model']}, {row['parameters'] / 1e6:.0f} M",
-            f"{row['state']}, {row['threads']}",
+            f"{row.get('state', 'trained')}, {row.get('threads', 2)}",
             row["variant"],
             f"{row['ms']:.0f}",
             spread(row),
@@ -187,6 +187,31 @@ in onnxruntime before it takes its place.
 """
 
 
+def growth_section(rows: list[Job]) -> str:
+    """Return how time grows with a network."""
+    own = [row for row in rows if row["network"] == "residual"]
+    sizes = sorted({row["size"] for row in own})
+    seconds = {(row["verb"], row["size"]): row["seconds"] for row in own}
+    verbs = list(dict.fromkeys(row["verb"] for row in own))
+    lines = [[verb, *(f"{seconds[verb, n]:.2f}" if (verb, n) in seconds else "–" for n in sizes)] for verb in verbs]
+    rest = "".join(
+        f"`inspect` of {row['parameters'] / 1e9:.1f} billion parameters without data takes {row['seconds']:.2f} s.\n"
+        for row in rows
+        if row["network"] == "meta"
+    )
+    return f"""
+## Growth
+
+Time grows nearly as the network does: residual networks of tiny blocks, seconds of the processor on one thread, from
+`python benchmarks/growth.py`.
+
+{markdown(["residual blocks", *(f"{n:,}" for n in sizes)], lines)}
+
+![seconds over blocks, both in logarithms](growth.png)
+
+{rest}"""
+
+
 SECTIONS: dict[str, Callable[[list[Job]], str]] = {
     "ws": ws_section,
     "accumulation": accumulation_section,
@@ -209,6 +234,8 @@ def main() -> None:
         found = {name: f"performance-{name}-{kind}" for name in SECTIONS}
         found = {name: file for name, file in found.items() if (RESULTS / f"{file}.jsonl").exists()}
         text += "".join(SECTIONS[name](read(file)) for name, file in found.items())
+    if (RESULTS / "growth.jsonl").exists():
+        text += growth_section(read("growth"))
     (DOCS / "performance.md").write_text(text, encoding="utf-8")
 
 
