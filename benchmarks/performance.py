@@ -8,6 +8,7 @@ Needs opacus, onnxruntime and timm. Runs on the GPU where there is one.
 import argparse
 import copy
 import json
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -24,9 +25,10 @@ from timing import Variant, device, device_name, interleaved, summary
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.benchmark import timer
 
 import normswap
-from normswap.layers.convs import WeightStandardized
+from normswap.layers.convs import WeightStandardized, given
 from normswap.layers.standardization import gain_and_offset, standardize
 
 RESULTS = Path(__file__).parent / "results"
@@ -129,10 +131,17 @@ def accumulating(rounds: int) -> Rows:
         yield {"variant": name, **row}
 
 
+STATES = (("resnet50", "fresh"), ("resnet50", "trained"), ("regnety_640", "trained"))
+"""Networks that are converted, with norms and filters as initialization leaves them, or as training does."""
+
+
 def convert(rounds: int) -> Rows:
     """Yield the time of a conversion beside Opacus' fixer and a copy."""
-    for name in ("resnet50", "regnety_640"):
-        model = trained(timm.create_model(name))
+    jobs = [(name, state, threads) for name, state in STATES for threads in (1, 2)]
+    for name, state, threads in jobs:
+        torch.set_num_threads(threads)
+        model = timm.create_model(name)
+        model = trained(model) if state == "trained" else model
         seconds = interleaved(
             {
                 "copy": lambda m=model: copy.deepcopy(m),
@@ -145,7 +154,10 @@ def convert(rounds: int) -> Rows:
         )
         parameters = sum(p.numel() for p in model.parameters())
         for variant, row in summary(seconds, "Opacus fix").items():
-            yield {"model": name, "parameters": parameters, "variant": variant, **row}
+            about = {"model": name, "parameters": parameters, "state": state, "threads": threads}
+            yield {**about, "variant": variant, **row}
+    for name in dict(STATES):
+        model = trained(timm.create_model(name))
         yield {"model": name, "peak": _peak(model), "peak_fresh": _peak(timm.create_model(name))}
 
 
@@ -164,15 +176,20 @@ def fold(rounds: int) -> Rows:
     model = trained(timm.create_model("resnet50")).to(device()).eval()
     converted = normswap.convert(model)
     networks = {"GN, plain convolutions": normswap.convert(model, ws="none"), "folded": normswap.fold(converted)}
-    networks |= {"GN + WS": converted, "BN": model}
+    networks |= {"GN + WS": converted, "GN + WS, standardized in every pass": copy.deepcopy(converted), "BN": model}
+    anew = [m for m in networks["GN + WS, standardized in every pass"].modules() if isinstance(m, WeightStandardized)]
     images = torch.randn(1, 3, 224, 224, device=device())
 
     def run(network: nn.Module) -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), given({conv: conv.fresh_kernel for conv in anew}):
             network(images)
 
     variants: dict[str, Variant] = {name: lambda n=n: run(n) for name, n in networks.items()}
-    for name, row in summary(interleaved(variants, rounds=4 * rounds), "GN, plain convolutions").items():
+    if device().type == "cpu":
+        torch.set_num_threads(1)
+    clock = time.process_time if device().type == "cpu" else timer
+    seconds = interleaved(variants, rounds=4 * rounds, clock=clock)
+    for name, row in summary(seconds, "folded").items():
         yield {"variant": name, **row}
 
 

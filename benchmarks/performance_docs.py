@@ -79,7 +79,13 @@ def convert_section(rows: list[Job]) -> str:
     """Return the time of a conversion."""
     timed = [row for row in rows if "variant" in row]
     lines = [
-        [row["model"], f"{row['parameters'] / 1e6:.0f} M", row["variant"], f"{row['ms']:.0f}", spread(row)]
+        [
+            f"{row['model']}, {row['parameters'] / 1e6:.0f} M",
+            f"{row.get('state', 'trained')}, {row.get('threads', 2)}",
+            row["variant"],
+            f"{row['ms']:.0f}",
+            spread(row),
+        ]
         for row in timed
     ]
     peaks = "".join(
@@ -94,7 +100,7 @@ def convert_section(rows: list[Job]) -> str:
 `convert` copies, traces without data, plans, matches, and traces the result to compare every shape; Opacus' fixer
 copies and swaps layers. Small networks are mostly Python to both; in large ones the copies count.
 
-{markdown(["network", "parameters", "", "ms", "to Opacus' fixer"], lines)}
+{markdown(["network, parameters", "norms, threads", "", "ms", "to Opacus' fixer"], lines)}
 
 {peaks}"""
 
@@ -105,9 +111,17 @@ def fold_section(rows: list[Job]) -> str:
     return f"""
 ## Inference
 
-ResNet-50, one image. `normswap.fold` leaves plain convolutions, so that weight standardization costs nothing.
+ResNet-50, one image, the processor's time on one thread. `normswap.fold` leaves plain convolutions. Unfolded, a layer
+in eval mode on the CPU keeps its standardized kernel between passes that record no gradient for it (`torch.no_grad`,
+`torch.inference_mode`, frozen filters), until its filters or constants change: one more copy of the filters in memory,
+which `model.train()` gives back. Copies, pickles and state dicts hold none of it. Layers whose class brings a forward
+of its own, other devices, compiled code, traces and function transforms standardize in every pass.
 
-{markdown(["", "ms", "to plain convolutions with GN"], lines)}
+Of changes in place through `.data` or numpy torch tells nothing. One value of every filter, of every input channel and
+of every position is looked at in each pass, which shows what moves whole filters or channels; after a change of single
+values by that way call `model.train()` or `model.eval()`, both of which forget the kernels.
+
+{markdown(["", "ms", "to folded"], lines)}
 """
 
 
@@ -182,6 +196,31 @@ in onnxruntime before it takes its place.
 """
 
 
+def growth_section(rows: list[Job]) -> str:
+    """Return how time grows with a network."""
+    own = [row for row in rows if row["network"] == "residual"]
+    sizes = sorted({row["size"] for row in own})
+    seconds = {(row["verb"], row["size"]): row["seconds"] for row in own}
+    verbs = list(dict.fromkeys(row["verb"] for row in own))
+    lines = [[verb, *(f"{seconds[verb, n]:.2f}" if (verb, n) in seconds else "–" for n in sizes)] for verb in verbs]
+    rest = "".join(
+        f"`inspect` of {row['parameters'] / 1e9:.1f} billion parameters without data takes {row['seconds']:.2f} s.\n"
+        for row in rows
+        if row["network"] == "meta"
+    )
+    return f"""
+## Growth
+
+Time grows nearly as the network does: residual networks of tiny blocks, seconds of the processor on one thread, from
+`python benchmarks/growth.py`.
+
+{markdown(["residual blocks", *(f"{n:,}" for n in sizes)], lines)}
+
+![seconds over blocks, both in logarithms](growth.png)
+
+{rest}"""
+
+
 SECTIONS: dict[str, Callable[[list[Job]], str]] = {
     "ws": ws_section,
     "accumulation": accumulation_section,
@@ -204,6 +243,8 @@ def main() -> None:
         found = {name: f"performance-{name}-{kind}" for name in SECTIONS}
         found = {name: file for name, file in found.items() if (RESULTS / f"{file}.jsonl").exists()}
         text += "".join(SECTIONS[name](read(file)) for name, file in found.items())
+    if (RESULTS / "growth.jsonl").exists():
+        text += growth_section(read("growth"))
     (DOCS / "performance.md").write_text(text, encoding="utf-8")
 
 

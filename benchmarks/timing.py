@@ -10,14 +10,22 @@ from torch.utils.benchmark import timer
 Variant = Callable[[], Any]
 
 
-def interleaved(variants: Mapping[str, Variant], *, rounds: int) -> dict[str, list[float]]:
-    """Return seconds per call for every variant, measured in turns; one more round before them warms up."""
+def interleaved(
+    variants: Mapping[str, Variant], *, rounds: int, clock: Callable[[], float] = timer
+) -> dict[str, list[float]]:
+    """Return seconds per call for every variant, measured in turns; one more round before them warms up.
+
+    Args:
+        variants: What to call, by name.
+        rounds: Turns that count.
+        clock: torch's timer, which waits for a GPU; ``time.process_time`` on one thread of a busy machine.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(rounds + 1):
         for name, run in variants.items():
-            start = timer()  # torch's, which waits for a GPU
+            start = clock()
             run()
-            taken = timer() - start
+            taken = clock() - start
             if turn:
                 seconds[name].append(taken)
     return seconds

@@ -1,7 +1,7 @@
 """Convert a model: look at it, plan, replace, look at the result."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from os import PathLike
 from typing import Any, Literal, Unpack
 
@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from normswap.conversion.carried_plan import carried_plan, carry_plan, must_fit
 from normswap.conversion.moments import match_moments
 from normswap.conversion.present_plan import joined
+from normswap.conversion.replacements import rewritten_filters
 from normswap.conversion.structure import AROUND, structural_checks
 from normswap.conversion.surgery import operate
 from normswap.errors import AlreadyConverted, CheckFailed, InvalidOption, NeedsExampleInput, NothingToConvert
 from normswap.networks.copying import copy_model, in_mode, meta_copy
+from normswap.networks.garbage import collecting_later
 from normswap.networks.network import Network
 from normswap.networks.recognition import refuse_strays
-from normswap.networks.surroundings import undisturbed
+from normswap.networks.surroundings import Surroundings, undisturbed
 from normswap.networks.validation import must_be_finite, refuse_unsupported, unwrap
 from normswap.planning.choices import Action, Affine
 from normswap.planning.decisions import make_plan, recorded
@@ -98,7 +100,8 @@ def convert(
     refuse_unsupported(model)
     network = Network(unwrap(model))
     images = _few(network, batches)
-    plan, before = _inspected(network, example_input, wanted, images)
+    around = Surroundings(network.model)
+    plan, before = _inspected(network, example_input, wanted, images, around)
     if before.functional_norms:
         refuse_strays(network.model)
     if not plan.converts:
@@ -110,10 +113,10 @@ def convert(
     original = in_mode(copy_model(network.model), False) if seen else None
     if inplace and check:  # on a twin, so that a model that does not pass stays as it is
         twin = copy_model(network.model) if before.with_data else meta_copy(network.model)
-        _checked(_applied(Network(twin), plan), plan, before)
-    converted = _applied(network if inplace else Network(copy_model(network.model)), plan)
+        _checked(_applied(Network(twin), plan), plan, before, around)
+    converted = _applied(network, plan) if inplace else _applied_to_copy(network, plan)
     if check and not inplace:
-        _checked(converted, plan, before)
+        _checked(converted, plan, before, around)
     if original is not None:
         _matched(converted, original, plan, images)
     return converted
@@ -144,7 +147,8 @@ def inspect(
     wanted = Options.of(**options)
     refuse_unsupported(model)
     network = Network(unwrap(model))
-    return _inspected(network, example_input, wanted, _few(network, batches))[0]
+    images = _few(network, batches)
+    return _inspected(network, example_input, wanted, images, Surroundings(network.model))[0]
 
 
 def apply(model: nn.Module, plan: Plan | str | PathLike[str], *, inplace: bool = False) -> nn.Module:
@@ -173,13 +177,21 @@ def apply(model: nn.Module, plan: Plan | str | PathLike[str], *, inplace: bool =
     """
     plan, network = as_plan(plan), Network(unwrap(model))
     must_fit(network, plan)
-    return _applied(network if inplace else Network(copy_model(network.model)), plan)
+    return _applied(network, plan) if inplace else _applied_to_copy(network, plan)
 
 
-def _applied(network: Network, plan: Plan) -> nn.Module:
+@collecting_later()
+def _applied_to_copy(network: Network, plan: Plan) -> nn.Module:
+    """Replace the layers of a copy, of which filters that get new values are not copied first."""
+    lent = list(rewritten_filters(network, plan))
+    copy = Network(copy_model(network.model, lent))
+    return _applied(copy, plan, borrowed=list(rewritten_filters(copy, plan)))
+
+
+def _applied(network: Network, plan: Plan, borrowed: Collection[nn.Parameter] = ()) -> nn.Module:
     """Replace the layers of a network, in place, and have it carry the plan."""
     earlier = carried_plan(network.model)
-    model = operate(network, plan)
+    model = operate(network, plan, borrowed)
     carry_plan(model, plan if earlier is None else joined(earlier, plan, Network(model)))
     return model
 
@@ -199,11 +211,13 @@ def _few(network: Network, batches: Any) -> Any:
     return found
 
 
-def _inspected(network: Network, example_input: Any, options: Options, images: Any) -> tuple[Plan, Trace]:
+def _inspected(
+    network: Network, example_input: Any, options: Options, images: Any, around: Surroundings
+) -> tuple[Plan, Trace]:
     if any(options.patterns()):
         aliases = {other: first for first in network.modules for other in network.aliases(first)}
         options.must_match(network.modules, (*network.norms, *network.convs), aliases)
-    found = trace(network, example_input)
+    found = trace(network, example_input, around=around)
 
     def look(norms: Iterable[NormEntry]) -> Images:
         norms = list(norms)
@@ -294,10 +308,13 @@ def nothing_to_convert(kind: str, plan: Plan, functional_norms: Sequence[str] = 
     )
 
 
-def _checked(converted: nn.Module, plan: Plan, before: Trace) -> nn.Module:
+@collecting_later()
+def _checked(converted: nn.Module, plan: Plan, before: Trace, around: Surroundings) -> nn.Module:
     network = Network(converted)
     try:
-        after = trace(network, before.example, until=before.norms, edges=False, with_data=before.with_data)
+        after = trace(
+            network, before.example, until=before.norms, edges=False, with_data=before.with_data, around=around
+        )
     except NeedsExampleInput as error:
         what = str(error).rpartition("; pass")[0]
         raise CheckFailed(

@@ -1,6 +1,6 @@
 """Build what takes the place of a norm or a convolution; nothing is put in place here."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -53,12 +53,24 @@ class Match:
     var: Tensor
 
 
-def build_all(network: Network, plan: Plan) -> tuple[dict[int, nn.Module], list[Change]]:
+def rewritten_filters(network: Network, plan: Plan) -> Iterator[nn.Parameter]:
+    """Yield the weights that get new values altogether: those of which a copy would be for nothing."""
+    standard = (entry.name for entry in plan.convs if entry.ws is WS.STANDARD and entry.changes)
+    for name in dict.fromkeys([*standard, *plan.scales]):
+        weight = network.slots[name]._parameters.get("weight")
+        if type(weight) is nn.Parameter and weight.is_leaf and weight.layout is torch.strided and not weight.is_meta:
+            yield weight
+
+
+def build_all(
+    network: Network, plan: Plan, *, at_once: Container[int] = ()
+) -> tuple[dict[int, nn.Module], list[Change]]:
     """Return every replacement by ``id`` of the layer it is for, and the values that parameters get in place.
 
     Args:
         network: The unconverted network, which the plan fits.
         plan: What to build.
+        at_once: Weights, by ``id``, for whose new kernels there is memory.
 
     Raises:
         PlanMismatch: A module that should run after a norm is missing.
@@ -72,7 +84,8 @@ def build_all(network: Network, plan: Plan) -> tuple[dict[int, nn.Module], list[
     for entry in plan.changes:
         old = network.slots[entry.name]
         if isinstance(entry, ConvEntry):
-            replacements[id(old)], values = _standardized(entry, old, plan.scales.get(entry.name))
+            kept = id(old._parameters.get("weight")) in at_once
+            replacements[id(old)], values = _standardized(entry, old, plan.scales.get(entry.name), kept)
             changes += values
             continue
         if entry.action is Action.FREEZE:
@@ -225,19 +238,21 @@ def _matched(matches: list[Match]) -> Iterator[Change]:
 
 
 def _standardized(
-    entry: ConvEntry, old: nn.Module, scale: tuple[float, ...] | None
+    entry: ConvEntry, old: nn.Module, scale: tuple[float, ...] | None, kept: bool
 ) -> tuple[WeightStandardized, list[Change]]:
     """Build a convolution's replacement; in the standard form its filters are centred and keep one common scale.
 
-    Of filters that are to be scaled the adaptive form takes gain and offset as they will be.
+    Of filters that are to be scaled the adaptive form takes gain and offset as they will be. A centred kernel is kept
+    until it is put in place, or computed again where there is no room for that.
     """
     eps = float(entry.eps or 0)
     new = ws_class(type(old)).of(old, adaptive=entry.ws is WS.ADAPTIVE, eps=eps)
     weight, changes = new.raw_weight, list[Change]()
     if entry.ws is WS.STANDARD:
-        gain, _ = gain_and_offset(centred(new.ws_filters(weight.detach())), eps)
-        new.ws_gain = gain.to(weight.dtype)
-        changes = [(weight, partial(_centred_kernel, new))]
+        rows = new.ws_filters(weight.detach())
+        rows = rows if weight.is_meta else centred(rows)
+        new.ws_gain = gain_and_offset(rows, eps)[0].to(weight.dtype)
+        changes = [(weight, partial(new.ws_kernel, rows) if kept else partial(_centred_kernel, new))]
     if scale is not None and new.ws_offset is not None and not weight.is_meta:
         factors = weight.new_tensor(scale)
         with torch.no_grad():

@@ -1,9 +1,9 @@
 """Put replacements in the place of layers: the only file that changes a model."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from normswap.conversion.replacements import build_all
 from normswap.networks.network import Network
@@ -13,7 +13,7 @@ from normswap.networks.unfoldable import Unfoldable
 from normswap.planning.plan import Plan
 
 
-def operate(network: Network, plan: Plan) -> nn.Module:
+def operate(network: Network, plan: Plan, borrowed: Collection[nn.Parameter] = ()) -> nn.Module:
     """Replace the layers that a plan names, in place, and nothing else.
 
     Every replacement is built before the first is put in place; an error leaves the model as it was.
@@ -21,17 +21,30 @@ def operate(network: Network, plan: Plan) -> nn.Module:
     Args:
         network: The network, which the plan fits.
         plan: What to do.
+        borrowed: Parameters that are in another network's memory; afterwards none is.
 
     Returns:
         The model, or its replacement where the model itself is a layer that is replaced.
     """
-    replacements, changes = build_all(network, plan)
+    waiting = {id(parameter): parameter for parameter in borrowed}
+    replacements, changes = build_all(network, plan, at_once=waiting)
     _fold_no_more(network, replacements)
     model = replace_modules(network.model, replacements)
     with torch.no_grad():
         for parameter, value in changes:
-            parameter.copy_(value())
+            if waiting.pop(id(parameter), None) is None:
+                parameter.copy_(value())
+            else:
+                parameter.data = _laid_out_like(parameter, value())
+        for parameter in waiting.values():
+            parameter.data = parameter.data.clone()
     return model
+
+
+def _laid_out_like(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """Return a value that nothing else holds as it is to lie in memory."""
+    same = value.stride() == parameter.stride() and value.dtype == parameter.dtype
+    return value if same else torch.empty_like(parameter).copy_(value)
 
 
 def replace_modules(model: nn.Module, replacements: Mapping[int, nn.Module]) -> nn.Module:

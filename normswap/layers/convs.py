@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from normswap.layers.keeping import forget, kept_kernel
 from normswap.layers.merging import Seen
 from normswap.layers.standardization import EPS, filters, gain_and_offset, kernel, standardize
 
@@ -128,6 +129,18 @@ class WeightStandardized(nn.Module):
         kernel = GIVEN.get().get(self)
         return self.fresh_kernel() if kernel is None else kernel()
 
+    def used_kernel(self) -> Tensor:
+        """Return the kernel for a forward pass; one that is only evaluated may get that of the pass before."""
+        if torch.compiler.is_compiling() or self in GIVEN.get():
+            return self.standardized_weight()
+        kept = kept_kernel(self)
+        return self.fresh_kernel() if kept is None else kept
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; either forgets the kernel that is kept."""
+        forget(self)
+        return super().train(mode)
+
     def fresh_kernel(self) -> Tensor:
         """Standardize the filters."""
         return self.kernel_of(standardize(self.ws_filters(), self.ws_eps, **self.constants()))
@@ -165,6 +178,7 @@ class WeightStandardized(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         self.settle()
+        forget(self)
         before = self.__dict__.pop("_ws_before_meta", None) or self.constants()
         super()._apply(fn, recurse)
         if any(value is not None and value.is_meta for value in map(self._buffers.get, FIXED)):
@@ -244,7 +258,7 @@ def given(kernels: Mapping[nn.Module, Callable[[], Tensor]]) -> Iterator[None]:
 class _WSConv(WeightStandardized):
     def forward(self, input: Tensor) -> Tensor:
         """Convolve with the standardized kernel."""
-        output: Tensor = self._conv_forward(input, self.standardized_weight(), self.bias)
+        output: Tensor = self._conv_forward(input, self.used_kernel(), self.bias)
         return output
 
 

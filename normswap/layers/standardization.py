@@ -9,6 +9,9 @@ from torch import Tensor
 EPS = 1e-6
 """Added to the variance inside the root, as timm's ``StdConv2d`` does: a constant filter has a finite gradient."""
 
+BLOCK = 2**18
+"""Values that are looked at together where only statistics are wanted."""
+
 FORMULA = "(w - mean) / sqrt(var_biased + eps)"
 """The formula, as recorded in checkpoints."""
 
@@ -120,9 +123,13 @@ def gain_and_offset(rows: Tensor, eps: float = EPS) -> tuple[Tensor, Tensor]:
     rows = _at_least_float32(rows)
     if rows.is_meta:
         return rows.new_empty(len(rows)), rows.new_empty(len(rows))
-    count, length = rows.shape
-    _, mean, rstd = torch.native_group_norm(rows, None, None, 1, count, length, count, eps)
-    return rstd[0].reciprocal(), mean[0]
+    found = list[tuple[Tensor, Tensor]]()
+    for part in rows.split(max(BLOCK // max(rows.shape[1], 1), 1)):  # what is beside the statistics stays in the cache
+        count, length = part.shape
+        _, mean, rstd = torch.native_group_norm(part, None, None, 1, count, length, count, eps)
+        found.append((rstd[0], mean[0]))
+    rstd, mean = found[0] if len(found) == 1 else (torch.cat(values) for values in zip(*found, strict=True))
+    return rstd.reciprocal(), mean
 
 
 def _order(weight: Tensor) -> list[int] | None:

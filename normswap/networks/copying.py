@@ -2,7 +2,7 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -17,9 +17,15 @@ DICTS = frozenset((dict, OrderedDict))
 CONTAINERS = DICTS | {list, set}
 
 
-def copy_model(model: nn.Module) -> nn.Module:
-    """Return a deep copy; tensors that autograd computed (kept activations, pruned weights) are detached copies."""
-    return _copied(model, list(model.modules()), {}, lambda tensor: tensor.detach().clone())
+def copy_model(model: nn.Module, lent: Iterable[nn.Parameter] = ()) -> nn.Module:
+    """Return a deep copy; tensors that autograd computed (kept activations, pruned weights) are detached copies.
+
+    Args:
+        model: The model.
+        lent: Parameters of which the copy gets ones with the same memory: their data is to be replaced at once.
+    """
+    memo: dict[int, Any] = {id(one): nn.Parameter(one.detach(), one.requires_grad) for one in lent}
+    return _copied(model, list(model.modules()), memo, lambda tensor: tensor.detach().clone())
 
 
 def meta_copy(model: nn.Module) -> nn.Module:

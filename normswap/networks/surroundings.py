@@ -31,33 +31,38 @@ MISSING = object()
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Leave as it was, after passes of copies of a model, what its code reaches outside of them.
+    """Leave as it was, after passes of copies of a model, what its code reaches outside of them."""
+    with Surroundings(model).undisturbed():
+        yield
+
+
+class Surroundings:
+    """What a model's code reaches outside of copies of the model, as it is now, and how to change that back.
 
     A copy shares with the model what deepcopy takes for constant: classes, functions with the variables they close
     over, hooks, and the globals that its forward names. Lists, dicts, sets, deques, attributes, variables and small
     tensors among them get their contents back, function caches that grew are emptied, and random generators go on
     where they were.
     """
-    found = _Surroundings()
-    for module in model.modules():
-        found.walk_module(module)
-    device = next((p.device for p in model.parameters()), None)
-    try:
-        with same_randomness(device):
-            yield
-    finally:
-        for restore in reversed(found.restores):
-            restore()
 
-
-class _Surroundings:
-    """Walk from a network's code to what it may change, and note how to change that back."""
-
-    def __init__(self) -> None:
-        self.restores: list[Callable[[], None]] = []
+    def __init__(self, model: nn.Module) -> None:
+        self._restores: list[Callable[[], None]] = []
         self._seen: dict[int, Any] = {}  # held, so that an id stays a name
+        for module in model.modules():
+            self._walk_module(module)
+        self._device = next((p.device for p in model.parameters()), None)
 
-    def walk_module(self, module: nn.Module) -> None:
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Have all of it afterwards as it was when this was made; random generators as they are now."""
+        try:
+            with same_randomness(self._device):
+                yield
+        finally:
+            for restore in reversed(self._restores):
+                restore()
+
+    def _walk_module(self, module: nn.Module) -> None:
         """Note what a module of the network shares with its copies."""
         self._walk(type(module))
         for name, value in vars(module).items():
@@ -108,7 +113,7 @@ class _Surroundings:
                 self._later(_restore_slots, value, {slot: slot.__get__(value) for slot in slots if _has(slot, value)})
 
     def _later(self, restore: Callable[..., None], *values: Any) -> None:
-        self.restores.append(functools.partial(restore, *values))
+        self._restores.append(functools.partial(restore, *values))
 
     def _walk_class(self, kind: type) -> None:
         """Note the attributes of a class and its bases, and what its forward leads to."""

@@ -31,7 +31,7 @@ from normswap.planning.composites import choices
 from normswap.planning.entry import ConvEntry, NormEntry
 from normswap.planning.equalizing import equalize_norms
 from normswap.planning.fitting import fit_norms
-from normswap.planning.freshness import are_initialized, cannot_grow, is_fresh
+from normswap.planning.freshness import cannot_grow, first_not_initialized, is_fresh
 from normswap.planning.groups import AUTO, num_groups_for
 from normswap.planning.measuring import Images
 from normswap.planning.options import Options
@@ -300,8 +300,7 @@ def _sign_of_training(network: Network, norms: Iterable[str]) -> str:
     """
     for name in norms:
         return f"{name} is trained"
-    convs = ((name, conv) for name, conv in network.convs.items() if has_kernel(conv))
-    first = next((name for name, conv in convs if not are_initialized(conv)), None)
+    first = first_not_initialized({name: conv for name, conv in network.convs.items() if has_kernel(conv)})
     return "" if first is None else f"the filters of {first} are not"
 
 

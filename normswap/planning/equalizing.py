@@ -1,6 +1,6 @@
 """Which norms can be equalized, and with which scales: from what images show, or from running statistics alone."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,6 @@ from normswap.planning.groups import least
 from normswap.planning.measuring import Images, Seen, moments_of
 from normswap.planning.options import Options
 from normswap.planning.response import responses
-from normswap.planning.statistics import usable
 from normswap.planning.unseen import TOLERANCE
 from normswap.tracing.facts import Trace
 
@@ -178,7 +177,7 @@ def _jointly(
         drifts.append((before, after))
         vector = tuple(reader.of_channels(scales).double().tolist())
         entry = replace(entry, groups=reader.num_groups, drift_before=rounded(before), drift=rounded(after))
-        made.append(_refitted(network, entry, vector, reader.shrink))
+        made += _refitted(network, [(entry, vector)], reader.shrink)
     obstacle = next((entry.not_equalized for entry, scale in made if scale is None), "")
     if not obstacle and sum(after**2 - before**2 for before, after in drifts) >= 0:
         obstacle = "no scales leave the norms that share them less drift in all"
@@ -190,7 +189,7 @@ def _jointly(
         t = reader.t(torch.ones_like(scales))
         drift = rounded(float(drift_of(reader.moments, num_groups=reader.num_groups, shrink=shrink, t=t)))
         entry = replace(entry, not_equalized=obstacle, drift_before=drift, drift=drift)
-        stay.append(_refitted(network, entry, None, shrink))
+        stay += _refitted(network, [(entry, None)], shrink)
     return stay
 
 
@@ -262,13 +261,13 @@ def _from_images(
     before = {groups: drift_of(moments, num_groups=groups, shrink=shrink, t=plain).tolist() for groups in set(chosen)}
     fits = {groups: tried(groups)[0] for groups in set(chosen)}
     after = {groups: drift_of(moments, num_groups=groups, shrink=shrink, t=t).tolist() for groups, t in fits.items()}
-    made = []
+    made = list[tuple[NormEntry, tuple[float, ...] | None]]()
     for index, (entry, groups) in enumerate(zip(entries, chosen, strict=True)):
         scale = _relative(network, entry, fits[groups][index]) if free else None
         entry = replace(entry, groups=groups, drift_before=rounded(before[groups][index]))
         entry = replace(entry, drift=rounded(after[groups][index]))
-        made.append(_refitted(network, entry, scale, shrink))
-    return made
+        made.append((entry, scale))
+    return _refitted(network, made, shrink)
 
 
 def _from_filters(
@@ -290,8 +289,8 @@ def _from_filters(
     for entry, t, share in zip(entries, fits, less, strict=True):
         drift = rounded(entry.drift * min(share, 1.0)) if entry.drift is not None else None
         entry = replace(entry, drift_before=entry.drift, drift=drift)
-        made.append(_refitted(network, entry, _relative(network, entry, t), shrink))
-    return made
+        made.append((entry, _relative(network, entry, t)))
+    return _refitted(network, made, shrink)
 
 
 def _relative(network: Network, entry: NormEntry, t: Tensor) -> tuple[float, ...]:
@@ -302,31 +301,50 @@ def _relative(network: Network, entry: NormEntry, t: Tensor) -> tuple[float, ...
 
 
 def _refitted(
-    network: Network, entry: NormEntry, scale: tuple[float, ...] | None, shrink: float
-) -> tuple[NormEntry, tuple[float, ...] | None]:
-    """Return the entry with the epsilon that belongs to scaled filters."""
-    mean, var, eps = _running(network, entry)
-    if scale is not None:
-        factors, before = mean.new_tensor(scale), (mean, var)
-        weight, mean, var = rescaled(torch.ones_like(mean), mean, var, factors, eps=eps)
-        sound = usable(mean, var) and bool((factors.isfinite() & (factors != 0)).all())
-        if not sound or not _is_same_norm(before, (mean, var), weight, factors, eps):
+    network: Network, made: Sequence[tuple[NormEntry, tuple[float, ...] | None]], shrink: float
+) -> list[tuple[NormEntry, tuple[float, ...] | None]]:
+    """Return entries with the epsilons that belong to scaled filters; norms of one size together, for speed."""
+    alike: dict[Any, list[int]] = {}
+    running = [_running(network, entry) for entry, _ in made]
+    for index, ((entry, scale), (mean, _, eps)) in enumerate(zip(made, running, strict=True)):
+        alike.setdefault((entry.channels, entry.groups or 1, eps, scale is None, mean.device), []).append(index)
+    found = dict[int, tuple[NormEntry, tuple[float, ...] | None]]()
+    for (_, groups, eps, is_plain, _), indices in alike.items():
+        mean, var = torch.stack([running[i][0] for i in indices]), torch.stack([running[i][1] for i in indices])
+        sound = [True] * len(indices)
+        if not is_plain:
+            factors, before = mean.new_tensor([made[index][1] for index in indices]), (mean, var)
+            weight, mean, var = rescaled(torch.ones_like(mean), mean, var, factors, eps=eps)
+            usable = (mean + var).isfinite().all(1) & (var >= 0).all(1)
+            usable &= (factors.isfinite() & (factors != 0)).all(1)
+            sound = (usable & _are_same_norms(before, (mean, var), weight, factors, eps)).tolist()
+        damped = (eps + damping(mean, var, shrink=shrink, num_groups=groups)).tolist()
+        for index, is_sound, own in zip(indices, sound, damped, strict=True):
+            entry, scale = made[index]
+            if is_sound:
+                found[index] = replace(entry, eps=own), scale
+                continue
             reason = "its statistics leave no scale that could be stored"
-            return _refitted(network, replace(entry, not_equalized=reason, drift=entry.drift_before), None, shrink)
-    damped = eps + float(damping(mean, var, shrink=shrink, num_groups=entry.groups or 1))
-    return replace(entry, eps=damped), scale
+            entry = replace(entry, not_equalized=reason, drift=entry.drift_before)
+            found[index] = _refitted(network, [(entry, None)], shrink)[0]
+    return [found[index] for index in range(len(made))]
 
 
-def _is_same_norm(
+def _are_same_norms(
     before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor], weight: Tensor, factors: Tensor, eps: float
-) -> bool:
-    """Tell whether torch's BatchNorm, run on random samples, makes of scaled channels what it made of plain ones."""
+) -> Tensor:
+    """Tell of (B, C) norms whether torch's BatchNorm makes of scaled channels what it made of plain ones.
+
+    It runs on random samples; the channels of all norms are those of one.
+    """
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(4, len(factors), generator=generator).to(factors)
-    x = before[0] + before[1].sqrt() * noise
-    expected = F.batch_norm(x, *before, eps=eps)
-    found = F.batch_norm(x * factors, *after, weight, eps=eps)
-    return bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max())
+    noise = torch.randn(4, factors.shape[1], generator=generator).to(factors)
+    x = before[0] + before[1].sqrt() * noise[:, None]
+    mean, var = (value.flatten() for value in before)
+    expected = F.batch_norm(x.flatten(1), mean, var, eps=eps).view_as(x)
+    mean, var = (value.flatten() for value in after)
+    found = F.batch_norm((x * factors).flatten(1), mean, var, weight.flatten(), eps=eps).view_as(x)
+    return (found - expected).abs().amax((0, 2)) <= TOLERANCE * expected.abs().amax((0, 2))
 
 
 def _running(network: Network, entry: NormEntry) -> tuple[Tensor, Tensor, float]:

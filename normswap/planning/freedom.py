@@ -1,7 +1,7 @@
 """Which filters may be multiplied by anything: all that reads them are BatchNorms, which take the factors up again."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -79,9 +79,9 @@ def freedoms(
                 layers[layer] = _layer_obstacle(network, layer, trace, able, convs, options)
             if not layers[layer] and rows_of(network.slots[layer]) != stop - start:
                 layers[layer] = f"{layer} is no layer with one filter per channel"
-    unsure = set[str]()
+    unsure, known = set[str](), dict[Hashable, bool | None]()
     for layer in [layer for layer, obstacle in layers.items() if not obstacle]:
-        follows = layer_follows(network.slots[layer])
+        follows = layer_follows(network.slots[layer], known)
         if follows is None:
             unsure.add(layer)
         elif not follows:

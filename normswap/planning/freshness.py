@@ -1,5 +1,6 @@
 """Whether norms and filters are as initialization leaves them: only then may filters be overwritten."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -36,21 +37,44 @@ def are_initialized(layer: nn.Module) -> bool:
     Of N draws with the deviation σ a filter's mean has the deviation σ/√N, and its variance the relative one
     √((κ − 1)/N) with the kurtosis κ. Trained filters differ from each other by much more.
     """
-    rows = _rows(layer)
-    if rows is None:
-        return True
-    rows = rows[:: max(len(rows) // ROWS, 1), :COLUMNS]
+    return first_not_initialized({"": layer}) is None
+
+
+def first_not_initialized(layers: Mapping[str, nn.Module]) -> str | None:
+    """Return the name of the first layer that not `are_initialized`; None where all could be.
+
+    Layers of one size are looked at together, as each alone is mostly overhead.
+    """
+    alike: dict[Any, dict[str, Tensor]] = {}
+    for name, layer in layers.items():
+        rows = _rows(layer)
+        if rows is None:
+            continue
+        rows = rows[:: max(len(rows) // ROWS, 1), :COLUMNS]
+        alike.setdefault((rows.shape, rows.dtype, rows.device), {})[name] = rows
+    found = set[str]()
+    for parts in alike.values():
+        shown = _could_be_drawn(torch.stack(list(parts.values()))).tolist()
+        found.update(name for name, could_be in zip(parts, shown, strict=True) if not could_be)
+    return next((name for name in layers if name in found), None)
+
+
+def _could_be_drawn(rows: Tensor) -> Tensor:
+    """Return for each layer of (layers, filters, values) whether initialization could have made it."""
     rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
-    rows = rows / rows.abs().amax().clamp_min(torch.finfo(rows.dtype).tiny)
-    count, length = rows.shape
-    var, mean = torch.var_mean(rows, 1, correction=0, keepdim=True)
-    scale = var.mean()
-    if not scale > 0 or length < 2:
-        return True
-    kurtosis = ((rows - mean).square() / var.clamp_min(1e-3 * scale)).square().mean()
+    rows = rows / rows.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+    _, count, length = rows.shape
+    var, mean = torch.var_mean(rows, 2, correction=0, keepdim=True)
+    scale = var.mean((1, 2))
+    unknown = ~(scale > 0)
+    if length < 2:
+        return torch.ones_like(unknown)
+    least = var.clamp_min(1e-3 * scale[:, None, None])
+    kurtosis = ((rows - mean).square() / least).square().mean((1, 2))
     allowed = 1 + SPREAD * (2 / count) ** 0.5
-    means, spread = length * mean.square().mean() / scale, (var / scale).var(correction=0)
-    return bool((means < allowed * length / (length - 1)) & (spread < allowed * kurtosis / (length - 1)))
+    means, spread = length * mean.square().mean((1, 2)) / scale, (var / scale[:, None, None]).var((1, 2), correction=0)
+    shown: Tensor = (means < allowed * length / (length - 1)) & (spread < allowed * kurtosis / (length - 1))
+    return unknown | shown
 
 
 def cannot_grow(layer: nn.Module, *, added: bool) -> bool:

@@ -3,7 +3,7 @@
 Factors are powers of two with a sign, with which sums of floats scale exactly: what differs is no rounding.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from normswap.layers.equalization import times
-from normswap.networks.copying import copy_model, in_mode
+from normswap.layers.norms import HOOKS
+from normswap.networks.copying import PLAIN, copy_model, in_mode
 from normswap.networks.hooks import outputs_of
 from normswap.networks.inputs import call, first_sample, fresh, materialize, tensors_in
 from normswap.networks.network import Network
+from normswap.networks.probing import FRAMEWORK
 from normswap.networks.recognition import rows_of
 from normswap.networks.surroundings import undisturbed
 from normswap.tracing.facts import Trace
@@ -23,15 +25,52 @@ TOLERANCE = 1e-5
 """Largest difference, relative to the largest value."""
 
 
-@torch.no_grad()
-def layer_follows(layer: nn.Module) -> bool | None:
+SIZES = frozenset("in_channels out_channels in_features out_features".split())
+"""Attributes of torch's own layers by which their forward decides nothing."""
+
+
+def layer_follows(layer: nn.Module, known: dict[Hashable, bool | None] | None = None) -> bool | None:
     """Tell whether the output of a layer is multiplied, channel by channel, by what its filters are.
 
     A copy of it runs on one small random sample. None where it does not run by itself.
 
     Args:
         layer: A convolution or a linear layer.
+        known: What was found before; layers of one class and configuration run once.
     """
+    known = {} if known is None else known
+    key = _configuration(layer)
+    if key is None:
+        return _follows(layer)
+    if key not in known:
+        known[key] = _follows(layer)
+    return known[key]
+
+
+def _configuration(layer: nn.Module) -> Hashable:
+    """Return all that decides what a layer does with its weight and its bias; None where others may decide, too."""
+    own, kind = vars(layer), type(layer)
+    sizes = SIZES if kind.__module__.startswith("torch.nn.") else frozenset()
+    tensors = {name: tensor for key in ("_parameters", "_buffers") for name, tensor in own[key].items()}
+    if layer._modules or tensors.keys() - {"weight", "bias"} or any(own.get(name) for name in HOOKS):
+        return None
+    key: list[Any] = [kind]
+    for name, tensor in tensors.items():
+        about = None if tensor is None else (type(tensor), tensor.dtype, tensor.device, tensor.layout)
+        key.append((name, about if sizes or tensor is None else (about, tensor.shape)))
+    for name, value in own.items():
+        if name in FRAMEWORK or name in sizes:
+            continue
+        if type(value) not in PLAIN and not (type(value) is tuple and all(type(item) in PLAIN for item in value)):
+            if type(value) is not list or any(type(item) not in PLAIN for item in value):
+                return None
+            value = tuple(value)
+        key.append((name, value))
+    return tuple(key)
+
+
+@torch.no_grad()
+def _follows(layer: nn.Module) -> bool | None:
     try:
         x = _sample(layer)
         with undisturbed(layer):
@@ -114,7 +153,9 @@ def _scale(layer: nn.Module, factors: Tensor) -> None:
 def _factors(count: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     size = torch.randint(-1, 2, (count,), generator=generator)
-    return 2.0**size * (2 * torch.randint(0, 2, (count,), generator=generator) - 1)
+    sign = 2 * torch.randint(0, 2, (count,), generator=generator) - 1
+    sign[:1] = -1  # of few channels all could be positive, to which a bend at zero is none
+    return 2.0**size * sign
 
 
 def _along_channels(values: Tensor, like: Tensor) -> Tensor:

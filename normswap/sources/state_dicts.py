@@ -13,6 +13,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
 
 from normswap.errors import CheckpointAdapted, CheckpointError
 from normswap.sources.torch_archives import must_be_sound
@@ -128,7 +129,40 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], *, name: str, head: Coll
     fitting = OrderedDict((key, own[key] if key in misfits else state[key]) for key in own)
     # modules read the version they were saved with from here; safetensors carries none, and only current ones are saved
     fitting._metadata = getattr(state, "_metadata", own._metadata)  # type: ignore[attr-defined]
-    model.load_state_dict(fitting)
+    if type(model).load_state_dict is nn.Module.load_state_dict and "load_state_dict" not in vars(model):
+        _load(model, fitting, name)
+    else:
+        model.load_state_dict(fitting)
+
+
+def _load(model: nn.Module, state: OrderedDict[str, Tensor], name: str) -> None:
+    """Do what ``model.load_state_dict`` does, whose time grows with the square of the children of one module.
+
+    torch looks through all names under a module once for each of its children; here they are sorted out once.
+    """
+    missing, unexpected, errors = list[str](), list[str](), list[str]()
+    known, whole = getattr(state, "_metadata", {}), state.copy()
+    whole._metadata = known  # type: ignore[attr-defined]
+
+    def load(module: nn.Module, own: dict[str, Tensor], prefix: str) -> None:
+        about = known.get(prefix[:-1], {})
+        module._load_from_state_dict(own, prefix, about, True, missing, unexpected, errors)
+        inside: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in own.items():
+            child, dot, _ = key.removeprefix(prefix).partition(".")
+            if dot and key.startswith(prefix):
+                inside.setdefault(child, {})[key] = tensor
+        for child, held in module._modules.items():
+            if held is not None:
+                load(held, inside.get(child, {}), f"{prefix}{child}.")
+        incompatible = _IncompatibleKeys(missing, unexpected)
+        for hook in module._load_state_dict_post_hooks.values():
+            hook(module, incompatible)
+
+    load(model, whole, "")
+    errors += [f"{key} is missing" for key in missing] + [f"{key} is not in the network" for key in unexpected]
+    if errors:
+        raise CheckpointError(f"{name}: does not fit ({errors[0]}); use the model it was saved from")
 
 
 def must_fit(

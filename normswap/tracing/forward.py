@@ -16,9 +16,10 @@ from torch.utils._pytree import tree_map_only
 from normswap.errors import NeedsExampleInput, described
 from normswap.layers.convs import given
 from normswap.networks.copying import copy_model, in_mode, meta_copy
+from normswap.networks.garbage import collecting_later
 from normswap.networks.inputs import as_call, readings, tensors_in
 from normswap.networks.network import Network
-from normswap.networks.surroundings import undisturbed
+from normswap.networks.surroundings import Surroundings
 from normswap.tracing.candidates import candidates
 from normswap.tracing.dispatch import Dispatch, Endless
 from normswap.tracing.facts import LayerFacts, Trace, layer_facts, norm_facts
@@ -42,6 +43,7 @@ TRIES_WITH_DATA = 3
 """Example inputs that are tried on real tensors once no pass on the meta device has run; these passes cost time."""
 
 
+@collecting_later()
 def trace(
     network: Network,
     example_input: Any = None,
@@ -49,6 +51,7 @@ def trace(
     until: Collection[str] | None = None,
     edges: bool = True,
     with_data: bool = False,
+    around: Surroundings | None = None,
 ) -> Trace:
     """Trace a network without changing it or copying its data.
 
@@ -62,6 +65,7 @@ def trace(
             BatchNorm-like modules.
         edges: Tell what feeds what. Without, a trace holds shapes and calls of batch_norm, and takes less time.
         with_data: Do not try without data first.
+        around: What the network's code reaches outside of it, where that is known already.
 
     Raises:
         NeedsExampleInput: No forward pass ran to its end, or to the last module that counts.
@@ -69,21 +73,22 @@ def trace(
     wanted, model = set(network.norms if until is None else until), network.model
     made_up = example_input is None
     values = list(islice(candidates(model), MOST_TRIES)) if made_up else list(readings(example_input, model))
+    around = Surroundings(model) if around is None else around
     failures: list[str] = []
     stopped: tuple[Any, Trace] | None = None
     for value, data, enough in _tries(model, values, made_up=made_up, with_data=with_data):
         if stopped and enough:
             break
-        found = replace(_run(model, value, training=False, data=data, edges=edges), made_up=made_up)
+        found = replace(_run(model, value, around, training=False, data=data, edges=edges), made_up=made_up)
         if found.stopped_by is None:
-            return _with_training_pass(model, value, found, wanted, edges)
+            return _with_training_pass(model, value, found, wanted, edges, around)
         if not stopped and wanted and not found.left_out(wanted) and found.stopped_by != ENDLESS:
             stopped = value, found
         failures.append(f"{_describe(value)}: {found.stopped_by}")
         if data and found.stopped_by == ENDLESS:
             break
     if stopped:
-        return _with_training_pass(model, *stopped, wanted, edges)
+        return _with_training_pass(model, *stopped, wanted, edges, around)
     tried = failures[0] if failures else "no layer tells the input's size"
     another = "" if example_input is None else "another "
     raise NeedsExampleInput(
@@ -102,13 +107,18 @@ def _tries(model: nn.Module, values: list[Any], *, made_up: bool, with_data: boo
 
 
 def _with_training_pass(
-    model: nn.Module, example_input: Any, first: Trace, wanted: Collection[str], edges: bool
+    model: nn.Module,
+    example_input: Any,
+    first: Trace,
+    wanted: Collection[str],
+    edges: bool,
+    around: Surroundings,
 ) -> Trace:
     """Add what a pass in train mode shows, where the one in eval mode left wanted modules out or the code asks."""
     missing, branches = first.left_out(wanted), edges and branches_on_mode(model)
     if not missing and not branches:
         return first
-    second = _run(model, example_input, training=True, data=first.with_data, edges=edges)
+    second = _run(model, example_input, around, training=True, data=first.with_data, edges=edges)
     if second.left_out(missing) == missing:
         if not branches or second.stopped_by is not None:
             return first
@@ -131,13 +141,15 @@ def _merged(first: dict[str, LayerFacts], second: dict[str, LayerFacts]) -> dict
     return second | first | shared
 
 
-def _run(model: nn.Module, example_input: Any, *, training: bool, data: bool, edges: bool) -> Trace:
+def _run(
+    model: nn.Module, example_input: Any, around: Surroundings, *, training: bool, data: bool, edges: bool
+) -> Trace:
     copy = Network(copy_model(model) if data else meta_copy(model))
     in_mode(copy.model, training)
     device = next((t.device for t in copy.model.parameters()), torch.device("cpu")) if data else torch.device("meta")
     recorder, stopped_by = Recorder(copy, edges=edges), None
     with ExitStack() as stack:
-        stack.enter_context(undisturbed(model))
+        stack.enter_context(around.undisturbed())
         stack.enter_context(_deeper_calls())
         placed = tree_map_only(Tensor, lambda t: _placed(t, device), example_input)
         args, kwargs = as_call(placed)

@@ -42,6 +42,16 @@ def test_help_imports_neither_torch_nor_timm() -> None:
     assert "convert  Convert MODEL" in result.stdout
 
 
+def test_the_package_imports_little() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import normswap; new = set(sys.modules) - before\n"
+        "heavy = {'torch', 'timm', 'torchvision', 'numpy', 'safetensors', 'click'} & new\n"
+        "sys.exit(f'imported {heavy}, {len(new)} modules' if heavy or len(new) > 150 else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 def test_module_entry_point() -> None:
     result = subprocess.run([sys.executable, "-m", "normswap", "--version"], capture_output=True, text=True)
     assert result.stdout.strip() == f"normswap, version {normswap.__version__}"

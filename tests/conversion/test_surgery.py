@@ -1,6 +1,7 @@
 """What surgery puts in place, and that a failure leaves the model as it was."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -67,3 +68,58 @@ def test_root_that_is_a_norm() -> None:
     result = normswap.convert(nn.BatchNorm2d(8))
     assert isinstance(result, nn.GroupNorm)
     assert normswap.plan_of(result).norms[0].name == ""
+
+
+def _trained(model: nn.Module) -> nn.Module:
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.normal_(norm.running_mean, std=0.1)
+            nn.init.uniform_(norm.running_var, 0.5, 2)
+    return model
+
+
+class Tied(nn.Module):
+    """Two convolutions with one weight, each before a norm of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = conv(4, 4), conv(4, 4)
+        self.second.weight = self.first.weight
+        self.norms = nn.ModuleList([nn.BatchNorm2d(4), nn.BatchNorm2d(4)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norms[0](self.first(x))
+        return self.norms[1](self.second(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("options", [{}, {"ws": "standard"}, {"ws": "adaptive"}, {"ws": "none"}], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels last"])
+@pytest.mark.parametrize("trained", [False, True], ids=["fresh", "trained"])
+@pytest.mark.parametrize("build", [small, Tied], ids=["plain", "tied"])
+def test_a_copy_shares_no_memory_with_the_model(build: Any, trained: bool, layout: Any, options: Any) -> None:
+    torch.manual_seed(0)
+    model = build().to(memory_format=layout)
+    model = _trained(model) if trained else model
+    before = copy.deepcopy(model.state_dict())
+    example = torch.zeros(2, 4 if build is Tied else 3, 8, 8)
+    result = normswap.convert(model, example_input=example, **options)
+    assert not _memory(model) & _memory(result)
+    strides = {name: parameter.stride() for name, parameter in model.named_parameters()}
+    assert {name: strides.get(name) for name, _ in result.named_parameters()} == strides
+    with torch.no_grad():
+        for parameter in result.parameters():
+            parameter.fill_(7)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_copies_and_changed_models_are_the_same() -> None:
+    for trained in (False, True):
+        torch.manual_seed(0)
+        model = _trained(small()) if trained else small()
+        result = normswap.convert(model)
+        changed = normswap.convert(model, inplace=True).state_dict()
+        assert all(torch.equal(value, changed[key]) for key, value in result.state_dict().items())
+
+
+def _memory(model: nn.Module) -> set[int]:
+    return {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()] if tensor.numel()}

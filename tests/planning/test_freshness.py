@@ -11,7 +11,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 import normswap
 from normswap.demo.digits import digits_resnet
-from normswap.planning.freshness import are_initialized
+from normswap.planning.freshness import are_initialized, first_not_initialized
 
 X = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -163,3 +163,15 @@ def test_small_filters_whose_norm_does_not_mind_are_standardized() -> None:
     net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16))
     net[0].weight.data.mul_(1e-6)
     assert normswap.inspect(net, example_input=X).convs[0].changes
+
+
+def test_layers_that_are_looked_at_together_show_what_each_shows_alone() -> None:
+    torch.manual_seed(0)
+    layers: dict[str, nn.Module] = {f"{width}": nn.Conv2d(width, 8, 3) for width in (1, 3, 3, 70, 70)}
+    layers |= {"halved": nn.Conv2d(3, 8, 3), "meta": nn.Conv2d(3, 8, 3, device="meta"), "last": nn.Conv2d(3, 8, 3)}
+    for name in ("last", "halved"):
+        with torch.no_grad():
+            layers[name].weight[:4] *= 100  # type: ignore[union-attr, operator, index]
+    assert [name for name, layer in layers.items() if not are_initialized(layer)] == ["halved", "last"]
+    assert first_not_initialized(layers) == "halved"
+    assert first_not_initialized({}) is None

@@ -1,5 +1,6 @@
 """State dicts as training tools leave them."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import normswap
-from normswap.sources.state_dicts import read_state_dict
+from normswap.errors import CheckpointError
+from normswap.sources.state_dicts import fill, read_state_dict
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +113,88 @@ def test_safetensors_may_begin_as_other_files_do(size: int, like: bytes, tmp_pat
     assert path.read_bytes().startswith(like)
     found = read_state_dict(path)
     assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
+
+
+class Noting(nn.Module):
+    """Notes what it is given on loading, and under which version."""
+
+    _version = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.ModuleDict({name: nn.Linear(2, 2) for name in ("a", "ab", "b")})
+        self.empty = None
+        self.register_buffer("passing", torch.zeros(1), persistent=False)
+        self.noted: list[Any] = []
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
+        self.noted.append((sorted(state_dict), prefix, dict(local_metadata)))
+        state_dict[f"{prefix}inner.b.weight"] = state_dict[f"{prefix}inner.b.weight"] + 1  # what children then get
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+    def get_extra_state(self) -> Tensor:
+        return torch.ones(3)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.noted.append(state.tolist())
+
+
+class Whole(nn.Module):
+    """Loads as it likes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().load_state_dict({name: -tensor for name, tensor in state_dict.items()}, *args, **kwargs)
+
+
+def hooked() -> nn.Module:
+    model = nn.Sequential(Noting(), nn.Linear(2, 2))
+    model.register_load_state_dict_pre_hook(lambda module, state, *_: state.update({"1.bias": torch.full((2,), 5.0)}))
+    model.register_load_state_dict_post_hook(lambda module, keys: module[0].noted.append(list(keys.missing_keys)))
+    return model
+
+
+def shared() -> nn.Module:
+    layer = nn.Linear(2, 2)
+    return nn.Sequential(layer, nn.Sequential(layer, nn.Linear(2, 2)))
+
+
+@pytest.mark.parametrize("build", [Noting, Whole, hooked, shared], ids=lambda build: build.__name__)
+def test_a_network_is_filled_as_torch_does_it(build: Any) -> None:
+    torch.manual_seed(0)
+    source, ours, theirs = build(), build(), build()
+    state = source.state_dict()
+    fill(ours, state, name="state")
+    theirs.load_state_dict(state)
+    assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in ours.state_dict().items())
+    for one, other in zip(ours.modules(), theirs.modules(), strict=True):
+        assert getattr(one, "noted", None) == getattr(other, "noted", None)
+
+
+def test_what_a_module_misses_on_loading_is_said() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.register_load_state_dict_pre_hook(lambda module, state, *_: state.pop("0.bias"))
+    with pytest.raises(CheckpointError, match=r"state: does not fit \(0\.bias is missing\)"):
+        fill(model, model.state_dict(), name="state")
+
+
+def test_names_are_looked_at_as_often_as_there_are_modules() -> None:
+    def looks(children: int) -> int:
+        model, found = nn.Sequential(*(nn.Linear(1, 1) for _ in range(children))), 0
+        state = model.state_dict()
+
+        def count(_frame: Any, event: str, function: Any) -> None:
+            nonlocal found
+            found += event == "c_call" and function.__name__ in ("startswith", "removeprefix", "partition")
+
+        sys.setprofile(count)
+        try:
+            fill(model, state, name="state")
+        finally:
+            sys.setprofile(None)
+        return found
+
+    assert looks(64) < 6 * looks(16)

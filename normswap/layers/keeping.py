@@ -1,0 +1,117 @@
+"""Keep standardized kernels between forward passes that record no gradient, for as long as nothing has changed them."""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+if TYPE_CHECKING:
+    from normswap.layers.convs import WeightStandardized
+
+KEPT: "WeakKeyDictionary[nn.Module, Kept]" = WeakKeyDictionary()
+"""Kernels beside their layers, so that no copy, no pickle and no state dict holds one."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Kept:
+    """A kernel, and all that it was made from.
+
+    Attributes:
+        kernel: As the convolution uses it.
+        tensors: Filters, gain and offset themselves.
+        marks: What torch tells of them: version, place and layout; and of the pass: how autocast stands.
+        places: Where in the filters a value is looked at.
+        values: What was there, and the gain.
+    """
+
+    kernel: Tensor
+    tensors: tuple[Tensor | None, ...]
+    marks: tuple[Any, ...]
+    places: Tensor
+    values: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, conv: "WeightStandardized", tensors: tuple[Tensor | None, ...]) -> Self:
+        """Standardize the filters of a layer."""
+        with torch.inference_mode(False), torch.no_grad():
+            weight: Tensor = tensors[0]  # type: ignore[assignment]
+            places = _places(weight.shape, weight.stride())
+            return cls(conv.fresh_kernel(), tensors, _marks(conv, tensors), places, _values(tensors, places))
+
+    def holds(self, conv: "WeightStandardized", tensors: tuple[Tensor | None, ...]) -> bool:
+        """Tell whether a layer would make this kernel again, by all that torch tells and some of the values.
+
+        Of changes in place through ``.data`` or numpy torch tells nothing.
+        """
+        for now, before in zip(tensors, self.tensors, strict=True):
+            if now is not before:
+                return False
+        if self.marks != _marks(conv, tensors):
+            return False
+        return all(map(torch.equal, self.values, _values(tensors, self.places)))
+
+
+def kept_kernel(conv: "WeightStandardized") -> Tensor | None:
+    """Return the kernel of a layer that is only evaluated; None where it has to be standardized in this pass.
+
+    That is where a gradient is recorded for the filters, in train mode, away from the CPU, where something computes the
+    weight, and where the pass is not only run but looked at: by compilers, tracers, modes and function transforms.
+    """
+    weight = conv._parameters.get("weight")
+    if conv.training or type(weight) is not nn.Parameter or (torch.is_grad_enabled() and weight.requires_grad):
+        return None
+    tensors = (weight, conv._buffers["ws_gain"], conv._buffers["ws_offset"])
+    for tensor in tensors:
+        if tensor is not None and (not tensor.is_cpu or tensor.layout is not torch.strided or tensor.is_inference()):
+            return None
+    if not _is_dense(weight):
+        return None
+    if is_in_torch_dispatch_mode() or torch.jit._trace.is_tracing():
+        return None
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return None
+    kept = KEPT.get(conv)
+    if kept is None or not kept.holds(conv, tensors):
+        KEPT[conv] = kept = Kept.of(conv, tensors)
+    return kept.kernel
+
+
+def forget(conv: nn.Module) -> None:
+    """Give the memory of a layer's kernel back."""
+    KEPT.pop(conv, None)
+
+
+def _is_dense(weight: Tensor) -> bool:
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(weight.ndim)
+    return weight.is_contiguous() or (last is not None and weight.is_contiguous(memory_format=last))
+
+
+def _marks(conv: "WeightStandardized", tensors: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
+    weight: Tensor = tensors[0]  # type: ignore[assignment]
+    half = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+    own = [(None if tensor is None else (tensor._version, tensor.data_ptr())) for tensor in tensors]
+    return conv.ws_eps, half, weight.dtype, weight.shape, weight.stride(), *own
+
+
+@lru_cache(maxsize=1024)
+def _places(shape: torch.Size, strides: tuple[int, ...]) -> Tensor:
+    """Return places in memory such that every filter, every input channel and every position has one at least."""
+    filters, channels, *sides = shape
+    along = torch.arange(max(filters, channels, math.prod(sides)))
+    positions = torch.unravel_index(along % math.prod(sides), sides)
+    index = along % filters, along % channels, *positions
+    return torch.stack([part * stride for part, stride in zip(index, strides, strict=True)]).sum(0)
+
+
+def _values(tensors: tuple[Tensor | None, ...], places: Tensor) -> tuple[Tensor, ...]:
+    """Return some of the filters' values, and one of the constants, which change together."""
+    weight, gain, _ = tensors
+    with torch.no_grad():
+        flat = weight.as_strided((weight.numel(),), (1,))  # type: ignore[union-attr]
+        found = flat.take(places)
+        return (found,) if gain is None else (found, gain.clone())
