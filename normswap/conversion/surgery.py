@@ -9,6 +9,7 @@ from torch import nn
 from normswap.conversion.replacements import build_all
 from normswap.errors import UnsupportedModel
 from normswap.layers.convs import WeightStandardized
+from normswap.layers.in_place import entering, leaving
 from normswap.networks.network import Network
 from normswap.networks.recognition import fold_methods
 from normswap.networks.references import references
@@ -46,6 +47,16 @@ def replace_modules(model: nn.Module, replacements: Mapping[int, nn.Module]) -> 
         if place.slots is not None:
             place.slots[place.key] = replacements[place.to]
     return replacements.get(id(model), model)
+
+
+def switch_in_place_off(model: nn.Module) -> None:
+    """Have activations make new tensors, and augmented assignments too where backward hooks look at their operand."""
+    for module in model.modules():
+        if getattr(module, "inplace", None) is True:
+            module.inplace = False  # type: ignore[assignment]
+    if entering not in model._forward_pre_hooks.values():
+        model.register_forward_pre_hook(entering, prepend=True)
+        model.register_forward_hook(leaving, always_call=True)
 
 
 def _refuse_to_fold(network: Network, replacements: Mapping[int, nn.Module]) -> None:
