@@ -49,7 +49,7 @@ class OutOfPlace(TorchFunctionMode):
         flat = (value for arg in args for value in (arg if isinstance(arg, (list, tuple)) else (arg,)))
         if any(isinstance(v, Tensor) and v.untyped_storage()._cdata in self._left for v in flat):
             raise WrittenInPlace(
-                f"{name} reads a tensor that an in-place operation has changed under another name, which backward hooks "
+                f"{name} reads a tensor that was to change in place under another name, which backward hooks "
                 "do not allow; write it as y = y + x in the forward pass"
             )
 
