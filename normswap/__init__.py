@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from normswap.conversion.check import check
     from normswap.conversion.checks import Check, Checks
     from normswap.conversion.folding import fold
+    from normswap.conversion.out_of_place import out_of_place
     from normswap.conversion.pipeline import apply, convert, inspect
     from normswap.errors import (
         AlreadyConverted,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         UnsupportedModel,
         WeightsChanged,
         WeightsUnavailable,
+        WrittenInPlace,
     )
     from normswap.exporting import Exported, export
     from normswap.layers.accumulation import accumulate
@@ -76,6 +78,7 @@ __all__ = [
     "Upload",
     "WeightsChanged",
     "WeightsUnavailable",
+    "WrittenInPlace",
     "__version__",
     "accumulate",
     "apply",
@@ -86,6 +89,7 @@ __all__ = [
     "fold",
     "inspect",
     "load",
+    "out_of_place",
     "plan_of",
     "push",
     "register_conv",
@@ -102,6 +106,7 @@ _HOMES = {
     "conversion.check": "check",
     "conversion.checks": "Check Checks",
     "conversion.folding": "fold",
+    "conversion.out_of_place": "out_of_place",
     "conversion.pipeline": "apply convert inspect",
     "exporting": "Exported export",
     "layers.accumulation": "accumulate",

@@ -59,6 +59,10 @@ class WeightsChanged(NormswapError, RuntimeError):
     """Change weights after the block: gradients gathered inside it belong to the weights it began with."""
 
 
+class WrittenInPlace(NormswapError, RuntimeError):
+    """Write ``y = y + x`` in the forward pass: backward hooks do not allow what it does in place."""
+
+
 class UnknownModel(NormswapError, LookupError):
     """Choose another model name; the message lists the nearest ones."""
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from normswap.conversion.replacements import build_all
+from normswap.layers.in_place import entering, leaving
 from normswap.networks.network import Network
 from normswap.networks.recognition import fold_methods
 from normswap.networks.references import references
@@ -57,6 +58,16 @@ def replace_modules(model: nn.Module, replacements: Mapping[int, nn.Module]) -> 
         if place.slots is not None:
             place.slots[place.key] = replacements[place.to]
     return replacements.get(id(model), model)
+
+
+def switch_in_place_off(model: nn.Module) -> None:
+    """Have activations make new tensors, and augmented assignments too where backward hooks look at their operand."""
+    for module in model.modules():
+        if getattr(module, "inplace", None) is True:
+            module.inplace = False  # type: ignore[assignment]
+    if entering not in model._forward_pre_hooks.values():
+        model.register_forward_pre_hook(entering, prepend=True)
+        model.register_forward_hook(leaving, always_call=True)
 
 
 def _fold_no_more(network: Network, replacements: Mapping[int, nn.Module]) -> None:
