@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from normswap.conversion.checks import Check, Checks
     from normswap.conversion.folding import fold
     from normswap.conversion.pipeline import apply, convert, inspect
+    from normswap.conversion.transfer import Transferred, transfer
     from normswap.errors import (
         AlreadyConverted,
         BadStatistics,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         NormswapError,
         NothingToConvert,
         PlanMismatch,
+        TransferFailed,
         UnknownModel,
         UnsupportedModel,
         WeightsChanged,
@@ -69,6 +71,8 @@ __all__ = [
     "Plan",
     "PlanMismatch",
     "Source",
+    "TransferFailed",
+    "Transferred",
     "UnknownModel",
     "UnsupportedModel",
     "Upload",
@@ -89,6 +93,7 @@ __all__ = [
     "register_conv",
     "register_norm",
     "save",
+    "transfer",
 ]
 
 _HOMES = {
@@ -101,6 +106,7 @@ _HOMES = {
     "conversion.checks": "Check Checks",
     "conversion.folding": "fold",
     "conversion.pipeline": "apply convert inspect",
+    "conversion.transfer": "Transferred transfer",
     "exporting": "Exported export",
     "layers.accumulation": "accumulate",
     "networks.recognition": "NormParts register_conv register_norm",
