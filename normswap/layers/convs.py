@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from normswap.errors import UnsupportedModel
 from normswap.layers.standardization import EPS, filters, gain_and_offset, kernel, standardize
 
 GIVEN: ContextVar[Mapping[nn.Module, Callable[[], Tensor]]] = ContextVar("given kernels", default=MappingProxyType({}))
@@ -19,6 +20,17 @@ GIVEN: ContextVar[Mapping[nn.Module, Callable[[], Tensor]]] = ContextVar("given 
 
 FIXED = ("ws_gain", "ws_offset")
 """Buffers of a weight-standardized convolution."""
+
+
+def _whole_kernel(
+    weight: Tensor, gain: Tensor | None, offset: Tensor | None, eps: float, transposed: bool, groups: int
+) -> Tensor:
+    """Return the kernel; a function to torch.fx, whose graphs would hold the kernel as it was when they were made."""
+    rows = standardize(filters(weight, transposed=transposed, groups=groups), eps, gain=gain, offset=offset)
+    return kernel(rows.to(weight.dtype), weight, transposed=transposed, groups=groups)
+
+
+torch.fx.wrap("_whole_kernel")
 
 
 class WeightStandardized(nn.Module):
@@ -56,6 +68,16 @@ class WeightStandardized(nn.Module):
         )
         return cast(Self, plain(*args, **kwargs))
 
+    def __prepare_scriptable__(self) -> None:
+        """Refuse ``torch.jit.script``, which calls this.
+
+        Raises:
+            UnsupportedModel: With the way on.
+        """
+        raise UnsupportedModel(
+            f"torch.jit.script cannot compile a {type(self).__name__}; script normswap.fold(model) instead"
+        )
+
     @property
     def raw_weight(self) -> nn.Parameter:
         """The filters as they are trained: the parameter ``weight``, under whatever name a tool has put it."""
@@ -75,6 +97,8 @@ class WeightStandardized(nn.Module):
         """Return the kernel the convolution uses, of the shape of ``weight``; within `given` the one given there."""
         if torch.compiler.is_compiling():
             return self.fresh_kernel()
+        if not self.is_computed and isinstance(weight := self.weight, torch.fx.Proxy):
+            return _whole_kernel(cast(Tensor, weight), self.ws_gain, self.ws_offset, self.ws_eps, **self._layout())
         kernel = GIVEN.get().get(self)
         return self.fresh_kernel() if kernel is None else kernel()
 
