@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from normswap.conversion.folding import fold
     from normswap.conversion.out_of_place import out_of_place
     from normswap.conversion.pipeline import apply, convert, inspect
+    from normswap.conversion.transfer import Transferred, transfer
     from normswap.errors import (
         AlreadyConverted,
         BadStatistics,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         NormswapError,
         NothingToConvert,
         PlanMismatch,
+        TransferFailed,
         UnknownModel,
         UnsupportedModel,
         WeightsChanged,
@@ -73,6 +75,8 @@ __all__ = [
     "Plan",
     "PlanMismatch",
     "Source",
+    "TransferFailed",
+    "Transferred",
     "UnknownModel",
     "UnsupportedModel",
     "Upload",
@@ -95,6 +99,7 @@ __all__ = [
     "register_conv",
     "register_norm",
     "save",
+    "transfer",
 ]
 
 _HOMES = {
@@ -108,6 +113,7 @@ _HOMES = {
     "conversion.folding": "fold",
     "conversion.out_of_place": "out_of_place",
     "conversion.pipeline": "apply convert inspect",
+    "conversion.transfer": "Transferred transfer",
     "exporting": "Exported export",
     "layers.accumulation": "accumulate",
     "networks.recognition": "NormParts register_conv register_norm",

@@ -55,6 +55,10 @@ class ExportFailed(NormswapError):
     """Choose another format or place: nothing was written, or what was written computes something else."""
 
 
+class TransferFailed(NormswapError):
+    """Build another target: it runs other layers, or cannot take what is to go there; nothing was changed."""
+
+
 class WeightsChanged(NormswapError, RuntimeError):
     """Change weights after the block: gradients gathered inside it belong to the weights it began with."""
 

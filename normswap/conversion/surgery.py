@@ -57,6 +57,9 @@ def replace_modules(model: nn.Module, replacements: Mapping[int, nn.Module]) -> 
     for place in list(references(model, replacements)):
         if place.slots is not None:
             place.slots[place.key] = replacements[place.to]
+    for new in replacements.values():  # a convolution may hold its norm
+        for key, child in new._modules.items():
+            new._modules[key] = replacements.get(id(child), child)
     return replacements.get(id(model), model)
 
 
@@ -68,6 +71,24 @@ def switch_in_place_off(model: nn.Module) -> None:
     if entering not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(entering, prepend=True)
         model.register_forward_hook(leaving, always_call=True)
+
+
+@torch.no_grad()
+def fill(
+    network: Network, values: Mapping[tuple[str, str], Tensor], attributes: Mapping[tuple[str, str], float]
+) -> None:
+    """Give tensors of a network new values, and attributes of its modules.
+
+    Args:
+        network: The network.
+        values: Values by the module's name and the tensor's.
+        attributes: Values by the module's name and the attribute's.
+    """
+    for (name, key), value in values.items():
+        module = network.slots[name]
+        (module._parameters if key in module._parameters else module._buffers)[key].copy_(value)  # type: ignore[union-attr]
+    for (name, key), number in attributes.items():
+        setattr(network.slots[name], key, number)
 
 
 def _fold_no_more(network: Network, replacements: Mapping[int, nn.Module]) -> None:

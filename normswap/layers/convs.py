@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from normswap.errors import UnsupportedModel
 from normswap.layers.keeping import forget, kept_kernel
 from normswap.layers.merging import Seen
 from normswap.layers.standardization import EPS, filters, gain_and_offset, kernel, standardize
@@ -20,6 +21,17 @@ GIVEN: ContextVar[Mapping[nn.Module, Callable[[], Tensor]]] = ContextVar("given 
 
 FIXED = ("ws_gain", "ws_offset")
 """Buffers of a weight-standardized convolution."""
+
+
+def _whole_kernel(
+    weight: Tensor, gain: Tensor | None, offset: Tensor | None, eps: float, transposed: bool, groups: int
+) -> Tensor:
+    """Return the kernel; a function to torch.fx, whose graphs would hold the kernel as it was when they were made."""
+    rows = standardize(filters(weight, transposed=transposed, groups=groups), eps, gain=gain, offset=offset)
+    return kernel(rows.to(weight.dtype), weight, transposed=transposed, groups=groups)
+
+
+torch.fx.wrap("_whole_kernel")
 
 
 class WeightStandardized(nn.Module):
@@ -105,6 +117,16 @@ class WeightStandardized(nn.Module):
             rows = standardize(self.ws_filters(seen.values.to(added)), self.ws_eps, **self.constants())
             self.take_kernel(kernel(rows.to(added.dtype), added, **self._layout()) + added)
 
+    def __prepare_scriptable__(self) -> None:
+        """Refuse ``torch.jit.script``, which calls this.
+
+        Raises:
+            UnsupportedModel: With the way on.
+        """
+        raise UnsupportedModel(
+            f"torch.jit.script cannot compile a {type(self).__name__}; script normswap.fold(model) instead"
+        )
+
     @property
     def raw_weight(self) -> nn.Parameter:
         """The filters as they are trained: the parameter ``weight``, under whatever name a tool has put it."""
@@ -126,6 +148,8 @@ class WeightStandardized(nn.Module):
         """Return the kernel the convolution uses, of the shape of ``weight``; within `given` the one given there."""
         if torch.compiler.is_compiling():
             return self.fresh_kernel()
+        if not self.is_computed and isinstance(weight := self.weight, torch.fx.Proxy):
+            return _whole_kernel(cast(Tensor, weight), self.ws_gain, self.ws_offset, self.ws_eps, **self._layout())
         kernel = GIVEN.get().get(self)
         return self.fresh_kernel() if kernel is None else kernel()
 

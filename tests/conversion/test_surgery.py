@@ -123,3 +123,27 @@ def test_copies_and_changed_models_are_the_same() -> None:
 
 def _memory(model: nn.Module) -> set[int]:
     return {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()] if tensor.numel()}
+
+
+class Holding(nn.Conv2d):
+    """A convolution that holds its norm, as detectron2's."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3, bias=False)
+        self.norm = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(super().forward(x)).relu()
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "in place"])
+def test_a_norm_inside_a_convolution_is_replaced(inplace: bool) -> None:
+    model = nn.Sequential(Holding(3, 8), Holding(8, 8))
+    result = normswap.convert(model, example_input=torch.zeros(2, 3, 9, 9), inplace=inplace)
+    assert [type(layer.norm) for layer in result] == [nn.GroupNorm] * 2  # type: ignore[union-attr]
+    assert [entry.ws for entry in normswap.plan_of(result).convs] == ["standard"] * 2
+    x = torch.randn(2, 3, 9, 9)
+    expected = x
+    for layer in result:
+        expected = layer.norm(torch.conv2d(expected, layer.standardized_weight())).relu()  # type: ignore
+    torch.testing.assert_close(result(x), expected)
