@@ -26,7 +26,10 @@ from normswap.networks.inputs import as_call, call, materialize, rebuild, tensor
 from normswap.networks.network import Network
 from normswap.tracing.forward import trace
 
-OPSETS = range(18, 24)
+OPSETS = range(17, 24)
+WRITTEN_OPSET = 18
+"""Least opset that torch writes; an older one is made of it."""
+
 NATIVE_OPSET = 21
 """ONNX has GroupNormalization with a scale per channel from this opset on."""
 
@@ -74,6 +77,7 @@ def export(
     *,
     to: str = "onnx",
     opset: int = NATIVE_OPSET,
+    static: bool = False,
     example_input: Any = None,
 ) -> Exported:
     """Write a converted network as one file that runs without normswap.
@@ -87,7 +91,8 @@ def export(
         model: A converted network; it is not changed. The export runs on a copy in eval mode on the CPU.
         path: File to write, replaced as a whole.
         to: ``"onnx"``, or ``"torch"`` for a ``torch.export`` program (``torch.export.load(path).module()``).
-        opset: ONNX operator set, 18 to 23; below 21 a GroupNorm becomes several operators.
+        opset: ONNX operator set, 17 to 23; below 21 a GroupNorm becomes several operators, for runtimes without it.
+        static: Keep batch and spatial sizes as the example has them, for runtimes that compile for one size.
         example_input: As for `normswap.convert`; by default the shapes recorded in the plan.
 
     Raises:
@@ -115,6 +120,8 @@ def export(
     dtype = next((p.dtype for p in folded.parameters() if p.is_floating_point()), torch.float32)
     example = materialize(example_input, torch.device("cpu"), dtype, seed=0)
     attempt = partial(_attempt, folded, example, path, to, opset)
+    if static:
+        return attempt(0)
     most, *fewer = FREE_AXES
     try:
         return attempt(most)
@@ -179,8 +186,10 @@ def _write_onnx(program: ExportedProgram, path: Path, opset: int) -> Runner:
     import onnxruntime
 
     try:
-        written: Any = torch.onnx.export(program, opset_version=opset, verbose=False)
+        written: Any = torch.onnx.export(program, opset_version=max(opset, WRITTEN_OPSET), verbose=False)
         written.save(path, external_data=False)
+        if opset < WRITTEN_OPSET:
+            _lower(path, opset)
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except OSError:
         raise
@@ -195,6 +204,36 @@ def _write_onnx(program: ExportedProgram, path: Path, opset: int) -> Runner:
         return [torch.from_numpy(value) for value in session.run(None, feed)]
 
     return run
+
+
+def _lower(path: Path, opset: int) -> None:
+    """Rewrite a file for opset 17: what reductions run over is an attribute there, and no input.
+
+    Whatever else is of a later opset the checker finds.
+
+    Raises:
+        ValueError: The graph holds what that opset does not have.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(str(path))
+    graph = model.graph
+    known = {value.name: value for value in graph.initializer}
+    known |= {node.output[0]: node.attribute[0].t for node in graph.node if node.op_type == "Constant"}
+    for node in graph.node:
+        if node.op_type.startswith("Reduce") and node.op_type != "ReduceSum" and len(node.input) > 1:
+            if node.input[1] not in known:
+                raise ValueError(f"{node.name} reduces over axes that are computed")
+            axes = numpy_helper.to_array(known[node.input[1]]).flatten().tolist()
+            del node.input[1:]
+            kept = [attribute for attribute in node.attribute if attribute.name != "noop_with_empty_axes"]
+            del node.attribute[:]
+            node.attribute.extend([*kept, onnx.helper.make_attribute("axes", axes)])
+    for needed in model.opset_import:
+        needed.version = opset if needed.domain in ("", "ai.onnx") else needed.version
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, str(path))
 
 
 @torch.no_grad()

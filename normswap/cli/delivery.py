@@ -17,13 +17,14 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 )
 @click.option(
     "--opset",
-    type=click.IntRange(18, 23),
+    type=click.IntRange(17, 23),
     default=21,
     show_default=True,
     help="ONNX operators; from 21 on GroupNorm is one of them.",
 )
+@click.option("--static", is_flag=True, help="Keep batch and spatial sizes fixed, for runtimes that compile for one.")
 @verb
-def export(out: Output, directory: Path, to: str, output: Path | None, opset: int) -> None:
+def export(out: Output, directory: Path, to: str, output: Path | None, opset: int, static: bool) -> None:
     """Write the checkpoint in DIRECTORY as one file that runs without normswap.
 
     Weight standardization is folded in. The file is run and compared with the network before it takes its place.
@@ -33,7 +34,7 @@ def export(out: Output, directory: Path, to: str, output: Path | None, opset: in
 
     target = output or directory.with_name(directory.resolve().name + SUFFIXES[to])
     out.note("exporting …")
-    exported = export_model(load(directory), target, to=to, opset=opset)
+    exported = export_model(load(directory), target, to=to, opset=opset, static=static)
     out.result(exported.to_dict(), str(exported))
 
 
