@@ -28,7 +28,10 @@ from normswap.networks.inputs import as_call, call, materialize, rebuild, tensor
 from normswap.networks.network import Network
 from normswap.tracing.forward import trace
 
-OPSETS = range(18, 24)
+OPSETS = range(17, 24)
+WRITTEN_OPSET = 18
+"""Least opset that torch writes; an older one is made of it."""
+
 NATIVE_OPSET = 21
 """ONNX has GroupNormalization with a scale per channel from this opset on."""
 
@@ -76,6 +79,7 @@ def export(
     *,
     to: str = "onnx",
     opset: int | None = None,
+    static: bool = False,
     example_input: Any = None,
 ) -> Exported:
     """Write a converted network as one file that runs without normswap.
@@ -89,9 +93,11 @@ def export(
         model: A converted network; it is not changed. The export runs on a copy in eval mode on the CPU.
         path: File to write, replaced as a whole.
         to: ``"onnx"``, or ``"torch"`` for a ``torch.export`` program (``torch.export.load(path).module()``).
-        opset: ONNX operator set, 18 to 23, by default 21; below that a GroupNorm becomes several operators.
+        opset: ONNX operator set, 17 to 23, by default 21; below that a GroupNorm becomes several operators, for runtimes
+            without it.
+        static: Keep batch and spatial sizes as the example has them, for runtimes that compile for one size.
         example_input: As for `normswap.convert`; by default the shapes recorded in the plan. Its number of samples says
-            nothing about the file's.
+            nothing about the file's, but for `static`.
 
     Raises:
         InvalidOption: Unknown format or opset, or the extra ``onnx`` is not installed.
@@ -112,8 +118,10 @@ def export(
         example_input = trace(Network(folded), example_input, until=(), edges=False).example
     dtype = next((p.dtype for p in folded.parameters() if p.is_floating_point()), torch.float32)
     example = materialize(example_input, torch.device("cpu"), dtype, seed=0)
-    tries = [(example, free) for free in FREE_AXES]
-    if (several := two_samples(example)) is not example:  # of one sample, torch.export fixes their number at one
+    tries = [(example, free) for free in ((0,) if static else FREE_AXES)]
+    if (
+        not static and (several := two_samples(example)) is not example
+    ):  # of one sample, torch.export fixes their number at one
         tries = [*((several, free) for free in FREE_AXES if free), *tries]
     first: ExportFailed | None = None
     for given, free in tries:
@@ -214,8 +222,10 @@ def _write_onnx(program: ExportedProgram, path: Path, opset: int) -> Runner:
     import onnxruntime
 
     try:
-        written: Any = torch.onnx.export(program, opset_version=opset, verbose=False)
+        written: Any = torch.onnx.export(program, opset_version=max(opset, WRITTEN_OPSET), verbose=False)
         written.save(path, external_data=False)
+        if opset < WRITTEN_OPSET:
+            _lower(path, opset)
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except OSError:
         raise
@@ -230,6 +240,36 @@ def _write_onnx(program: ExportedProgram, path: Path, opset: int) -> Runner:
         return [torch.from_numpy(value) for value in session.run(None, feed)]
 
     return run
+
+
+def _lower(path: Path, opset: int) -> None:
+    """Rewrite a file for opset 17: what reductions run over is an attribute there, and no input.
+
+    Whatever else is of a later opset the checker finds.
+
+    Raises:
+        ValueError: The graph holds what that opset does not have.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(str(path))
+    graph = model.graph
+    known = {value.name: value for value in graph.initializer}
+    known |= {node.output[0]: node.attribute[0].t for node in graph.node if node.op_type == "Constant"}
+    for node in graph.node:
+        if node.op_type.startswith("Reduce") and node.op_type != "ReduceSum" and len(node.input) > 1:
+            if node.input[1] not in known:
+                raise ValueError(f"{node.name} reduces over axes that are computed")
+            axes = numpy_helper.to_array(known[node.input[1]]).flatten().tolist()
+            del node.input[1:]
+            kept = [attribute for attribute in node.attribute if attribute.name != "noop_with_empty_axes"]
+            del node.attribute[:]
+            node.attribute.extend([*kept, onnx.helper.make_attribute("axes", axes)])
+    for needed in model.opset_import:
+        needed.version = opset if needed.domain in ("", "ai.onnx") else needed.version
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, str(path))
 
 
 @torch.no_grad()

@@ -4,7 +4,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import badnets
 import onnx
+import onnxruntime
 import pytest
 import timm
 import torch
@@ -95,7 +97,7 @@ def test_failures_leave_the_old_file(build: Callable[[], nn.Module], message: st
 
 
 def test_bad_options_are_named(converted: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for options, message in ((({"to": "tflite"}), "not one of 'onnx', 'torch'"), ({"opset": 12}, "18 to 23")):
+    for options, message in ((({"to": "tflite"}), "not one of 'onnx', 'torch'"), ({"opset": 12}, "17 to 23")):
         with pytest.raises(normswap.InvalidOption, match=message):
             normswap.export(converted, tmp_path / "net", **options)  # type: ignore[arg-type]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -149,3 +151,38 @@ def test_command_line(tmp_path: Path) -> None:
     assert (result.exit_code, result.stdout) == (1, "")
     assert "config.json" in result.stderr
     assert not (tmp_path / "net.onnx").exists()
+
+
+@pytest.fixture(scope="module")
+def tiny() -> nn.Module:
+    return normswap.convert(badnets.trained(badnets.small()), example_input=badnets.X).eval()
+
+
+def test_an_older_opset_for_runtimes_without_group_norm(tiny: nn.Module, tmp_path: Path) -> None:
+    exported = normswap.export(tiny, tmp_path / "net.onnx", opset=17)
+    assert [own.version for own in onnx.load(tmp_path / "net.onnx").opset_import] == [17]
+    assert "GroupNormalization" not in operators(tmp_path / "net.onnx")
+    assert exported.dynamic == ("batch", "height", "width")
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
+    images = torch.randn(3, 3, 20, 24)
+    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), tiny(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("to", ["torch", "onnx"])
+def test_sizes_are_fixed_where_asked_for(tiny: nn.Module, to: str, tmp_path: Path) -> None:
+    exported = normswap.export(tiny, tmp_path / "net", to=to, static=True)
+    assert (exported.dynamic, exported.compared) == ((), ((2, 3, 16, 16),))
+    if to == "onnx":
+        shape = onnx.load(tmp_path / "net").graph.input[0].type.tensor_type.shape
+        assert [axis.dim_value for axis in shape.dim] == [2, 3, 16, 16]
+
+
+@pytest.mark.parametrize("opset", [17, 21])
+def test_openvino_runs_what_was_exported(tiny: nn.Module, opset: int, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    normswap.export(tiny, tmp_path / "net.onnx", opset=opset)
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}  # by default it computes in bfloat16 where the processor can
+    model = openvino.Core().compile_model(str(tmp_path / "net.onnx"), "CPU", exact)
+    images = torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(torch.from_numpy(model(images.numpy())[0]), tiny(images), rtol=1e-4, atol=1e-5)

@@ -27,9 +27,10 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 @click.option("--force", is_flag=True, help="Replace the file.")
 @click.option(
     "--opset",
-    type=click.IntRange(18, 23),
+    type=click.IntRange(17, 23),
     help="ONNX operators, 21 by default; from there on GroupNorm is one of them.",
 )
+@click.option("--static", is_flag=True, help="Keep batch and spatial sizes fixed, for runtimes that compile for one.")
 @model_option
 @example_option
 @verb
@@ -40,6 +41,7 @@ def export(
     output: Path | None,
     force: bool,
     opset: int | None,
+    static: bool,
     model: str | None,
     example: str | None,
 ) -> None:
@@ -60,7 +62,7 @@ def export(
     given_input = None if example is None else example_from(example)
     out.note("exporting …")
     network = load(directory, model=unconverted(model))
-    exported = export_model(network, target, to=to, opset=opset, example_input=given_input)
+    exported = export_model(network, target, to=to, opset=opset, static=static, example_input=given_input)
     out.result(exported.to_dict(), str(exported))
 
 

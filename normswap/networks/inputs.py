@@ -222,7 +222,7 @@ def says_something(tensor: Tensor) -> bool:
 def may_name_samples(value: Any, samples: Samples) -> bool:
     """Tell whether whole numbers of an example could be the places of its samples, as the edges of a graph are."""
     whole = (t for t in tensors_in(value) if not (t.is_floating_point() or t.is_complex() or t.dtype is torch.bool))
-    return any(not t.is_meta and t.numel() and 0 < int(t.max()) < samples.count for t in whole)
+    return any(not t.is_meta and t.numel() and 0 <= int(t.max()) < samples.count for t in whole)
 
 
 def vary(value: Any, samples: Samples, *, seed: int) -> Any:

@@ -19,6 +19,7 @@ from normswap.networks.copying import copy_model, in_mode, meta_copy
 from normswap.networks.garbage import collecting_later
 from normswap.networks.inputs import as_call, readings, tensors_in
 from normswap.networks.network import Network
+from normswap.networks.recognition import norm_parts
 from normswap.networks.surroundings import Surroundings
 from normswap.tracing.candidates import candidates
 from normswap.tracing.dispatch import Dispatch, Endless
@@ -76,10 +77,15 @@ def trace(
     around = Surroundings(model) if around is None else around
     failures: list[str] = []
     stopped: tuple[Any, Trace] | None = None
+    misfit: tuple[Any, Trace] | None = None
     for value, data, enough in _tries(model, values, made_up=made_up, with_data=with_data):
         if stopped and enough:
             break
         found = replace(_run(model, value, around, training=False, data=data, edges=edges), made_up=made_up)
+        if made_up and _misfits(network, found):
+            misfit = misfit or (value, found)
+            failures.append(f"{_describe(value)}: {found.stopped_by or 'a norm met another number of channels'}")
+            continue
         if found.stopped_by is None:
             return _with_training_pass(model, value, found, wanted, edges, around)
         if not stopped and wanted and not found.left_out(wanted) and found.stopped_by != ENDLESS:
@@ -87,6 +93,8 @@ def trace(
         failures.append(f"{_describe(value)}: {found.stopped_by}")
         if data and found.stopped_by == ENDLESS:
             break
+    if misfit and not stopped and not misfit[1].left_out(wanted) and misfit[1].stopped_by != ENDLESS:
+        stopped = misfit
     if stopped:
         return _with_training_pass(model, *stopped, wanted, edges, around)
     tried = failures[0] if failures else "no layer tells the input's size"
@@ -94,6 +102,11 @@ def trace(
     raise NeedsExampleInput(
         f"no forward pass of {network.kind} ran ({tried}); pass {another}example_input=, or --input"
     )
+
+
+def _misfits(network: Network, found: Trace) -> bool:
+    """Tell whether a norm met something else than its channels on axis 1, which a pass without data may let through."""
+    return any(facts.shape[1:2] != (norm_parts(network.slots[n]).num_channels,) for n, facts in found.norms.items())
 
 
 def _tries(model: nn.Module, values: list[Any], *, made_up: bool, with_data: bool) -> Iterator[tuple[Any, bool, bool]]:

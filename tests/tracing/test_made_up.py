@@ -85,6 +85,17 @@ class Graph(nn.Module):
         return torch.zeros_like(y).index_add(0, edge_index[1], y[edge_index[0]])  # type: ignore[no-any-return]
 
 
+class OwnLinear(nn.Module):
+    """A linear layer of another class; on meta tensors its norm takes frames of any width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bn, self.in_channels = nn.Parameter(torch.randn(32, 5)), nn.BatchNorm1d(32), 5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(x @ self.weight.T)  # type: ignore[no-any-return]
+
+
 def head(size: int, sides: int = 2) -> nn.Module:
     conv, norm = (nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8)) if sides == 2 else (nn.Conv1d(1, 8, 3), nn.BatchNorm1d(8))
     return nn.Sequential(conv, norm, nn.ReLU(), nn.Flatten(), nn.Linear(8 * (size - 2) ** sides, 5))
@@ -100,6 +111,7 @@ MADE: dict[str, tuple[nn.Module, list[list[int]]]] = {
     "graph": (Graph(), [[6, 5], [2, 12]]),
     "head over an image": (head(28), [[2, 1, 28, 28]]),
     "head over a series": (head(100, 1), [[2, 1, 100]]),
+    "rows that no layer of torch tells": (OwnLinear(), [[2, 5]]),
     "norm of rows": (nn.Sequential(nn.BatchNorm1d(9), nn.Linear(9, 3)), [[2, 9]]),
 }  # fmt: skip
 
