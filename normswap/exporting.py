@@ -93,8 +93,8 @@ def export(
         model: A converted network; it is not changed. The export runs on a copy in eval mode on the CPU.
         path: File to write, replaced as a whole.
         to: ``"onnx"``, or ``"torch"`` for a ``torch.export`` program (``torch.export.load(path).module()``).
-        opset: ONNX operator set, 17 to 23, by default 21; below that a GroupNorm becomes several operators, for runtimes
-            without it.
+        opset: ONNX operator set, 17 to 23, by default 21; below that a GroupNorm becomes several operators, for
+            runtimes without it.
         static: Keep batch and spatial sizes as the example has them, for runtimes that compile for one size.
         example_input: As for `normswap.convert`; by default the shapes recorded in the plan. Its number of samples says
             nothing about the file's, but for `static`.
@@ -119,9 +119,8 @@ def export(
     dtype = next((p.dtype for p in folded.parameters() if p.is_floating_point()), torch.float32)
     example = materialize(example_input, torch.device("cpu"), dtype, seed=0)
     tries = [(example, free) for free in ((0,) if static else FREE_AXES)]
-    if (
-        not static and (several := two_samples(example)) is not example
-    ):  # of one sample, torch.export fixes their number at one
+    # of one sample, torch.export fixes their number at one
+    if not static and (several := two_samples(example)) is not example:
         tries = [*((several, free) for free in FREE_AXES if free), *tries]
     first: ExportFailed | None = None
     for given, free in tries:
