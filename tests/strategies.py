@@ -122,13 +122,22 @@ def dtypes() -> st.SearchStrategy[torch.dtype]:
 def options(draw: st.DrawFn) -> dict[str, Any]:
     """Arguments of `convert`."""
     size = draw(st.none() | st.integers(1, 12))
-    return {
+    drawn = {
         "groups": draw(st.integers(1, 40) | st.just("auto")),
         "to": draw(st.sampled_from(["group", "group", "layer", "instance"])),
         "ws": draw(st.sampled_from(["auto", "adaptive", "standard", "none"])),
         "affine": draw(st.sampled_from(["match", "copy"])),
         "shrink": draw(st.none() | st.sampled_from([0, 0.25, 2])),
-    } | ({} if size is None else {"group_size": size})
+    }
+    if size is not None and drawn["to"] == "group":
+        drawn["group_size"] = size
+    for silent, said in (
+        ("groups", drawn["to"] != "group" or "group_size" in drawn),
+        ("shrink", drawn["affine"] == "copy"),
+    ):
+        if said:  # an option that would say nothing beside another is refused
+            del drawn[silent]
+    return drawn
 
 
 @st.composite

@@ -148,14 +148,21 @@ class WeightStandardized(nn.Module):
         """Return the kernel the convolution uses, of the shape of ``weight``; within `given` the one given there."""
         if torch.compiler.is_compiling():
             return self.fresh_kernel()
-        if not self.is_computed and isinstance(weight := self.weight, torch.fx.Proxy):
+        if (weight := self._proxy()) is not None:
             return _whole_kernel(cast(Tensor, weight), self.ws_gain, self.ws_offset, self.ws_eps, **self._layout())
         kernel = GIVEN.get().get(self)
         return self.fresh_kernel() if kernel is None else kernel()
 
+    def _proxy(self) -> torch.fx.Proxy | None:
+        """Return what stands for the weight while ``torch.fx`` traces: it replaces the look-up of parameters."""
+        if self.is_computed or not torch.fx._symbolic_trace.is_fx_tracing():
+            return None
+        found = nn.Module.__getattr__(self, "weight")
+        return found if isinstance(found, torch.fx.Proxy) else None
+
     def used_kernel(self) -> Tensor:
         """Return the kernel for a forward pass; one that is only evaluated may get that of the pass before."""
-        if torch.compiler.is_compiling() or self in GIVEN.get():
+        if torch.compiler.is_compiling() or self in GIVEN.get() or self._proxy() is not None:
             return self.standardized_weight()
         kept = kept_kernel(self)
         return self.fresh_kernel() if kept is None else kept

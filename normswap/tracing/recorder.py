@@ -1,5 +1,6 @@
 """Note one forward pass as a graph: every operator as it is run, every module as its hooks tell."""
 
+import gc
 import sys
 from bisect import bisect_right
 from collections.abc import Iterable
@@ -52,6 +53,7 @@ class Recorder:
         view = seen[0].view(1)
         (self._kept_by_views,) = _references(seen)
         del view
+        self._inputs: list[Tensor] = []
         self._alive: dict[int, Tensor] = {}
         self._node: dict[int, int] = {}
         self._writers: dict[int, list[int]] = {}
@@ -88,7 +90,8 @@ class Recorder:
 
     def begin(self, inputs: Iterable[Tensor]) -> None:
         """Note the network's inputs."""
-        for tensor in inputs:
+        self._inputs = list(inputs)
+        for tensor in self._inputs:
             self._name(tensor, self.graph.add(Node(Kind.INPUT, "input", (), tuple(tensor.shape))))
 
     def finish(self, outputs: Iterable[Tensor]) -> None:
@@ -96,13 +99,23 @@ class Recorder:
 
         The caller holds the outputs meanwhile, so that those of any kind count.
         """
-        counts = zip(self._alive.values(), _references(self._alive), strict=True)
-        own = (self._kept, self._kept_by_views)
-        outlive = [t for t, count in counts if count > own[t._use_count() > 1]]  # type: ignore[attr-defined]
+        outputs = list(outputs)
+        outlive = self._held_elsewhere()
+        if {id(t) for t in outlive} - {id(t) for t in (*self._inputs, *outputs)}:
+            # perhaps in a cycle of what nobody holds any more
+            del outlive
+            gc.collect()
+            outlive = self._held_elsewhere()
         for tensor in (*outputs, *outlive, *self._buffers):
             self.graph.outputs.update(self._reads(tensor))
         for tensor in (*outputs, *outlive):
             self.parameters.note_reads("what leaves the network", self.parameters.sources([tensor]))
+
+    def _held_elsewhere(self) -> list[Tensor]:
+        """Return the tensors that something beside this recorder and autograd's views refers to."""
+        counts = zip(self._alive.values(), _references(self._alive), strict=True)
+        own = (self._kept, self._kept_by_views)
+        return [t for t, count in counts if count > own[t._use_count() > 1]]  # type: ignore[attr-defined]
 
     def note(self, func: Any, name: str, operands: list[Tensor], result: Any) -> None:
         """Note an operator that has run.

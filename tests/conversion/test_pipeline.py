@@ -100,9 +100,7 @@ class Forked(nn.Module):
 
 
 def test_example_input_by_keyword() -> None:
-    with pytest.raises(
-        normswap.NeedsExampleInput, match=r"no forward pass of Forked ran \(\(2, 3, 224, 224\): TypeError"
-    ):
+    with pytest.raises(normswap.NeedsExampleInput, match=r"no forward pass of Forked ran \(\(2, 3, 224, 224\), "):
         normswap.convert(Forked())
     inputs = {"image": torch.zeros(2, 3, 8, 8), "mask": torch.zeros(2, 1, 8, 8)}
     result = normswap.convert(Forked(), example_input=inputs)

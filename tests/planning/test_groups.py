@@ -103,7 +103,7 @@ def test_edges_of_64_channels(options: dict[str, int], count: int) -> None:
         ({"group_size": True}, "group_size=True must be a whole number of at least 1"),
         ({"groups": "8"}, "groups='8' must be a whole number of at least 1"),
         ({"groups": None, "group_size": -1}, "group_size=-1 must be a whole number of at least 1"),
-        ({"to": "batch"}, "to='batch' is not one of 'group', 'layer', 'instance'"),
+        ({"to": "batch"}, "to='batch' is not one of 'group', 'layer', 'instance', 'frozen'"),
         ({"to": "layer", "groups": 0}, "groups=0 must be a whole number of at least 1"),
     ],
     ids=str,
