@@ -82,5 +82,6 @@ def stacked(*parts: Table | str) -> Group:
 def rendered(shown: RenderableType, width: int) -> str:
     """Return what `rich` prints in so many columns, as text without colours."""
     printed = io.StringIO()
-    Console(file=printed, width=width, color_system=None, force_terminal=False, legacy_windows=False).print(shown)
+    plainly = {"color_system": None, "force_terminal": False, "force_jupyter": False, "legacy_windows": False}
+    Console(file=printed, width=width, **plainly).print(shown)  # type: ignore[arg-type]
     return "\n".join(line.rstrip() for line in printed.getvalue().rstrip("\n").split("\n"))

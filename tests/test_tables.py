@@ -1,5 +1,7 @@
 """Rows of text in columns."""
 
+import pytest
+
 from normswap.tables import table
 
 
@@ -14,3 +16,8 @@ def test_columns_are_as_wide_as_their_widest_cell_and_lines_end_with_text() -> N
 
 def test_a_table_without_rows_is_its_header() -> None:
     assert table([], header=("layer", "is")) == "layer  is\n---------"
+
+
+def test_a_notebook_gets_text_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert table([["a", "1"]], header=["name", "count"]).splitlines()[-1].split() == ["a", "1"]

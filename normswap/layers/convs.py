@@ -155,7 +155,7 @@ class WeightStandardized(nn.Module):
 
     def _proxy(self) -> torch.fx.Proxy | None:
         """Return what stands for the weight while ``torch.fx`` traces: it replaces the look-up of parameters."""
-        if self.is_computed or not torch.fx._symbolic_trace.is_fx_tracing():
+        if self.is_computed:
             return None
         found = nn.Module.__getattr__(self, "weight")
         return found if isinstance(found, torch.fx.Proxy) else None
