@@ -107,9 +107,9 @@ def numbers(model: nn.Module) -> dict[str, Any]:
     started = time.perf_counter()
     converted = normswap.convert(model)
     checks = normswap.check(converted, model)
-    originals = dict(model.named_modules())
+    originals, scales = dict(model.named_modules()), normswap.plan_of(converted).scales
     standardized = [(n, m) for n, m in converted.named_modules() if isinstance(m, WeightStandardized)]
-    drift = max((moved(module, originals[name]) for name, module in standardized), default=0.0)
+    drift = max((moved(module, originals[name], scales.get(name)) for name, module in standardized), default=0.0)
     with tempfile.TemporaryDirectory() as folder:
         normswap.save(converted, folder, source=None)
         loaded = normswap.load(folder, model=model)
@@ -126,9 +126,12 @@ def numbers(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def moved(standardized: WeightStandardized, original: nn.Module) -> float:
-    """Return how far a kernel is from the pretrained one, relative to its largest weight."""
+def moved(standardized: WeightStandardized, original: nn.Module, scale: tuple[float, ...] | None) -> float:
+    """Return how far a kernel is from the pretrained one times its scales, relative to its largest weight."""
     weight: torch.Tensor = original.weight  # type: ignore[assignment]
+    if scale is not None:
+        axis = int(getattr(original, "transposed", False) and original.groups == 1)
+        weight = weight * weight.new_tensor(scale).view(-1, *(1 for _ in weight.shape[axis + 1 :]))
     return float((standardized.standardized_weight() - weight).abs().max() / weight.abs().max())
 
 
