@@ -82,7 +82,7 @@ class _Walk:
         if node.kind is Kind.INPUT:
             made = Move(self._random(channels), torch.ones(channels))
         elif node.kind in LAYERS:
-            made = self._through_filters(node.name, before[0])
+            made = self._through_filters(node, before[0])
         elif node.kind is Kind.NORM:
             made = self._through_norm(node.name, before[0]) if before and before[0] is not None else None
         elif node.slices:
@@ -105,19 +105,21 @@ class _Walk:
             return None
         return Move(torch.cat([part.channels for part in known], 1), torch.cat([part.slope for part in known]))
 
-    def _through_filters(self, name: str, before: Move | None) -> Move | None:
-        layer = self._network.slots.get(name)
+    def _through_filters(self, node: Node, before: Move | None) -> Move | None:
+        layer = self._network.slots.get(node.name)
         weight = None if layer is None else layer._parameters.get("weight")
         if weight is None or weight.is_meta or weight.ndim < 2:
             return None
         groups, transposed = int(getattr(layer, "groups", 1)), bool(getattr(layer, "transposed", False))
+        if len(weight) % groups:  # no filters as convolutions hold them: experts that are mixed, say
+            return None
         sums = weight.detach().float().flatten(2).sum(2) if weight.ndim > 2 else weight.detach().float()
         sums = sums.unflatten(0, (groups, -1))  # (groups, in, out) of a transposed layer, else (groups, out, in)
         sums = sums if transposed else sums.transpose(1, 2)
         inputs = math.prod(sums.shape[:2])
         moves = self._random(inputs) if before is None or len(before.slope) != inputs else before.channels
         mixed = torch.bmm(moves.to(sums).unflatten(1, (groups, -1)).transpose(0, 1), sums).transpose(0, 1).flatten(1)
-        return Move(mixed, mixed.new_ones(mixed.shape[1]))
+        return Move(mixed, mixed.new_ones(mixed.shape[1])) if mixed.shape[1] in node.shape[1:] else None
 
     def _through_norm(self, name: str, before: Move) -> Move | None:
         """Note what a norm sees, and return what it makes of it."""

@@ -95,3 +95,26 @@ def test_what_cannot_be_followed_is_left_to_chance() -> None:
     assert torch.linalg.matrix_rank(first) == 2  # two channels behind the shuffle, each with moves of its own
     projected = sums @ torch.linalg.pinv(sums) @ first.T
     torch.testing.assert_close(projected, first.T, atol=1e-4, rtol=1e-3)
+
+
+class Mixed(nn.Conv2d):
+    """Filters that are mixed from experts, one mixture per sample, as Yang et al. 2019 (arXiv 1904.04971) do."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__(channels, channels, 3, padding=1, groups=groups, bias=False)
+        self.weight = nn.Parameter(torch.randn(4, self.weight.numel()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        share = x.mean((2, 3))[:, :4].softmax(1)
+        kernels = (share @ self.weight).view(-1, self.in_channels // self.groups, 3, 3)
+        rows = x.reshape(1, -1, *x.shape[2:])
+        return nn.functional.conv2d(rows, kernels, padding=1, groups=self.groups * len(x)).view_as(x)
+
+
+@pytest.mark.parametrize("groups", [1, 8], ids=["dense", "depthwise"])
+def test_filters_of_another_shape_tell_nothing(groups: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(conv(3, 8), norm(8), Mixed(8, groups), norm(8), conv(8, 8), norm(8)).eval()
+    plan = normswap.inspect(model, example_input=torch.randn(2, 3, 8, 8))
+    assert [entry.action.value for entry in plan.norms] == ["group_norm"] * 3
+    assert set(plan.scales) == {"0", "4"}
