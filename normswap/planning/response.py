@@ -22,6 +22,9 @@ from normswap.tracing.graph import LAYERS, PASSING, Graph, Kind, Node
 CONSTANTS = 32
 """Random constants that are sent through the network."""
 
+LARGEST = 1e12
+"""Larger moves are as good as unknown: along layers that nothing normalizes they grow without end."""
+
 OWN = 0.5
 """What each channel adds by itself, so that the layers behind it do not see the same few moves as it did: without, one
 channel of input (digits, clothes) told too little."""
@@ -93,6 +96,8 @@ class _Walk:
             made = alike[0]
         elif alike:
             made = Move(alike[0].channels * alike[0].slope, torch.ones_like(alike[0].slope))
+        if made is not None and not (made.channels.abs() <= LARGEST).all():  # NaN is no smaller
+            made = None
         self._moves.append(made)
 
     def _random(self, channels: int) -> Tensor:

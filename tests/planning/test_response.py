@@ -118,3 +118,17 @@ def test_filters_of_another_shape_tell_nothing(groups: int) -> None:
     plan = normswap.inspect(model, example_input=torch.randn(2, 3, 8, 8))
     assert [entry.action.value for entry in plan.norms] == ["group_norm"] * 3
     assert set(plan.scales) == {"0", "4"}
+
+
+@pytest.mark.parametrize("size", [1e15, 1e30, float("inf")], ids=str)
+def test_moves_that_grow_without_end_are_left_to_chance(size: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(conv(3, 8), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), norm(8), conv(8, 8), norm(8)).eval()
+    with torch.no_grad():
+        model[1].weight.mul_(size)
+    network = Network(model)
+    told = responses(network, trace(network, torch.randn(2, 3, 8, 8)).graphs[0])
+    assert told.keys() == {"3", "5"}
+    for seen in told.values():
+        (first,) = seen.first
+        torch.testing.assert_close(first.square().mean(), torch.tensor(0.1))
