@@ -279,6 +279,8 @@ def _from_filters(
     """
     if not free:
         return [(entry, None) for entry in entries]
+    if any(entry.name not in told for entry in entries):
+        return [(replace(entry, not_equalized="filters alone do not tell what it sees"), None) for entry in entries]
     names = [entry.name for entry in entries]
     moments = moments_of([told[name] for name in names], network, names)
     groups, shrink = entries[0].groups or 1, options.shrink_for(entries[0].groups_asked, equalized=True)

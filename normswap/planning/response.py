@@ -97,7 +97,7 @@ class _Walk:
         elif alike:
             made = Move(alike[0].channels * alike[0].slope, torch.ones_like(alike[0].slope))
         if made is not None and not (made.channels.abs() <= LARGEST).all():  # NaN is no smaller
-            made = None
+            made = Move(self._random(channels), torch.ones(channels)) if node.kind in LAYERS else None
         self._moves.append(made)
 
     def _random(self, channels: int) -> Tensor:
