@@ -65,8 +65,8 @@ def make_plan(network: Network, trace: Trace, options: Options, look: Look = lam
         network: The network, unconverted.
         trace: What a forward pass of it showed.
         options: What the user asked for.
-        look: Called with the norms' entries; returns what images show of their inputs, nothing where signs are chosen
-            by the filters.
+        look: Called with the norms' entries; returns what images show of their inputs, nothing where only
+            filters tell.
     """
     known: dict[Hashable, str] = {}
     chosen = choices(network, trace)

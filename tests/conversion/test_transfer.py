@@ -11,23 +11,13 @@ import torch.nn.functional as F
 import torchvision
 from timm.layers import GroupNormAct, ScaledStdConv2d, StdConv2d
 from torch import Tensor, nn
+from transferring import difference, lived
 
 import normswap
 
 pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor")
 IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 C = 32
-
-
-@torch.no_grad()
-def lived(model: nn.Module) -> nn.Module:
-    """Give norms the statistics and the affine parts of a trained network."""
-    generator = torch.Generator().manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            for tensor, low in (module.running_mean, -0.2), (module.running_var, 0.5), (module.weight, 0.5):
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) + low)  # type: ignore[union-attr]
-    return model.eval()
 
 
 def grouped(model: nn.Module) -> nn.Module:
@@ -37,12 +27,6 @@ def grouped(model: nn.Module) -> nn.Module:
             if isinstance(child, nn.BatchNorm2d):
                 setattr(module, name, nn.GroupNorm(8, child.num_features))
     return model
-
-
-@torch.no_grad()
-def difference(ours: nn.Module, theirs: nn.Module, x: Tensor) -> float:
-    a, b = ours.eval()(x), theirs.eval()(x)
-    return float((a - b).abs().max() / b.abs().max())
 
 
 def unchanged(model: nn.Module, before: dict[str, Tensor]) -> bool:
