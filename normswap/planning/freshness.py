@@ -31,17 +31,12 @@ def is_fresh(norm: nn.Module) -> bool:
     return any(value.requires_grad or value.is_meta for value in own)
 
 
-def are_initialized(layer: nn.Module) -> bool:
-    """Tell whether filters could be independent draws around zero with one variance, as initializers make them.
-
-    Of N draws with the deviation σ a filter's mean has the deviation σ/√N, and its variance the relative one
-    √((κ − 1)/N) with the kurtosis κ. Trained filters differ from each other by much more.
-    """
-    return first_not_initialized({"": layer}) is None
-
-
 def first_not_initialized(layers: Mapping[str, nn.Module]) -> str | None:
-    """Return the name of the first layer that not `are_initialized`; None where all could be.
+    """Return the name of the first layer whose filters could not be what initializers draw; None where all could be.
+
+    They draw independently around zero with one variance. Of N draws with the deviation σ a filter's mean has the
+    deviation σ/√N, and its variance the relative one √((κ − 1)/N) with the kurtosis κ. Trained filters differ from each
+    other by much more.
 
     Layers of one size are looked at together, as each alone is mostly overhead.
     """
