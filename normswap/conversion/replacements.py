@@ -95,8 +95,9 @@ def build_all(
         statistics = statistics_before(entry, network, convs) if entry.affine is Affine.MATCH else None
         if statistics is not None and not new.weight.is_meta:
             matches.append(_match(entry, new, norm_parts(old).eps, *statistics, _scale(plan, entry)))
-    scaled = (_scaled(network.slots[name], scale) for name, scale in plan.scales.items())
-    return replacements, [*chain.from_iterable(scaled), *changes, *_matched(matches)]
+    made = {id(parameter) for parameter, _ in changes}
+    scaled = chain.from_iterable(_scaled(network.slots[name], scale) for name, scale in plan.scales.items())
+    return replacements, [*(own for own in scaled if id(own[0]) not in made), *changes, *_matched(matches)]
 
 
 def _scale(plan: Plan, norm: NormEntry) -> tuple[float, ...] | None:
@@ -242,29 +243,25 @@ def _standardized(
 ) -> tuple[WeightStandardized, list[Change]]:
     """Build a convolution's replacement; in the standard form its filters are centred and keep one common scale.
 
-    Of filters that are to be scaled the adaptive form takes gain and offset as they will be. A centred kernel is kept
-    until it is put in place, or computed again where there is no room for that.
+    Of filters that are to be scaled the adaptive form takes gain and offset as they will be. New filters are kept until
+    they are put in place, or computed again where there is no room for that.
     """
-    eps = float(entry.eps or 0)
-    new = ws_class(type(old)).of(old, adaptive=entry.ws is WS.ADAPTIVE, eps=eps)
+    eps, adaptive = float(entry.eps or 0), entry.ws is WS.ADAPTIVE
+    signs = scale is not None and set(map(abs, scale)) == {1.0}
+    source, scaled = old._parameters.get("weight"), None
+    if adaptive and scale is not None and not signs and source is not None and not source.is_meta:
+        scaled = _times(old, source, scale)
+    new = ws_class(type(old)).of(old, adaptive=adaptive, eps=eps, weight=scaled)
     weight, changes = new.raw_weight, list[Change]()
     if entry.ws is WS.STANDARD:
         rows = new.ws_filters(weight.detach())
         rows = rows if weight.is_meta else centred(rows)
         new.ws_gain = gain_and_offset(rows, eps)[0].to(weight.dtype)
         changes = [(weight, partial(new.ws_kernel, rows) if kept else partial(_centred_kernel, new))]
-    if scale is not None and new.ws_offset is not None and not weight.is_meta:
-        factors = weight.new_tensor(scale)
-        with torch.no_grad():
-            if bool((factors.abs() == 1).all()):
-                new.ws_offset.mul_(factors)
-            else:
-                for own, value in zip(
-                    (new.ws_gain, new.ws_offset),
-                    gain_and_offset(new.ws_filters(_times(old, weight, scale)), eps),
-                    strict=True,
-                ):
-                    own.copy_(value)  # type: ignore[union-attr]
+    elif scaled is not None and kept:
+        changes = [(weight, partial(Tensor.detach, scaled))]
+    elif signs and not weight.is_meta:
+        new.ws_offset.mul_(weight.new_tensor(scale))  # type: ignore[union-attr]
     if weight.is_meta:
         return new, []
     if new.ws_gain is not None and not is_finite(new.ws_gain):

@@ -248,19 +248,25 @@ class WeightStandardized(nn.Module):
         return {"transposed": getattr(self, "transposed", False), "groups": getattr(self, "groups", 1)}
 
     @classmethod
-    def of(cls, conv: nn.Module, *, adaptive: bool, eps: float = EPS) -> Self:
+    def of(cls, conv: nn.Module, *, adaptive: bool, eps: float = EPS, weight: Tensor | None = None) -> Self:
         """Build the standardized twin of `conv`: the same Parameter objects, geometry, flags and hooks.
 
         `conv` itself is not changed. A layer that was compiled by itself is not any more: compile the twin.
+
+        Args:
+            conv: The convolution.
+            adaptive: Whether gain and offset keep the filters as they are, or as `weight` has them.
+            eps: Epsilon of the standardization.
+            weight: What the layer's weight will be, where that is not what it is.
         """
         twin = cls.__new__(cls)
         twin.__dict__ = _carried(conv)
         twin.__dict__["ws_eps"] = eps
         gain = offset = None
         if adaptive:
-            weight = twin.raw_weight.detach()
+            weight = twin.raw_weight if weight is None else weight
             with torch.no_grad():
-                values = gain_and_offset(twin.ws_filters(weight), eps)
+                values = gain_and_offset(twin.ws_filters(weight.detach()), eps)
             gain, offset = (value.to(weight.dtype) for value in values)
         twin.register_buffer("ws_gain", gain)
         twin.register_buffer("ws_offset", offset)

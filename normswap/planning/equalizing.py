@@ -27,8 +27,8 @@ from normswap.tracing.facts import Trace
 Scales = dict[str, tuple[float, ...]]
 """A factor for every output channel, by layer."""
 
-NARROW = 0.35
-"""Largest log|t| where only filters tell: with 0.7 no more was kept, and less by two channels per group."""
+NARROW, BRIEF = 0.35, 3
+"""Largest log|t| where only filters tell, and steps to fit it: neither 0.7 nor twelve steps kept more."""
 
 LOSS, LESS = 0.1, 4
 """Sum of the squared drifts from which most answers are lost, and how many times less one group must leave to be named.
@@ -285,8 +285,8 @@ def _from_filters(
     moments = moments_of([told[name] for name in names], network, names)
     groups, shrink = entries[0].groups or 1, options.shrink_for(entries[0].groups_asked, equalized=True)
     plain = drift_of(moments, num_groups=groups, shrink=shrink, t=_unscaled(network, entries).to(moments.first))
-    fits, _ = equalize(moments, num_groups=groups, shrink=shrink, bound=NARROW, steps=COARSE)
-    less = (drift_of(moments, num_groups=groups, shrink=shrink, t=fits) / plain.clamp_min(1e-30)).tolist()
+    fits, left = equalize(moments, num_groups=groups, shrink=shrink, bound=NARROW, steps=BRIEF)
+    less = (left / plain.clamp_min(1e-30)).tolist()
     made = []
     for entry, t, share in zip(entries, fits, less, strict=True):
         drift = rounded(entry.drift * min(share, 1.0)) if entry.drift is not None else None

@@ -96,7 +96,7 @@ class _Walk:
             made = alike[0]
         elif alike:
             made = Move(alike[0].channels * alike[0].slope, torch.ones_like(alike[0].slope))
-        if made is not None and not (made.channels.abs() <= LARGEST).all():  # NaN is no smaller
+        if made is not None and not made.channels.square().sum() <= LARGEST**2:  # NaN is no smaller
             made = Move(self._random(channels), torch.ones(channels)) if node.kind in LAYERS else None
         self._moves.append(made)
 
@@ -118,7 +118,8 @@ class _Walk:
         groups, transposed = int(getattr(layer, "groups", 1)), bool(getattr(layer, "transposed", False))
         if len(weight) % groups:  # no filters as convolutions hold them: experts that are mixed, say
             return None
-        sums = weight.detach().float().flatten(2).sum(2) if weight.ndim > 2 else weight.detach().float()
+        sums = weight.detach().float().flatten(2) if weight.ndim > 2 else weight.detach().float().unsqueeze(2)
+        sums = sums.squeeze(2) if sums.shape[2] == 1 else sums @ sums.new_ones(sums.shape[2])
         sums = sums.unflatten(0, (groups, -1))  # (groups, in, out) of a transposed layer, else (groups, out, in)
         sums = sums if transposed else sums.transpose(1, 2)
         inputs = math.prod(sums.shape[:2])
