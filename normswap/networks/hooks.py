@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from normswap.networks.inputs import tensors_in
@@ -54,9 +53,3 @@ def outputs_of(modules: Mapping[str, nn.Module]) -> Iterator[Mapping[str, Any]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def channel_moments(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the (C,) mean and biased variance of (N, C, *) values, in float64."""
-    var, mean = torch.var_mean(values.double(), dim=[0, *range(2, values.ndim)], correction=0)
-    return mean, var

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from normswap.networks.hooks import channel_moments, outputs_of, watching
+from normswap.networks.hooks import outputs_of, watching
 
 
 def test_inputs_are_watched_by_name_while_the_block_lasts() -> None:
@@ -36,10 +36,3 @@ def test_an_error_takes_the_hooks_off(watch: object) -> None:
         raise KeyError
     assert not layer._forward_pre_hooks
     assert not layer._forward_hooks
-
-
-def test_channel_moments_are_over_samples_and_positions() -> None:
-    x = torch.arange(24.0).view(2, 3, 4)
-    mean, var = channel_moments(x)
-    assert mean.tolist() == [7.5, 11.5, 15.5]
-    torch.testing.assert_close(var, torch.full((3,), 37.25, dtype=torch.float64))
