@@ -17,8 +17,8 @@ SAMPLES, AT_ONCE = 32, 16
 """Samples of which gradients are taken, and how many of them at once: their activations are kept for the backward."""
 
 
-def importance(network: Network, names: Iterable[str], batches: Iterable[Any]) -> dict[str, Tensor]:
-    """Return how far the outputs move where a channel is shifted everywhere, by norm and channel.
+class Importance:
+    """How far the outputs move where a channel is shifted everywhere, by norm and channel.
 
     The outputs are mixed with random signs, anew for every sample: the mean square of the mixture's derivative is that
     of all outputs' (Hutchinson's estimate of the Gauss-Newton matrix' diagonal). A network through which no gradient
@@ -27,23 +27,49 @@ def importance(network: Network, names: Iterable[str], batches: Iterable[Any]) -
     Args:
         network: In eval mode; parameters and buffers stay as they are.
         names: Its norms.
-        batches: Example inputs.
-
-    Returns:
-        (C,) root mean square derivatives by the input of each norm, by name.
     """
-    sums: dict[str, Tensor] = {}
-    watched = {name: network.slots[name] for name in names}
-    with torch.compiler.set_stance("force_eager"), _following(network.model):
-        for first, rows in _few_rows(batches):
-            try:
-                slopes = _slopes(network.model, watched, rows, first)
-            except Exception:  # whatever the network's own code does with a history of what it computes
-                return {}
-            for name, slope in slopes:
-                moved = slope.double().sum(tuple(range(2, slope.ndim))) if slope.ndim > 2 else slope.double()
-                sums[name] = sums[name] + moved.square().sum(0) if name in sums else moved.square().sum(0)
-    return {name: summed(value).sqrt() for name, value in sums.items() if bool(value.isfinite().all())}
+
+    def __init__(self, network: Network, names: Iterable[str]) -> None:
+        self._model = network.model
+        self._norms = {name: network.slots[name] for name in names}
+        self._sums: dict[str, Tensor] = {}
+        self._seen, self._able = 0, True
+
+    def pieces(self, batch: Any) -> Iterator[tuple[Any, bool]]:
+        """Yield a batch piece by piece, and whether to look at a piece: small ones first, then what is left.
+
+        What could not be looked at comes again, with the rest.
+        """
+        size, start = max(batch_size(batch), 1), 0
+        whole = not isinstance(batch, list) and all(
+            isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == size for leaf in tree_leaves(batch)
+        )
+        step = AT_ONCE if whole else size
+        while self._able and self._seen * processes() < SAMPLES and start < size:
+            yield rows_of(batch, slice(start, start + step)) if whole else batch, True
+            start += step if self._able else 0
+        if start < size:
+            yield rows_of(batch, slice(start, None)) if start else batch, False
+
+    def look(self, rows: Any) -> bool:
+        """Run the network on samples and tell whether it runs with a history of what it computes."""
+        try:
+            with _following(self._model):
+                slopes = _slopes(self._model, self._norms, rows, self._seen)
+        except (Exception, SystemExit):  # whatever the network's own code does with such a history
+            self._able = False
+            return False
+        for name, slope in slopes:
+            moved = slope.double().sum(tuple(range(2, slope.ndim))) if slope.ndim > 2 else slope.double()
+            self._sums[name] = self._sums.get(name, 0) + moved.square().sum(0)
+        self._seen += batch_size(rows)
+        return True
+
+    def found(self) -> dict[str, Tensor]:
+        """Return the (C,) root mean square derivatives by the input of each norm, by name, of all processes."""
+        if not self._able:
+            return {}
+        return {name: summed(value).sqrt() for name, value in self._sums.items() if bool(value.isfinite().all())}
 
 
 @contextmanager
@@ -70,22 +96,6 @@ def _slopes(model: nn.Module, norms: Mapping[str, nn.Module], rows: Any, first: 
         return []
     slopes = torch.autograd.grad(mixture, [x for _, x in followed], allow_unused=True)
     return [(name, slope) for (name, _), slope in zip(followed, slopes, strict=True) if slope is not None]
-
-
-def _few_rows(batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-    """Yield pieces of batches, as many samples as it takes, each with the number of its first sample."""
-    seen = 0
-    for batch in batches:
-        size = batch_size(batch)
-        whole = not isinstance(batch, list) and all(
-            isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == size for leaf in tree_leaves(batch)
-        )
-        for start in range(0, size, AT_ONCE) if whole else (0,):
-            if seen * processes() >= SAMPLES:
-                return
-            piece = rows_of(batch, slice(start, start + AT_ONCE)) if whole else batch
-            yield seen, piece
-            seen += batch_size(piece)
 
 
 def _mixture(outputs: Iterable[Tensor], first: int, size: int) -> Tensor | None:

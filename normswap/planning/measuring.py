@@ -19,9 +19,9 @@ from normswap.networks.network import Network
 from normswap.networks.processes import joined, processes
 from normswap.networks.recognition import norm_parts
 from normswap.networks.surroundings import undisturbed
-from normswap.planning import importance
 from normswap.planning.choices import Affine
 from normswap.planning.entry import NormEntry
+from normswap.planning.importance import Importance, weighted
 from normswap.planning.statistics import bad_statistics, loud, usable
 
 SAMPLES = 256
@@ -96,7 +96,7 @@ def watch(network: Network, norms: Iterable[NormEntry], batches: Iterable[Any]) 
         )
         seen[name].add((x.float() - mean.view(axes)) / unit.view(axes))
 
-    like, count, few = reference(copy.model), 0, list[Any]()
+    like, count, importance = reference(copy.model), 0, Importance(copy, names)
     watched = {name: copy.slots[name] for name in names}
     with (
         undisturbed(network.model),
@@ -105,21 +105,25 @@ def watch(network: Network, norms: Iterable[NormEntry], batches: Iterable[Any]) 
     ):  # a pass or two pay for no compilation
         for batch in tqdm(batches, "looking at images", unit="batch", disable=None, leave=False):
             batch = prepared(batch, like)
-            try:
-                call(copy.model, fresh(batch))
-            except (Exception, SystemExit) as error:  # whatever the network's own code does with them
-                raise NeedsExampleInput(
-                    f"no forward pass ran on the images ({described(error)}); pass batches= as the network takes them, "
-                    "or leave them out"
-                ) from error
-            if count * processes() < importance.SAMPLES:
-                few.append(batch)
+            for rows, followed in importance.pieces(batch):
+                if followed:
+                    before = {name: len(own.first) for name, own in seen.items()}
+                    if not importance.look(rows):
+                        for name, own in seen.items():
+                            del own.first[before[name] :], own.second[before[name] :]
+                    continue
+                try:
+                    call(copy.model, fresh(rows))
+                except (Exception, SystemExit) as error:  # whatever the network's own code does with them
+                    raise NeedsExampleInput(
+                        f"no forward pass ran on the images ({described(error)}); pass batches= as the network takes "
+                        "them, or leave them out"
+                    ) from error
             count += batch_size(batch)
             if count * processes() >= SAMPLES:
                 break
-    with undisturbed(network.model):
-        for name, told in importance.importance(copy, names, few).items():
-            seen[name].importance = told
+    for name, told in importance.found().items():
+        seen[name].importance = told
     for found in seen.values() if processes() > 1 else ():
         found.first, found.second = [joined(torch.cat(found.first))], [joined(torch.cat(found.second))]
     for name, found in seen.items():
@@ -163,5 +167,5 @@ def moments_of(seen: Sequence[Seen], network: Network, names: Iterable[str]) -> 
     # γ as it acts on x/unit, whatever a constant channel's unit is
     gammas = torch.stack([loud(own.affine(first)[0]) for own in parts]) * unit / (var + eps).sqrt()
     second = torch.stack([values[:count] for values in seconds])
-    weights = torch.stack([*map(importance.weighted, (one.importance for one in seen), gammas, unit)])
+    weights = torch.stack([*map(weighted, (one.importance for one in seen), gammas, unit)])
     return Moments(first, second, mean / unit, var / unit.square(), gammas, weights)

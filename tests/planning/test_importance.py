@@ -1,12 +1,15 @@
 """What the outputs make of each channel: against derivatives taken one by one."""
 
+from unittest import mock
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import normswap
 from normswap.networks.network import Network
-from normswap.planning.importance import importance, weighted
+from normswap.planning.importance import Importance, weighted
+from normswap.planning.measuring import watch
 
 
 def two_outputs() -> nn.Module:
@@ -20,16 +23,24 @@ def two_outputs() -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
+def looked(model: nn.Module, norm: str, images: Tensor) -> dict[str, Tensor]:
+    importance = Importance(Network(model), [norm])
+    for rows, followed in importance.pieces(images):
+        assert followed
+        assert importance.look(rows)
+    return importance.found()
+
+
 def test_it_is_the_derivative_of_all_outputs_by_a_shift_of_the_channel() -> None:
     model, images = two_outputs(), torch.randn(32, 3, 8, 8)
-    found = importance(Network(model), ["1"], [images])["1"]
+    found = looked(model, "1", images)["1"]
     squares = torch.zeros(4, dtype=torch.float64)
     for image in images:
         x = model[0](image[None])
         shift = torch.zeros(4, requires_grad=True)
         for output in model[1:](x + shift.view(1, 4, 1, 1))[0]:
             squares += torch.autograd.grad(output, shift, retain_graph=True)[0].double().square()
-    exact = (squares / 32).sqrt() * 32**0.5  # sums over samples, as `importance` leaves them
+    exact = (squares / 32).sqrt() * 32**0.5  # sums over samples, as it leaves them
     torch.testing.assert_close(found, exact, rtol=0.25, atol=1e-9)  # two signs a sample, 32 samples
     assert found[1] == 0
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -47,7 +58,7 @@ class Rounded(nn.Module):
 def test_a_network_without_gradients_is_equalized_by_its_norms_alone() -> None:
     model, images = Rounded().eval(), torch.randn(8, 3, 9, 9)
     nn.init.uniform_(model.bn.running_var, 0.5, 2)
-    assert importance(Network(model), ["bn"], [images]) == {}
+    assert looked(model, "bn", images) == {}
     plan = normswap.inspect(model, batches=[images], example_input=images[:2], groups=1)
     assert plan.norms[0].drift is not None
 
@@ -58,3 +69,37 @@ def test_weights_without_importance_are_those_of_the_norm() -> None:
     assert torch.equal(weighted(torch.zeros(2), gamma, unit), gamma)
     mixed = weighted(torch.tensor([0.0, 4.0]), gamma, unit)
     assert mixed.square().tolist() == pytest.approx([0.1 * 1 / 2.5, 2 + 0.1 * 4 / 2.5])
+
+
+class WithoutHistory(nn.Module):
+    """Cannot run where autograd looks on; notes how many samples each pass has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.sizes = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), list[int]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        return torch.from_numpy(self.bn(self.conv(x)).numpy()).mean((2, 3))
+
+
+def test_samples_that_gradients_cannot_follow_are_seen_once() -> None:
+    model, images = WithoutHistory().eval(), torch.randn(40, 3, 9, 9)
+    nn.init.uniform_(model.bn.running_var, 0.5, 2)
+    network = Network(model)
+    seen = watch(network, normswap.inspect(model, example_input=images[:2]).norms, [images])["bn"]
+    with torch.no_grad():
+        x = (model.conv(images) / (model.bn.running_var + model.bn.eps).sqrt().view(1, 4, 1, 1)).flatten(2)
+    torch.testing.assert_close(torch.cat(seen.first), x.mean(-1))
+    assert seen.importance is None
+
+
+def test_one_pass_serves_moments_and_gradients() -> None:
+    model, images = two_outputs(), torch.randn(40, 3, 8, 8)
+    nn.init.uniform_(model[1].running_var, 0.5, 2)
+    network, entries = Network(model), normswap.inspect(model, example_input=images[:2]).norms
+    with mock.patch.object(nn.Conv2d, "forward", autospec=True, side_effect=nn.Conv2d.forward) as ran:
+        seen = watch(network, entries, [images])["1"]
+    assert [len(call.args[1]) for call in ran.call_args_list] == [16, 16, 8]
+    assert len(torch.cat(seen.first)) == 40
+    assert seen.importance is not None
