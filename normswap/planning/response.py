@@ -25,9 +25,9 @@ CONSTANTS = 32
 LARGEST = 1e12
 """Larger moves are as good as unknown: along layers that nothing normalizes they grow without end."""
 
-OWN = 0.5
-"""What each channel adds by itself, so that the layers behind it do not see the same few moves as it did: without, one
-channel of input (digits, clothes) told too little."""
+OWN, COLOURS = 0.5, 3
+"""What each channel adds by itself, so that the layers behind it do not see the same few moves as it did; that much
+more where an input has fewer channels than a colour image. One channel (digits, clothes) moves only one way."""
 
 SHARE = 0.1
 """Of a channel's variance, what they make up. On three trained networks 0.03 and 0.3 kept as much of the function."""
@@ -50,7 +50,7 @@ class Move:
         return Move(self.channels + other.channels, (self.slope + other.slope) / 2)
 
 
-def responses(network: Network, graph: Graph, *, own: float = OWN) -> dict[str, Seen]:
+def responses(network: Network, graph: Graph) -> dict[str, Seen]:
     """Return what every norm behind a layer would see of samples that differ by constants.
 
     Where a way cannot be followed (channels that are sliced, shuffled or computed), the layer behind it is given random
@@ -59,9 +59,9 @@ def responses(network: Network, graph: Graph, *, own: float = OWN) -> dict[str, 
     Args:
         network: The unconverted network, whose tensors hold values.
         graph: What ran, in its order.
-        own: What each channel of a norm adds to the moves by itself, relative to theirs.
     """
-    walk = _Walk(network, own)
+    read = sum(node.shape[1] for node in graph.nodes if node.kind is Kind.INPUT and len(node.shape) > 1)
+    walk = _Walk(network, OWN * max(COLOURS / max(read, 1), 1))
     for node in graph.nodes:
         walk.step(node)
     return walk.seen

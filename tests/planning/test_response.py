@@ -46,7 +46,10 @@ LINEAR = {
 
 
 @pytest.mark.parametrize("build", LINEAR.values(), ids=LINEAR)
-def test_a_network_without_activations_answers_to_constants_as_told(build: type[nn.Module]) -> None:
+def test_a_network_without_activations_answers_to_constants_as_told(
+    build: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("normswap.planning.response.OWN", 0)
     torch.manual_seed(0)
     model = build().eval()
     constants = torch.randn(CONSTANTS, 3, generator=torch.Generator().manual_seed(0))
@@ -60,7 +63,7 @@ def test_a_network_without_activations_answers_to_constants_as_told(build: type[
         before = dict(seen)
         model(x + constants[..., None, None])
     network = Network(model)
-    told = responses(network, trace(network, torch.randn(2, 3, 8, 8)).graphs[0], own=0)
+    told = responses(network, trace(network, torch.randn(2, 3, 8, 8)).graphs[0])
     assert told.keys() == norms.keys()
     for name, module in norms.items():
         moved = (seen[name] - before[name]).flatten(2).mean(2) if seen[name].ndim > 2 else seen[name] - before[name]
@@ -132,3 +135,16 @@ def test_moves_that_grow_without_end_are_left_to_chance(size: float) -> None:
     for seen in told.values():
         (first,) = seen.first
         torch.testing.assert_close(first.square().mean(), torch.tensor(0.1))
+
+
+def test_channels_move_by_themselves_the_more_the_fewer_an_input_has() -> None:
+    def largest(channels: int) -> float:
+        """Return the share of the second norm's moves that go one way, where the first layer's filters are alike."""
+        torch.manual_seed(0)
+        model = nn.Sequential(conv(channels, 16), norm(16), conv(16, 16), norm(16)).eval()
+        model[0].weight.data[:] = 1
+        told = responses(Network(model), trace(Network(model), torch.randn(2, channels, 8, 8)).graphs[0])
+        values = torch.linalg.svdvals(told["3"].first[0]).square()
+        return float(values[0] / values.sum())
+
+    assert largest(1) < 0.5 < 0.6 < largest(3) == pytest.approx(largest(4), abs=0.15)
