@@ -65,7 +65,7 @@ def open_named(
     if opening.shapes and opening.example:
         raise errors.InvalidOption("--input and --input-from both say what the network takes; leave one of them out")
     out.note("loading torch and timm …")
-    from normswap.sources.opening import open_model
+    from normswap.sources.opening import open_model, open_with_weights
 
     shapes, given = tuple(map(parse_shape, opening.shapes)) or None, opening.weights
     if given is not None:
@@ -74,16 +74,13 @@ def open_named(
         must_be_checkpoint(given)
     example = example_from(opening.example) if opening.example else shapes
     try:
-        network, source = open_model(
-            name, pretrained=opening.pretrained and given is None, num_classes=opening.num_classes
-        )
+        if given is None:
+            network, source = open_model(name, pretrained=opening.pretrained, num_classes=opening.num_classes)
+        else:
+            network, source = open_with_weights(name, given, num_classes=opening.num_classes)
     except errors.WeightsUnavailable:
         _show_what_would_happen(out, name, opening, example, options)
         raise
-    if given is not None:
-        from normswap.sources.state_dicts import fill, read_state_dict
-
-        fill(network, read_state_dict(given, network.state_dict()), name=str(given))
     kind = next((parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()), None)
     if shapes is not None and kind is not None:
         example = tuple(tensor.to(kind) for tensor in shapes)
