@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +19,12 @@ if TYPE_CHECKING:
 
     from normswap.planning.plan import Plan
     from normswap.sources.registry import Source
+
+LARGE, BLOCK = 2**26, 2**20
+"""Size of a network from which on memory counts more than a tenth of the time, and of what is given back."""
+
+MMAP_THRESHOLD = -3
+"""What glibc calls the size from which on blocks are the system's (``malloc.h``)."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +89,18 @@ def open_named(
     except errors.WeightsUnavailable:
         _show_what_would_happen(out, name, opening, example, options)
         raise
+    if sum(parameter.nbytes for parameter in network.parameters()) > LARGE:
+        _give_blocks_back()
     kind = next((parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()), None)
     if shapes is not None and kind is not None:
         example = tuple(tensor.to(kind) for tensor in shapes)
     return network, source, example
+
+
+def _give_blocks_back() -> None:
+    """Have the C library give blocks of memory back once they are free: between what it keeps, filters find no room."""
+    with suppress(AttributeError, OSError, TypeError):  # one that is not glibc
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, BLOCK)
 
 
 def example_from(name: str) -> Any:
