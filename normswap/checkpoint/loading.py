@@ -33,6 +33,8 @@ def load(
     >>> model = load("OUT", num_classes=10)
     >>> tuned = load("OUT", num_classes=10, weights="last.ckpt")         # what a training tool left behind
 
+    It takes the memory of one network, which is no part of the file: who writes to that changes nothing loaded.
+
     Args:
         directory: The folder, or ``hf-hub:user/name`` for one that `push` uploaded.
         num_classes: Outputs of a new head; tensors of the head that no longer fit keep their initialization,

@@ -55,9 +55,9 @@ def open_model(name: str, *, pretrained: bool, num_classes: int | None = None) -
 def open_with_weights(name: str, path: Path, *, num_classes: int | None = None) -> tuple[nn.Module, Source | None]:
     """Build the network that `name` stands for, with the weights that a file holds.
 
-    Those of a safetensors file stay there: the system reads them when they are asked for, and keeps in memory what is
-    written to. A registry's network is built without data first; where it holds tensors that no state dict does, and
-    where a function of the user's builds it, with data.
+    They stay there, but for those of old files of torch.save: the system reads them when they are asked for, and keeps
+    in memory what is written to. A registry's network is built without data first; where it holds tensors that no state
+    dict does, and where a function of the user's builds it, with data.
 
     Args:
         name: As for `open_model`.
@@ -72,11 +72,11 @@ def open_with_weights(name: str, path: Path, *, num_classes: int | None = None) 
         with suppress(NotImplementedError, RuntimeError, WeightsUnavailable):  # some compute while they are built
             with torch.device("meta"):
                 model, source = build()
-            state = read_state_dict(path, model.state_dict())
+            state = read_state_dict(path, model.state_dict(), mapped=True)
             if made_whole(model, state, name=str(path)):
                 return model, source
     model, source = build()
-    fill(model, state or read_state_dict(path, model.state_dict()), name=str(path), take=True)
+    fill(model, state or read_state_dict(path, model.state_dict(), mapped=True), name=str(path), take=True)
     return model, source
 
 

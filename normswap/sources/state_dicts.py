@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from normswap.errors import CheckpointAdapted, CheckpointError
-from normswap.sources.torch_archives import must_be_sound
+from normswap.sources.torch_archives import is_uncompressed, must_be_sound
 
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
 """What torch.compile, activation checkpointing and FSDP put into names, at any depth."""
@@ -26,7 +26,9 @@ NESTED = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_
 """Where training scripts keep the tensors inside a checkpoint, averaged weights first, as timm picks them."""
 
 
-def read_state_dict(path: str | PathLike[str], names: Collection[str] = ()) -> dict[str, Tensor]:
+def read_state_dict(
+    path: str | PathLike[str], names: Collection[str] = (), *, mapped: bool = False
+) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint by name; nothing in the file is executed.
 
     Training tools nest the tensors and put prefixes before their names (``model.`` of Lightning, ``module.`` of DDP,
@@ -35,12 +37,14 @@ def read_state_dict(path: str | PathLike[str], names: Collection[str] = ()) -> d
     Args:
         path: A safetensors file, or one that torch.save wrote.
         names: Names the tensors should have; without them prefixes stay.
+        mapped: Whether the tensors of a file of torch.save may stay in it, as those of a safetensors file do, until
+            they are asked for: it must not be written to as long as they are in use.
 
     Raises:
         CheckpointError: The file is missing, damaged, or holds more than tensors and plain values.
     """
     path = Path(path)
-    state, steps = _read(path)
+    state, steps = _read(path, mapped)
     if names:
         state, prefixes = _without_prefixes(state, names)
         steps += prefixes
@@ -59,9 +63,9 @@ def read_tensors(path: Path) -> Any:
     return _safe(path) if zipped is None else _unpickled(path, zipped=zipped)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+def _read(path: Path, mapped: bool) -> tuple[dict[str, Tensor], list[str]]:
     zipped = _pickled(path)
-    return (_safe(path), []) if zipped is None else _tensors_of(path, _unpickled(path, zipped=zipped))
+    return (_safe(path), []) if zipped is None else _tensors_of(path, _unpickled(path, zipped=zipped, mapped=mapped))
 
 
 def _pickled(path: Path) -> bool | None:
@@ -285,12 +289,13 @@ def _another_shape(own: Mapping[str, Tensor], state: Mapping[str, Tensor], key: 
     )
 
 
-def _unpickled(path: Path, *, zipped: bool) -> Any:
+def _unpickled(path: Path, *, zipped: bool, mapped: bool = False) -> Any:
     if zipped:
         must_be_sound(path)
+    mapped = mapped and zipped and path.suffix != ".safetensors" and is_uncompressed(path)
     try:
-        with path.open("rb") as file:  # of a path torch looks at the ending, too
-            return torch.load(file, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # of a path, which mapping asks for, torch looks at the ending, too
+            return torch.load(os.fspath(path) if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: holds Python objects, not only tensors; save model.state_dict() to a new file and pass that"

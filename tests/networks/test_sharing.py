@@ -1,6 +1,7 @@
 """Copies share their filters where passes only read them, and never where one writes."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import broken
@@ -39,10 +40,8 @@ class Writing(nn.Module):
 
 
 def caught(weight: nn.Parameter) -> None:
-    try:
+    with suppress(BaseException):
         weight.data.clamp_(-0.1, 0.1)
-    except BaseException:
-        pass
 
 
 WRITES: dict[str, Callable[[nn.Parameter], Any]] = {

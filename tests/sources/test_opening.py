@@ -2,6 +2,7 @@
 
 import json
 import warnings
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,29 @@ def test_weights_stay_in_their_file_until_they_are_written_to(name: str, own: Pa
     if maps.exists():
         places = [line.split("-")[0] for line in maps.read_text().splitlines() if line.endswith(path.name)]
         assert places
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert path.read_bytes() == stored
+
+
+@pytest.mark.parametrize("form", ["torch.save", "compressed", "old", "misnamed"])
+def test_weights_that_torch_saved_are_the_same_however_they_are_read(form: str, own: Path) -> None:
+    trained = timm.create_model("test_resnet")
+    path = own / ("weights.safetensors" if form == "misnamed" else "weights.pth")
+    torch.save({"state_dict": trained.state_dict()}, path, _use_new_zipfile_serialization=form != "old")
+    if form == "compressed":
+        records = {record: zipfile.ZipFile(path).read(record) for record in zipfile.ZipFile(path).namelist()}
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for record, content in records.items():
+                archive.writestr(record, content)
+    stored = path.read_bytes()
+    with pytest.warns(normswap.CheckpointAdapted, match="took 'state_dict'"):
+        model, _ = open_with_weights("test_resnet", path)
+    assert_same_state(model, trained)
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        assert (str(path) in maps.read_text()) == (form == "torch.save")
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
