@@ -89,18 +89,18 @@ def open_named(
     except errors.WeightsUnavailable:
         _show_what_would_happen(out, name, opening, example, options)
         raise
-    if sum(parameter.nbytes for parameter in network.parameters()) > LARGE:
-        _give_blocks_back()
+    spare_memory(network)
     kind = next((parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()), None)
     if shapes is not None and kind is not None:
         example = tuple(tensor.to(kind) for tensor in shapes)
     return network, source, example
 
 
-def _give_blocks_back() -> None:
-    """Have the C library give blocks of memory back once they are free: between what it keeps, filters find no room."""
-    with suppress(AttributeError, OSError, TypeError):  # one that is not glibc
-        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, BLOCK)
+def spare_memory(network: nn.Module) -> None:
+    """Have the C library give blocks back once they are free: between those it keeps, large filters find no room."""
+    if sum(parameter.nbytes for parameter in network.parameters()) > LARGE:
+        with suppress(AttributeError, OSError, TypeError):  # one that is not glibc
+            ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, BLOCK)
 
 
 def example_from(name: str) -> Any:
