@@ -39,9 +39,9 @@ VERBS = {
     "check": "check {out} -q",
 }
 CODE = {
-    "convert(inplace=True)": OPENED + "normswap.convert(model, inplace=True, example_input=torch.zeros(2, 3, 64, 64))",
+    "convert(inplace=True)": OPENED + "normswap.convert(model, inplace=True, example_input=torch.zeros({sizes}))",
     "convert(inplace=True), save": OPENED
-    + "normswap.save(normswap.convert(model, inplace=True, example_input=torch.zeros(2, 3, 64, 64)), {out!r})",
+    + "normswap.save(normswap.convert(model, inplace=True, example_input=torch.zeros({sizes})), {out!r})",
     "load": "import normswap; normswap.load({out!r})",
 }
 
