@@ -18,7 +18,7 @@ from normswap.planning.plan import Plan, plan_in
 from normswap.sources.hub import HUB, fetch
 from normswap.sources.provenance import recall
 from normswap.sources.registry import Source, meta_build
-from normswap.sources.state_dicts import fill, must_fit, read_state_dict
+from normswap.sources.state_dicts import fill, made_whole, must_fit, read_state_dict
 
 
 def load(
@@ -32,6 +32,8 @@ def load(
 
     >>> model = load("OUT", num_classes=10)
     >>> tuned = load("OUT", num_classes=10, weights="last.ckpt")         # what a training tool left behind
+
+    It takes the memory of one network, which is no part of the file: who writes to that changes nothing loaded.
 
     Args:
         directory: The folder, or ``hf-hub:user/name`` for one that `push` uploaded.
@@ -54,20 +56,21 @@ def load(
     parse = partial(_described, where=directory, needs_source=model is None)
     with _opened(directory, weights, parse) as (description, path):
         plan, source = description.plan, description.source
-        if model is None:
-            expected = _outline(source, plan, num_classes)
-        else:
-            converted = apply(model, plan)
-            expected = converted.state_dict()
+        converted = _outline(source, plan, num_classes) if model is None else apply(model, plan)
+        expected = converted.state_dict()
         state = read_state_dict(path, () if weights is None else expected)
     if model is None:
         head = partial(_head, source, num_classes)
         fresh = must_fit(expected, state, name=str(path), num_classes=num_classes, head=head)  # before memory is taken
-        converted = apply(_attempt(source.build, source, num_classes), plan, inplace=True)
+        del expected
+        _into_memory(state)
+        if fresh or not made_whole(converted, state, name=str(path)):
+            converted = apply(_attempt(source.build, source, num_classes), plan, inplace=True)
+            fill(converted, state, name=str(path), head=fresh, take=True)
     else:
         head = partial(_resized, expected, state, num_classes)
         fresh = must_fit(expected, state, name=str(path), num_classes=num_classes, head=head)
-    fill(converted, state, name=str(path), head=fresh)
+        fill(converted, state, name=str(path), head=fresh)
     recall(converted, description.config)
     return in_mode(converted, False)
 
@@ -111,9 +114,15 @@ def _described(config: Mapping[str, Any], *, where: Path, needs_source: bool) ->
     return _Description(config, plan, source)
 
 
-def _outline(source: Source, plan: Plan, num_classes: int | None) -> Mapping[str, Tensor]:
-    """Return the state of the converted network without data."""
-    return apply(_attempt(partial(meta_build, source), source, num_classes), plan, inplace=True).state_dict()
+def _outline(source: Source, plan: Plan, num_classes: int | None) -> nn.Module:
+    """Return the converted network without data, where it can be built so."""
+    return apply(_attempt(partial(meta_build, source), source, num_classes), plan, inplace=True)
+
+
+def _into_memory(state: dict[str, Tensor]) -> None:
+    """Copy tensors that may be mapped from a file, one by one: who writes over that would write into the network."""
+    for key in state:
+        state[key] = state[key].clone()
 
 
 def _head(source: Source, num_classes: int | None) -> set[str]:

@@ -15,7 +15,7 @@ from normswap.checkpoint.saving import save
 from normswap.conversion.carried_plan import plan_of
 from normswap.conversion.check import check
 from normswap.conversion.checks import Checks
-from normswap.conversion.pipeline import convert
+from normswap.conversion.pipeline import convert, convert_beside
 from normswap.errors import NeedsExampleInput
 from normswap.networks.processes import rank
 from normswap.planning.options import Wishes
@@ -103,12 +103,13 @@ def make(
     few: Any = "synthetic" if made_up and images is None else None
     if few is not None:
         note("making up images, to see which scales and signs of filters keep the function (--no-synthetic skips it) …")
+    started = convert_beside if images is None else convert  # only looked at, or trained
     try:
-        converted = convert(network, example_input=example_input, batches=few, **options)
+        converted = started(network, example_input=example_input, batches=few, **options)
     except NeedsExampleInput:
         if few != "synthetic":
             raise
-        converted = convert(network, example_input=example_input, **options)
+        converted = started(network, example_input=example_input, **options)
     result = None
     if images is not None:
         note("calibrating …")

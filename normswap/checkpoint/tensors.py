@@ -15,6 +15,8 @@ from normswap.networks.network import Network
 def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the state's tensors as a file holds them: contiguous, on the CPU, none sharing memory with another.
 
+    Those of the network that are so already are in its own memory.
+
     Of a weight-standardized convolution the kernel it uses is stored, with the gain and offset that belong to it: the
     network that loads them computes what it did, and so does a network of plain convolutions that loads the same file.
     Where no training has moved the filters they are stored bit for bit.
@@ -24,7 +26,7 @@ def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
             entry of the state is no tensor.
     """
     moved = _moved_filters(model)
-    tensors: dict[str, Tensor] = {}
+    tensors, held = dict[str, Tensor](), set[int]()
     for name, value in model.state_dict().items():
         if not name.isprintable() and name.encode("utf-8", "replace") != name.encode("utf-8", "surrogatepass"):
             raise CheckpointError(f"{name!a}: no file can hold this name, it is no UTF-8; rename the module first")
@@ -35,7 +37,11 @@ def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
         if value.layout is not torch.strided or value.is_quantized or not _has_a_format(value.dtype):
             kind = f"{str(value.layout).removeprefix('torch.')} {str(value.dtype).removeprefix('torch.')}"
             raise CheckpointError(f"{name}: is {kind}, which safetensors cannot hold; it cannot be saved")
-        tensors[name] = moved.get(name, value).detach().cpu().clone(memory_format=torch.contiguous_format)
+        stored = moved.get(name, value).detach().cpu().resolve_conj().resolve_neg().contiguous()
+        if stored.untyped_storage().data_ptr() in held:
+            stored = stored.clone()
+        held.add(stored.untyped_storage().data_ptr())
+        tensors[name] = stored
     return tensors
 
 

@@ -10,7 +10,7 @@ import click
 
 from normswap import errors
 from normswap.cli.delivery import export, push
-from normswap.cli.models import Opening, example_from, folder_name, open_named, show_plan, unconverted
+from normswap.cli.models import Opening, example_from, folder_name, open_named, show_plan, spare_memory, unconverted
 from normswap.cli.options import conversion_options, device_option, example_option, model_option, report_option
 from normswap.cli.output import Output, Verbs, command_line, given, verb
 from normswap.version import __version__
@@ -213,6 +213,7 @@ def check(
     given_input = None if example is None else example_from(example)
     original, own = unconverted(against), unconverted(model)
     converted = load(directory, model=own or (original if nameless else None))
+    spare_memory(converted)
     compared = None if original is None else original.to(chosen)
     checks = check_model(converted.to(chosen), compared, example_input=given_input)
     out.result({"checks": checks.to_dict()}, checks)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +19,12 @@ if TYPE_CHECKING:
 
     from normswap.planning.plan import Plan
     from normswap.sources.registry import Source
+
+LARGE, BLOCK = 2**26, 2**20
+"""Size of a network from which on memory counts more than a tenth of the time, and of what is given back."""
+
+MMAP_THRESHOLD = -3
+"""What glibc calls the size from which on blocks are the system's (``malloc.h``)."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ def open_named(
     if opening.shapes and opening.example:
         raise errors.InvalidOption("--input and --input-from both say what the network takes; leave one of them out")
     out.note("loading torch and timm …")
-    from normswap.sources.opening import open_model
+    from normswap.sources.opening import open_model, open_with_weights
 
     shapes, given = tuple(map(parse_shape, opening.shapes)) or None, opening.weights
     if given is not None:
@@ -74,20 +82,25 @@ def open_named(
         must_be_checkpoint(given)
     example = example_from(opening.example) if opening.example else shapes
     try:
-        network, source = open_model(
-            name, pretrained=opening.pretrained and given is None, num_classes=opening.num_classes
-        )
+        if given is None:
+            network, source = open_model(name, pretrained=opening.pretrained, num_classes=opening.num_classes)
+        else:
+            network, source = open_with_weights(name, given, num_classes=opening.num_classes)
     except errors.WeightsUnavailable:
         _show_what_would_happen(out, name, opening, example, options)
         raise
-    if given is not None:
-        from normswap.sources.state_dicts import fill, read_state_dict
-
-        fill(network, read_state_dict(given, network.state_dict()), name=str(given))
+    spare_memory(network)
     kind = next((parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()), None)
     if shapes is not None and kind is not None:
         example = tuple(tensor.to(kind) for tensor in shapes)
     return network, source, example
+
+
+def spare_memory(network: nn.Module) -> None:
+    """Have the C library give blocks back once they are free: between those it keeps, large filters find no room."""
+    if sum(parameter.nbytes for parameter in network.parameters()) > LARGE:
+        with suppress(AttributeError, OSError, TypeError):  # one that is not glibc
+            ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, BLOCK)
 
 
 def example_from(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from normswap.conversion.checks import Check
 from normswap.errors import described, first_line
+from normswap.layers.recomputing import recomputing
 from normswap.networks.copying import copy_model, in_mode
 from normswap.networks.inputs import (
     Samples,
@@ -26,6 +27,7 @@ from normswap.networks.inputs import (
     tensors_in,
     vary,
 )
+from normswap.networks.sharing import sparing
 from normswap.networks.surroundings import undisturbed
 from normswap.networks.validation import unwrap
 from normswap.planning.entry import ConvEntry, NormEntry
@@ -59,7 +61,7 @@ def behaviour_checks(
         stopped: Whether a pass stops on such shapes after the last norm, before conversion as after it.
     """
     with undisturbed(converted), undisturbed(converted if original is None else original):
-        return list(_behaviour(converted, plan, original, example, samples, stopped))
+        return sparing(lambda: list(_behaviour(converted, plan, original, example, samples, stopped)))
 
 
 def _behaviour(
@@ -173,7 +175,7 @@ def _opened(model: nn.Module, inputs: Any) -> nn.Module:
             if parameter.is_floating_point() and parameter.numel() and float(parameter.abs().max()) < CLOSED:
                 fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
                 values = (torch.rand(parameter.shape, generator=generator) + 0.5) / fan_in
-                parameter.copy_(values)
+                parameter.data = torch.empty_like(parameter).copy_(values)
     try:
         return opened if _is_finite(_output(opened, inputs)) else model
     except Exception:
@@ -345,21 +347,40 @@ def _ran(entry: NormEntry | ConvEntry) -> bool:
 
 
 def _step(model: nn.Module, plan: Plan, inputs: Any, *, training: bool) -> _Step:
-    """Run a forward and a backward pass on a copy."""
+    """Run a forward and a backward pass on a copy, on which neither kernels nor gradients are kept where that works."""
+    step = _passed(model, plan, inputs, training=training, lean=True)
+    return step if step.error is None else _passed(model, plan, inputs, training=training, lean=False)
+
+
+def _passed(model: nn.Module, plan: Plan, inputs: Any, *, training: bool, lean: bool) -> _Step:
     model = in_mode(copy_model(model), True)
     in_mode(model, training)  # by way of train mode: some networks then drop what they cached
+    reached, finite, names = set[str](), True, dict[int, str]()
+
+    def look(parameter: Tensor) -> None:
+        nonlocal finite
+        if (grad := parameter.grad) is not None:
+            reached.add(names[id(parameter)])
+            finite = finite and bool(torch.isfinite(grad).all())
+            parameter.grad = None
+
     args, kwargs = as_call(copy.deepcopy(inputs))
     torch.manual_seed(0)
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), recomputing(model) if lean else nullcontext():
             outputs = [t for t in _floats(model(*args, **kwargs)) if t.requires_grad]
             if not outputs:
                 raise RuntimeError("the output does not depend on any parameter")
+            for key, parameter in model.named_parameters():
+                names[id(parameter)] = key
+                if lean and parameter.requires_grad and parameter.is_leaf:
+                    parameter.register_post_accumulate_grad_hook(look)
             torch.autograd.backward([t.float().square().mean() for t in outputs])
     except Exception as error:
         return _Step(error=error, where=_replaced_layer(error, model, plan))
-    grads = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
-    return _Step(frozenset(grads), all(bool(torch.isfinite(grad).all()) for grad in grads.values()))
+    for parameter in model.parameters():
+        look(parameter)
+    return _Step(frozenset(reached), finite)
 
 
 def _replaced_layer(error: Exception, model: nn.Module, plan: Plan) -> str | None:

@@ -1,7 +1,7 @@
 """Convert a model: look at it, plan, replace, look at the result."""
 
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from os import PathLike
 from typing import Any, Literal, Unpack
 
@@ -19,6 +19,7 @@ from normswap.networks.copying import copy_model, in_mode, meta_copy
 from normswap.networks.garbage import collecting_later
 from normswap.networks.network import Network
 from normswap.networks.recognition import refuse_strays
+from normswap.networks.sharing import large_parameters, sparing
 from normswap.networks.surroundings import Surroundings, undisturbed
 from normswap.networks.validation import must_be_finite, refuse_unsupported, unwrap
 from normswap.planning.choices import Action, Affine
@@ -96,12 +97,44 @@ def convert(
         BadStatistics: Weights are not finite, or running statistics are negative or not finite.
         CheckFailed: The result does not behave; the model is as it was.
     """
-    wanted = Options.of(**options)
+    applied: Callable[[Network, Plan], nn.Module] = _applied if inplace else _applied_to_copy
+    return _converted(model, example_input, batches, applied, check=check, options=Options.of(**options))
+
+
+def convert_beside(
+    model: nn.Module,
+    *,
+    example_input: Any = None,
+    batches: Literal["synthetic"] | None = None,
+    **options: Unpack[Wishes],
+) -> nn.Module:
+    """Return a converted network that has the memory of every large tensor that stays as it is in common with `model`.
+
+    So neither may be trained; where the model is mapped from a file, both together take one network's memory at most.
+
+    Args:
+        model: As for `convert`, with the same errors.
+        example_input: As for `convert`.
+        batches: As for `convert`, without images.
+        **options: As for `convert`.
+    """
+    return _converted(model, example_input, batches, _applied_beside, check=True, options=Options.of(**options))
+
+
+def _converted(
+    model: nn.Module,
+    example_input: Any,
+    batches: Any,
+    applied: Callable[[Network, Plan], nn.Module],
+    *,
+    check: bool,
+    options: Options,
+) -> nn.Module:
     refuse_unsupported(model)
-    network = Network(unwrap(model))
+    network, inplace = Network(unwrap(model)), applied is _applied
     images = _few(network, batches)
     around = Surroundings(network.model)
-    plan, before = _inspected(network, example_input, wanted, images, around)
+    plan, before = _inspected(network, example_input, options, images, around)
     if before.functional_norms:
         refuse_strays(network.model)
     if not plan.converts:
@@ -114,7 +147,7 @@ def convert(
     if inplace and check:  # on a twin, so that a model that does not pass stays as it is
         twin = copy_model(network.model) if before.with_data else meta_copy(network.model)
         _checked(_applied(Network(twin), plan), plan, before, around)
-    converted = _applied(network, plan) if inplace else _applied_to_copy(network, plan)
+    converted = applied(network, plan)
     if check and not inplace:
         _checked(converted, plan, before, around)
     if original is not None:
@@ -188,10 +221,17 @@ def _applied_to_copy(network: Network, plan: Plan) -> nn.Module:
     return _applied(copy, plan, borrowed=list(rewritten_filters(copy, plan)))
 
 
-def _applied(network: Network, plan: Plan, borrowed: Collection[nn.Parameter] = ()) -> nn.Module:
+@collecting_later()
+def _applied_beside(network: Network, plan: Plan) -> nn.Module:
+    """Replace the layers of a copy that has large parameters in common with the network, but for those that change."""
+    copy = Network(copy_model(network.model, large_parameters(network.model)))
+    return _applied(copy, plan, borrowed=list(large_parameters(copy.model)), own=False)
+
+
+def _applied(network: Network, plan: Plan, borrowed: Collection[nn.Parameter] = (), *, own: bool = True) -> nn.Module:
     """Replace the layers of a network, in place, and have it carry the plan."""
     earlier = carried_plan(network.model)
-    model = operate(network, plan, borrowed)
+    model = operate(network, plan, borrowed, own=own)
     carry_plan(model, plan if earlier is None else joined(earlier, plan, Network(model)))
     return model
 
@@ -225,7 +265,8 @@ def _inspected(
         if images is None or (made_up and not any(entry.affine is Affine.MATCH for entry in norms)):
             return {}
         must_be_finite(network.model)
-        return watch(network, norms, _made_up(network, recorded(found.inputs)) if made_up else images)
+        spec = recorded(found.inputs)
+        return sparing(lambda: watch(network, norms, _made_up(network, spec) if made_up else images))
 
     return make_plan(network, found, options, look), found
 
@@ -272,7 +313,7 @@ def _nothing_to_do(network: Network, plan: Plan, before: Trace) -> None:
         warnings.warn(
             f"{network.kind} was converted before ({standardized} weight-standardized convolutions); unchanged",
             AlreadyConverted,
-            stacklevel=3,
+            stacklevel=4,
         )
     else:
         raise nothing_to_convert(network.kind, plan, before.functional_norms)

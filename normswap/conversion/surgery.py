@@ -14,7 +14,7 @@ from normswap.networks.unfoldable import Unfoldable
 from normswap.planning.plan import Plan
 
 
-def operate(network: Network, plan: Plan, borrowed: Collection[nn.Parameter] = ()) -> nn.Module:
+def operate(network: Network, plan: Plan, borrowed: Collection[nn.Parameter] = (), *, own: bool = True) -> nn.Module:
     """Replace the layers that a plan names, in place, and nothing else.
 
     Every replacement is built before the first is put in place; an error leaves the model as it was.
@@ -22,13 +22,14 @@ def operate(network: Network, plan: Plan, borrowed: Collection[nn.Parameter] = (
     Args:
         network: The network, which the plan fits.
         plan: What to do.
-        borrowed: Parameters that are in another network's memory; afterwards none is.
+        borrowed: Parameters that are in another network's memory; those that change get memory of their own.
+        own: Whether the others get it, too.
 
     Returns:
         The model, or its replacement where the model itself is a layer that is replaced.
     """
     waiting = {id(parameter): parameter for parameter in borrowed}
-    replacements, changes = build_all(network, plan, at_once=waiting)
+    replacements, changes = build_all(network, plan, at_once=waiting if own else ())
     _fold_no_more(network, replacements)
     model = replace_modules(network.model, replacements)
     with torch.no_grad():
@@ -37,7 +38,7 @@ def operate(network: Network, plan: Plan, borrowed: Collection[nn.Parameter] = (
                 parameter.copy_(value())
             else:
                 parameter.data = _laid_out_like(parameter, value())
-        for parameter in waiting.values():
+        for parameter in waiting.values() if own else ():
             parameter.data = parameter.data.clone()
     return model
 

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from normswap.errors import UnsupportedModel
 from normswap.networks.overrides import sets_modes_alone
+from normswap.networks.sharing import shared_parameters
 
 PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None)))
 DICTS = frozenset((dict, OrderedDict))
@@ -24,7 +25,8 @@ def copy_model(model: nn.Module, lent: Iterable[nn.Parameter] = ()) -> nn.Module
         model: The model.
         lent: Parameters of which the copy gets ones with the same memory: their data is to be replaced at once.
     """
-    memo: dict[int, Any] = {id(one): nn.Parameter(one.detach(), one.requires_grad) for one in lent}
+    memo: dict[int, Any] = dict(shared_parameters(model))
+    memo |= {id(one): nn.Parameter(one.detach(), one.requires_grad) for one in lent}
     return _copied(model, list(model.modules()), memo, lambda tensor: tensor.detach().clone())
 
 

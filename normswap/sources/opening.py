@@ -5,16 +5,20 @@ import json
 import os
 import re
 import sys
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from normswap.errors import UnknownModel, UnsupportedModel, WeightsUnavailable, described, first_line
 from normswap.sources.hub import HUB, WAYS_ON, must_be_reachable
 from normswap.sources.provenance import source_of
 from normswap.sources.registry import Source, as_built, find
+from normswap.sources.state_dicts import fill, made_whole, read_state_dict
 
 FOLDER = "local-dir:"
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -46,6 +50,34 @@ def open_model(name: str, *, pretrained: bool, num_classes: int | None = None) -
     source = replace(source, arguments={**source.arguments, **arguments})
     model = source.build(pretrained=pretrained)
     return model, as_built(source, model)
+
+
+def open_with_weights(name: str, path: Path, *, num_classes: int | None = None) -> tuple[nn.Module, Source | None]:
+    """Build the network that `name` stands for, with the weights that a file holds.
+
+    They stay there, but for those of old files of torch.save: the system reads them when they are asked for, and keeps
+    in memory what is written to. A registry's network is built without data first; where it holds tensors that no state
+    dict does, and where a function of the user's builds it, with data.
+
+    Args:
+        name: As for `open_model`.
+        path: A safetensors file, or one that torch.save wrote.
+        num_classes: As for `open_model`.
+
+    Raises:
+        CheckpointError: The file cannot be read, or is another network's.
+    """
+    build, state = partial(open_model, name, pretrained=False, num_classes=num_classes), dict[str, Tensor]()
+    if not FACTORY.fullmatch(name):
+        with suppress(NotImplementedError, RuntimeError, WeightsUnavailable):  # some compute while they are built
+            with torch.device("meta"):
+                model, source = build()
+            state = read_state_dict(path, model.state_dict(), mapped=True)
+            if made_whole(model, state, name=str(path)):
+                return model, source
+    model, source = build()
+    fill(model, state or read_state_dict(path, model.state_dict(), mapped=True), name=str(path), take=True)
+    return model, source
 
 
 def _timm_checkpoint(name: str, pretrained: bool, arguments: dict[str, int]) -> nn.Module:

@@ -1,5 +1,6 @@
 """Read a state dict from somebody's file: safetensors or a torch pickle of tensors, told apart by content."""
 
+import io
 import os
 import pickle
 import warnings
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from normswap.errors import CheckpointAdapted, CheckpointError
-from normswap.sources.torch_archives import must_be_sound
+from normswap.sources.torch_archives import is_uncompressed, must_be_sound
 
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
 """What torch.compile, activation checkpointing and FSDP put into names, at any depth."""
@@ -25,7 +26,9 @@ NESTED = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_
 """Where training scripts keep the tensors inside a checkpoint, averaged weights first, as timm picks them."""
 
 
-def read_state_dict(path: str | PathLike[str], names: Collection[str] = ()) -> dict[str, Tensor]:
+def read_state_dict(
+    path: str | PathLike[str], names: Collection[str] = (), *, mapped: bool = False
+) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint by name; nothing in the file is executed.
 
     Training tools nest the tensors and put prefixes before their names (``model.`` of Lightning, ``module.`` of DDP,
@@ -34,12 +37,14 @@ def read_state_dict(path: str | PathLike[str], names: Collection[str] = ()) -> d
     Args:
         path: A safetensors file, or one that torch.save wrote.
         names: Names the tensors should have; without them prefixes stay.
+        mapped: Whether the tensors of a file of torch.save may stay in it, as those of a safetensors file do, until
+            they are asked for: it must not be written to as long as they are in use.
 
     Raises:
         CheckpointError: The file is missing, damaged, or holds more than tensors and plain values.
     """
     path = Path(path)
-    state, steps = _read(path)
+    state, steps = _read(path, mapped)
     if names:
         state, prefixes = _without_prefixes(state, names)
         steps += prefixes
@@ -58,9 +63,9 @@ def read_tensors(path: Path) -> Any:
     return _safe(path) if zipped is None else _unpickled(path, zipped=zipped)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+def _read(path: Path, mapped: bool) -> tuple[dict[str, Tensor], list[str]]:
     zipped = _pickled(path)
-    return (_safe(path), []) if zipped is None else _tensors_of(path, _unpickled(path, zipped=zipped))
+    return (_safe(path), []) if zipped is None else _tensors_of(path, _unpickled(path, zipped=zipped, mapped=mapped))
 
 
 def _pickled(path: Path) -> bool | None:
@@ -102,7 +107,9 @@ def must_be_checkpoint(path: Path) -> bytes:
     return head
 
 
-def fill(model: nn.Module, state: Mapping[str, Tensor], *, name: str, head: Collection[str] = ()) -> None:
+def fill(
+    model: nn.Module, state: Mapping[str, Tensor], *, name: str, head: Collection[str] = (), take: bool = False
+) -> None:
     """Load a state dict strictly.
 
     Args:
@@ -110,6 +117,8 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], *, name: str, head: Coll
         state: Tensors by name.
         name: What to call the state in errors.
         head: Names of tensors that stay as the network initialized them where they have another shape.
+        take: Have the network's parameters and buffers use the memory of the state's tensors where that can be, rather
+            than copy them. It may be on the meta device; a `load_state_dict` of its own is called and copies.
 
     Raises:
         CheckpointError: Names or shapes differ, or a tensor is of a kind that the network's cannot hold.
@@ -127,26 +136,44 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], *, name: str, head: Coll
                 " save the tensors of the network as it was before it was quantized or packed"
             )
     fitting = OrderedDict((key, own[key] if key in misfits else state[key]) for key in own)
+    if take:
+        fitting = _apart(fitting, own)
     # modules read the version they were saved with from here; safetensors carries none, and only current ones are saved
     fitting._metadata = getattr(state, "_metadata", own._metadata)  # type: ignore[attr-defined]
     if type(model).load_state_dict is nn.Module.load_state_dict and "load_state_dict" not in vars(model):
-        _load(model, fitting, name)
+        _load(model, fitting, name, take)
     else:
         model.load_state_dict(fitting)
 
 
-def _load(model: nn.Module, state: OrderedDict[str, Tensor], name: str) -> None:
+def _apart(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """Return tensors of the types that a network has, in memory that none shares with another."""
+    apart, held = OrderedDict[str, Tensor](), set[int]()
+    for key, tensor in state.items():
+        taken = tensor.detach().to(own[key].dtype).contiguous()
+        if taken.untyped_storage().data_ptr() in held:
+            taken = taken.clone()
+        held.add(taken.untyped_storage().data_ptr())
+        apart[key] = taken
+    return apart
+
+
+def _load(model: nn.Module, state: OrderedDict[str, Tensor], name: str, take: bool) -> None:
     """Do what ``model.load_state_dict`` does, whose time grows with the square of the children of one module.
 
-    torch looks through all names under a module once for each of its children; here they are sorted out once.
+    torch looks through all names under a module once for each of its children; here they are sorted out once. And with
+    ``assign=True`` torch makes new parameters: tied ones would not be any more, nor those that lists hold, too.
     """
     missing, unexpected, errors = list[str](), list[str](), list[str]()
     known, whole = getattr(state, "_metadata", {}), state.copy()
     whole._metadata = known  # type: ignore[attr-defined]
 
     def load(module: nn.Module, own: dict[str, Tensor], prefix: str) -> None:
-        about = known.get(prefix[:-1], {})
+        about = {**known.get(prefix[:-1], {}), **({"assign_to_params_buffers": True} if take else {})}
+        before = {**module._parameters, **module._buffers} if take else {}
         module._load_from_state_dict(own, prefix, about, True, missing, unexpected, errors)
+        for key, tensor in before.items():
+            _same_object(module, key, tensor)
         inside: dict[str, dict[str, Tensor]] = {}
         for key, tensor in own.items():
             child, dot, _ = key.removeprefix(prefix).partition(".")
@@ -163,6 +190,49 @@ def _load(model: nn.Module, state: OrderedDict[str, Tensor], name: str) -> None:
     errors += [f"{key} is missing" for key in missing] + [f"{key} is not in the network" for key in unexpected]
     if errors:
         raise CheckpointError(f"{name}: does not fit ({errors[0]}); use the model it was saved from")
+
+
+def _same_object(module: nn.Module, key: str, before: Tensor | None) -> None:
+    """Put the tensor that a module had back in its place, with the memory of the one that is there now."""
+    held: dict[str, Any] = module._parameters if key in module._parameters else module._buffers
+    now = held.get(key)
+    if before is None or now is None or now is before:
+        return
+    if before.is_meta:
+        torch.utils.swap_tensors(before, now)
+    else:
+        before.data = now.data
+    held[key] = before
+
+
+def made_whole(model: nn.Module, state: Mapping[str, Tensor], *, name: str) -> bool:
+    """Have a network that was built without data take a state dict's tensors; tell whether it is whole then.
+
+    Raises:
+        CheckpointError: As `fill` does.
+    """
+    try:
+        fill(model, state, name=name, take=True)
+        seeker = _Seeker(io.BytesIO())
+        seeker.dump(model)
+    except CheckpointError:
+        raise
+    except Exception:  # a tensor that cannot be replaced, an object that cannot be looked into
+        return False
+    return not seeker.found
+
+
+class _Seeker(pickle.Pickler):
+    """Looks for tensors without data in all that an object holds."""
+
+    found = False
+
+    def persistent_id(self, obj: Any) -> str | None:
+        """Look at one object; of tensors nothing is written."""
+        if not isinstance(obj, Tensor):
+            return None
+        self.found = self.found or obj.is_meta
+        return "tensor"
 
 
 def must_fit(
@@ -219,12 +289,13 @@ def _another_shape(own: Mapping[str, Tensor], state: Mapping[str, Tensor], key: 
     )
 
 
-def _unpickled(path: Path, *, zipped: bool) -> Any:
+def _unpickled(path: Path, *, zipped: bool, mapped: bool = False) -> Any:
     if zipped:
         must_be_sound(path)
+    mapped = mapped and zipped and path.suffix != ".safetensors" and is_uncompressed(path)
     try:
-        with path.open("rb") as file:  # of a path torch looks at the ending, too
-            return torch.load(file, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # of a path, which mapping asks for, torch looks at the ending, too
+            return torch.load(os.fspath(path) if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: holds Python objects, not only tensors; save model.state_dict() to a new file and pass that"

@@ -35,6 +35,12 @@ def must_be_sound(path: Path) -> None:
         raise CheckpointError(f"{path}: is damaged ({wrong!a:.100} does not match its checksum); get a fresh copy")
 
 
+def is_uncompressed(path: Path) -> bool:
+    """Tell whether an archive's records are in it as they are, so that they can be mapped; torch.save's are."""
+    with zipfile.ZipFile(path) as archive:
+        return all(record.compress_type == zipfile.ZIP_STORED for record in archive.infolist())
+
+
 def _must_hold_a_pickle(path: Path, names: list[str]) -> None:
     if any(name.rpartition("/")[2] == "data.pkl" for name in names):
         return

@@ -120,3 +120,31 @@ def test_a_folder_that_an_earlier_commit_wrote_loads_bit_for_bit() -> None:
     assert all(torch.equal(value, expected[f"state.{name}"]) for name, value in state.items())
     assert_same_output(loaded(expected["x"]), expected["y"])
     assert [entry.groups for entry in normswap.plan_of(loaded).norms] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("num_classes", [None, 7], ids=["as saved", "another head"])
+def test_what_is_loaded_is_no_part_of_the_file(folder: Path, tmp_path: Path, num_classes: int | None) -> None:
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    loaded = normswap.load(tmp_path, num_classes=num_classes)
+    state = {key: value.clone() for key, value in loaded.state_dict().items()}
+    (tmp_path / "model.safetensors").write_bytes(bytes((tmp_path / "model.safetensors").stat().st_size))
+    assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
+    loaded(torch.randn(1, 3, 64, 64)).square().mean().backward()
+    torch.optim.SGD([p for p in loaded.parameters() if p.requires_grad], 0.1).step()
+    assert any(not torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
+
+
+def test_a_network_is_initialized_only_for_what_the_file_lacks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = list[str]()
+    usual = nn.Conv2d.reset_parameters
+
+    def noted(conv: nn.Conv2d) -> None:
+        devices.append(conv.weight.device.type)
+        usual(conv)
+
+    monkeypatch.setattr(nn.Conv2d, "reset_parameters", noted)
+    normswap.load(folder)
+    assert set(devices) == {"meta"}
+    normswap.load(folder, num_classes=7)
+    assert set(devices) == {"meta", "cpu"}

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import normswap
+from normswap.checkpoint.tensors import stored_tensors
 
 FORMS = pytest.mark.parametrize("ws", ["adaptive", "standard"])
 SMALL = 1e-3
@@ -96,3 +97,18 @@ def test_a_half_precision_network_is_stored_as_it_is(tmp_path: Path) -> None:
     loaded = normswap.load(tmp_path, model=Merged().half())
     x = torch.randn(1, 3, 8, 8).half()
     torch.testing.assert_close(loaded(x), model.eval()(x), rtol=2e-3, atol=2e-3)
+
+
+def test_what_lies_in_memory_as_in_a_file_is_stored_from_there() -> None:
+    model = normswap.convert(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), example_input=torch.zeros(2, 3, 8, 8)
+    )
+    model.register_buffer("whole", torch.arange(6.0).view(2, 3))
+    model.register_buffer("again", model.whole[1])  # type: ignore[index]
+    model.register_buffer("turned", torch.arange(6.0).view(2, 3).t())
+    model.register_buffer("conjugate", torch.ones(2, dtype=torch.complex64).mul(1j).conj())
+    state, stored = model.state_dict(), stored_tensors(model)
+    assert {key for key in state if state[key].data_ptr() != stored[key].data_ptr()} == {"again", "turned", "conjugate"}
+    assert len({value.untyped_storage().data_ptr() for value in stored.values()}) == len(stored)
+    assert all(value.is_contiguous() and torch.equal(value, state[key]) for key, value in stored.items())
+    assert not stored["conjugate"].is_conj()

@@ -324,3 +324,32 @@ def test_torchs_random_numbers_stay_as_they_were() -> None:
     converted, state = normswap.convert(model, example_input=broken.X), torch.get_rng_state()
     normswap.check(converted, model)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_gradients_are_looked_at_one_by_one() -> None:
+    """As the backward pass comes to the first layer, those of the layers behind it are gone."""
+
+    class Jealous(broken.Net):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv1(x)
+            if y.requires_grad:
+                y.register_hook(self.look)
+            return self.head(self.pool(self.bn2(self.conv2(self.bn1(y).relu())).relu()).mean((2, 3)))
+
+        def look(self, _: Tensor) -> None:
+            if any(parameter.grad is not None for parameter in self.parameters()):
+                raise MemoryError("gradients of all layers at once")
+
+    assert row(Jealous(), "gradients").ok
+
+
+def test_a_forward_that_cannot_be_watched_is_run_as_it_is() -> None:
+    """Functions of torch.func refuse the hooks with which kernels are made again."""
+
+    class Functional(broken.Net):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            slopes: Tensor = torch.func.grad(lambda z: z.square().sum())(y)
+            return y + slopes
+
+    assert row(Functional(), "gradients").ok

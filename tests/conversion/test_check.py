@@ -99,8 +99,8 @@ def test_what_surgery_could_spoil_is_found_by_convert(
 ) -> None:
     operate = pipeline.operate
 
-    def spoiled(*arguments: object) -> nn.Module:
-        model = operate(*arguments)  # type: ignore[arg-type]
+    def spoiled(*arguments: object, **options: object) -> nn.Module:
+        model = operate(*arguments, **options)  # type: ignore[arg-type]
         sabotage(model)
         return model
 

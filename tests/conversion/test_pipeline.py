@@ -6,11 +6,12 @@ import pytest
 import timm
 import torch
 import torch.nn.utils.prune
-from equality import assert_same_output
+from equality import assert_same_output, assert_same_state
 from nets import conv
 from torch import Tensor, nn
 
 import normswap
+from normswap.conversion.pipeline import convert_beside
 
 
 def small() -> nn.Sequential:
@@ -111,3 +112,21 @@ def test_example_input_by_keyword() -> None:
 def test_options_are_checked_before_anything_else() -> None:
     with pytest.raises(normswap.InvalidOption, match="ws='on' is not one of 'auto', 'adaptive', 'standard', 'none'"):
         normswap.convert(None, ws="on")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ws", ["adaptive", "standard"])
+@pytest.mark.parametrize("trained", [False, True], ids=["fresh", "trained"])
+def test_beside_the_original_only_what_changes_takes_memory(ws: str, trained: bool) -> None:
+    model = nn.Sequential(*small(), nn.Flatten(), nn.Linear(16 * 6 * 6, 3))
+    if trained:
+        nn.init.uniform_(model[1].running_var, 0.5, 2)
+    state = copy.deepcopy(model.state_dict())
+    x = torch.randn(2, 3, 10, 10)
+    beside = convert_beside(model, example_input=x, ws=ws)
+    assert_same_state(beside, normswap.convert(model, example_input=x, ws=ws))
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    for key, value in beside.state_dict().items():
+        if key in state and value.ndim > 1:
+            same = torch.equal(value, state[key])
+            assert (value.data_ptr() == model.state_dict()[key].data_ptr()) == same
+    assert beside[-1].weight.data_ptr() == model[-1].weight.data_ptr()

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,14 @@ import timm
 import torch
 import torchvision
 from click.testing import CliRunner
-from equality import assert_same_output
+from equality import assert_same_output, assert_same_state
+from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import nn
 
 import normswap
 from normswap.cli.app import cli
-from normswap.sources.opening import open_model
+from normswap.sources.opening import open_model, open_with_weights
 
 OWN = """
 from torch import nn
@@ -168,3 +170,63 @@ def test_a_converted_folder_is_not_converted_again(tmp_path: Path) -> None:
     assert code == 3
     assert "was converted before" in stderr
     assert not (tmp_path / "TWICE").exists()
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "torchvision/mnasnet0_5", "ownnets:Volume.small", "test_efficientnet"])
+def test_weights_stay_in_their_file_until_they_are_written_to(name: str, own: Path) -> None:
+    torch.manual_seed(1)
+    trained, _ = open_model(name, pretrained=False)
+    path = own / "weights.safetensors"
+    save_file(trained.state_dict(), path)
+    stored = path.read_bytes()
+    model, source = open_with_weights(name, path)
+    assert (source is None) == (":" in name)
+    assert_same_state(model, trained)
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        places = [line.split("-")[0] for line in maps.read_text().splitlines() if line.endswith(path.name)]
+        assert places
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert path.read_bytes() == stored
+
+
+@pytest.mark.parametrize("form", ["torch.save", "compressed", "old", "misnamed"])
+def test_weights_that_torch_saved_are_the_same_however_they_are_read(form: str, own: Path) -> None:
+    trained = timm.create_model("test_resnet")
+    path = own / ("weights.safetensors" if form == "misnamed" else "weights.pth")
+    torch.save({"state_dict": trained.state_dict()}, path, _use_new_zipfile_serialization=form != "old")
+    if form == "compressed":
+        records = {record: zipfile.ZipFile(path).read(record) for record in zipfile.ZipFile(path).namelist()}
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for record, content in records.items():
+                archive.writestr(record, content)
+    stored = path.read_bytes()
+    with pytest.warns(normswap.CheckpointAdapted, match="took 'state_dict'"):
+        model, _ = open_with_weights("test_resnet", path)
+    assert_same_state(model, trained)
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        assert (str(path) in maps.read_text()) == (form == "torch.save")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert path.read_bytes() == stored
+
+
+def test_a_registered_network_with_weights_of_a_file_is_built_once_and_without_data(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = own / "weights.safetensors"
+    save_file(timm.create_model("test_resnet").state_dict(), path)
+    devices = list[str]()
+    usual = nn.Conv2d.reset_parameters
+
+    def noted(conv: nn.Conv2d) -> None:
+        devices.append(conv.weight.device.type)
+        usual(conv)
+
+    monkeypatch.setattr(nn.Conv2d, "reset_parameters", noted)
+    open_with_weights("test_resnet", path)
+    assert set(devices) == {"meta"}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import normswap
 from normswap.errors import CheckpointError
-from normswap.sources.state_dicts import fill, read_state_dict
+from normswap.sources.state_dicts import fill, made_whole, read_state_dict
 
 
 @pytest.fixture(scope="module")
@@ -198,3 +198,52 @@ def test_names_are_looked_at_as_often_as_there_are_modules() -> None:
         return found
 
     assert looks(64) < 6 * looks(16)
+
+
+class Tied(nn.Module):
+    """A weight under two names and in a list, a table that no state dict holds, where it has one, and statistics."""
+
+    def __init__(self, table: bool = False) -> None:
+        super().__init__()
+        self.one, self.two, self.norm = nn.Linear(4, 4), nn.Linear(4, 4), nn.BatchNorm1d(4)
+        self.two.weight = self.one.weight
+        self.listed = [self.one.weight, self.norm.running_mean]
+        self.table = torch.ones(4) if table else None
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_network_takes_the_memory_of_a_state_dict(device: str) -> None:
+    state = {name: torch.rand(value.shape).to(value.dtype) for name, value in Tied().state_dict().items()}
+    state["two.weight"] = state["one.weight"]
+    state["two.bias"] = state["two.bias"].double()
+    with torch.device(device):
+        model = Tied()
+    parameters = list(model.parameters())
+    fill(model, state, name="x", take=True)
+    assert [id(p) for p in model.parameters()] == list(map(id, parameters))
+    assert model.one.weight is model.two.weight is model.listed[0]
+    assert model.norm.running_mean is model.listed[1]
+    assert model.one.bias.data_ptr() == state["one.bias"].data_ptr()
+    assert model.two.bias.dtype == torch.float32
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name].to(value.dtype))
+    assert all(parameter.requires_grad and type(parameter) is nn.Parameter for parameter in parameters)
+
+
+def test_what_no_state_dict_holds_is_missed() -> None:
+    state = Tied().state_dict()
+    with torch.device("meta"):
+        models = Tied(), Tied(table=True), Tied()
+    models[2].act = lambda x: x  # type: ignore[assignment]
+    assert [made_whole(model, state, name="x") for model in models] == [True, False, False]
+    with pytest.raises(CheckpointError, match="x: does not fit"):
+        made_whole(models[0], {}, name="x")
+
+
+def test_tensors_of_one_memory_are_taken_apart() -> None:
+    whole = torch.rand(2, 4)
+    model = nn.ParameterList([torch.zeros(4), torch.zeros(4)])
+    fill(model, {"0": whole[0], "1": whole[0]}, name="x", take=True)
+    with torch.no_grad():
+        model[0].zero_()
+    assert bool(model[1].all())
