@@ -17,23 +17,26 @@ from function import converted, distilled
 from records import Job, run_all
 from torch import Tensor, nn
 
-RATES = {"near": (1e-4, 3e-4, 1e-3), "far": (2e-4, 5e-4, 1e-3, 2e-3)}
-STEPS = {"near": (0, 100, 300, 800), "far": (0, 100, 400, 1200)}
+RATES = {"near": (1e-4, 3e-4, 1e-3), "far": (5e-4, 1e-3, 2e-3)}
+BATCHES = {"near": 2, "far": 1}
+STEPS = {"near": (0, 100, 300), "far": (0, 400, 1200)}
 TEST_IMAGES = 3000
 
 FORMS: dict[str, Callable[[int], nn.Module]] = {
     "BN, batch statistics": original,
     "BN, frozen": original,
-    "γ, β copied, standard WS": lambda seed: converted("γ, β copied, standard WS", seed),
     "convert(model)": lambda seed: converted("convert(model)", seed),
-    "256 images": lambda seed: converted("256 images", seed),
-    "distilled": lambda seed: distilled(seed, 32)[0],
-    "convert(model), groups=auto": lambda seed: converted("convert(model)", seed, groups="auto"),
 }
 OTHERS: dict[str, Callable[[int], nn.Module]] = {
+    "convert(model), groups=8": lambda seed: converted("convert(model)", seed, groups=8),
+    "convert(model), groups=auto": lambda seed: converted("convert(model)", seed, groups="auto"),
+    "convert(model), shrink=1.5": lambda seed: converted("convert(model)", seed, shrink=1.5),
+    "convert(model), ws=none": lambda seed: converted("convert(model)", seed, ws="none"),
     "not equalized": lambda seed: converted("not equalized", seed),
-    "convert(model), groups=1": lambda seed: converted("convert(model)", seed, groups=1),
+    "256 images": lambda seed: converted("256 images", seed),
+    "distilled": lambda seed: distilled(seed)[0],
 }
+"""Of 32 groups where none are named."""
 
 
 def turned(images: Tensor) -> Tensor:
@@ -62,16 +65,11 @@ def tune(job: Job) -> Job:
 
 
 def jobs() -> Iterator[Job]:
-    """Yield every run: the grid on three seeds, other forms on two, other batch sizes on one."""
-    for seed in range(3):
-        for task, batch in (("near", 2), ("far", 1)):
-            for form, rate in product(FORMS, RATES[task]):
+    """Yield every run: the default on three seeds, other forms on two."""
+    for seeds, forms in ((3, FORMS), (2, OTHERS)):
+        for seed, (task, batch), form in product(range(seeds), BATCHES.items(), forms):
+            for rate in RATES[task]:
                 yield {"task": task, "batch": batch, "form": form, "rate": rate, "seed": seed}
-    for seed, (task, batch) in product(range(2), (("near", 2), ("far", 1))):
-        for form, rate in product(OTHERS, RATES[task]):
-            yield {"task": task, "batch": batch, "form": form, "rate": rate, "seed": seed}
-    for batch, form, rate in product((1, 4), FORMS, RATES["near"]):
-        yield {"task": "near", "batch": batch, "form": form, "rate": rate, "seed": 0}
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from torchvision.transforms import v2
 
 import normswap
 
-GROUPS: tuple[int | str, ...] = (32, "auto", 1, 8, 16)
+USUAL = 32
+GROUPS: tuple[int | str, ...] = (USUAL, "auto", 1, 8, 16)
 IMAGES, BATCH, STEPS = 1024, 64, 500
 
 FORMS: dict[str, Callable[[Tensor], dict[str, Any]]] = {
@@ -34,6 +35,12 @@ FORMS: dict[str, Callable[[Tensor], dict[str, Any]]] = {
     "256 images": lambda images: {"batches": images[:256].split(BATCH)},
 }
 """Options of a conversion, by what a reader calls it."""
+
+MATCHED = ("not equalized", "convert(model)", "made-up images", "256 images")
+"""Those that are measured at other group counts, and at other shrinks, too."""
+
+SHRINKS, FEWER = (0.5, 1.5, 4, 10, 30), 4000
+"""What to compare the default shrink of the usual group count with, on so many of the test images."""
 
 
 class Mirrored(Dataset[Tensor]):
@@ -62,19 +69,19 @@ def unlabeled(seed: int) -> Tensor:
     return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:IMAGES]]
 
 
-def distilled(seed: int, groups: int | str) -> tuple[nn.Module, float]:
+def distilled(seed: int) -> tuple[nn.Module, float]:
     """Convert and distill on 1,024 images, 128 of them to judge by; return the network and how many seconds it took.
 
     It is kept in WORK. The seconds are those that one core computes, others at work beside it or not.
     """
-    folder = WORK / f"distilled-{seed}-{groups}"
+    folder = WORK / f"distilled-{seed}"
     took = folder / "seconds.txt"
     if not took.exists():
         learned, judged = unlabeled(seed).split((IMAGES - 128, 128))
         loader = DataLoader(Mirrored(learned), BATCH, shuffle=True, drop_last=True)
         model = original(seed)
         started = time.process_time()
-        found = normswap.convert(model, example_input=learned[:2], groups=groups)
+        found = normswap.convert(model, example_input=learned[:2], groups=USUAL)
         normswap.calibrate(found, model, loader, steps=STEPS, held_back=judged.split(BATCH))
         seconds = time.process_time() - started
         normswap.save(found, folder)
@@ -83,19 +90,25 @@ def distilled(seed: int, groups: int | str) -> tuple[nn.Module, float]:
 
 
 def measure(job: Job) -> Job:
-    """Convert one network in every way and return its accuracies."""
-    test, seed, groups = load()[2:], job["seed"], job["groups"]
+    """Convert one network and return accuracies: in every way as the package does it, in few at another shrink."""
+    seed, groups, shrink = job["seed"], job["groups"], job["shrink"]
+    count = None if shrink is None else FEWER
+    test = [part[:count] for part in load()[2:]]
+    everything = groups == USUAL and shrink is None
     result = {"BN": accuracy(original(seed), *test)}
-    for form in FORMS:
-        result[form] = accuracy(converted(form, seed, groups=groups), *test)
-    model, seconds = distilled(seed, groups)
-    return result | {"seconds": seconds, "distilled": accuracy(model, *test)}
+    for form in FORMS if everything else MATCHED:
+        result[form] = accuracy(converted(form, seed, groups=groups, shrink=shrink), *test)
+    if everything:
+        model, seconds = distilled(seed)
+        result |= {"seconds": seconds, "distilled": accuracy(model, *test)}
+    return result
 
 
 def jobs() -> Iterator[Job]:
-    """Yield every seed and group count."""
-    for seed, groups in product(range(3), GROUPS):
-        yield {"groups": groups, "seed": seed}
+    """Yield every seed and group count at its default shrink, and every shrink at the usual count."""
+    wanted = [(groups, None) for groups in GROUPS] + [(USUAL, shrink) for shrink in SHRINKS]
+    for seed, (groups, shrink) in product(range(3), wanted):
+        yield {"groups": groups, "shrink": shrink, "seed": seed}
 
 
 if __name__ == "__main__":
