@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from normswap.errors import UnsupportedModel
 from normswap.layers.keeping import forget, kept_kernel
 from normswap.layers.merging import Seen
-from normswap.layers.standardization import EPS, filters, gain_and_offset, kernel, standardize
+from normswap.layers.standardization import EPS, by_filter, filters, gain_and_offset, kernel, standardize
 
 GIVEN: ContextVar[Mapping[nn.Module, Callable[[], Tensor]]] = ContextVar("given kernels", default=MappingProxyType({}))
 """Kernels that convolutions take instead of standardizing, in this thread alone."""
@@ -27,7 +27,7 @@ def _whole_kernel(
     weight: Tensor, gain: Tensor | None, offset: Tensor | None, eps: float, transposed: bool, groups: int
 ) -> Tensor:
     """Return the kernel; a function to torch.fx, whose graphs would hold the kernel as it was when they were made."""
-    rows = standardize(filters(weight, transposed=transposed, groups=groups), eps, gain=gain, offset=offset)
+    rows = standardize(by_filter(weight, transposed=transposed, groups=groups), eps, gain=gain, offset=offset)
     return kernel(rows.to(weight.dtype), weight, transposed=transposed, groups=groups)
 
 
@@ -174,10 +174,11 @@ class WeightStandardized(nn.Module):
 
     def fresh_kernel(self) -> Tensor:
         """Standardize the filters."""
-        return self.kernel_of(standardize(self.ws_filters(), self.ws_eps, **self.constants()))
+        rows = by_filter(self.raw_weight, **self._layout())
+        return self.kernel_of(standardize(rows, self.ws_eps, **self.constants()))
 
     def kernel_of(self, rows: Tensor) -> Tensor:
-        """Return standardized filters, (out_channels, fan_in), as the kernel: in its shape, pruned or parametrized."""
+        """Return standardized filters, (out_channels, *), as the kernel: in its shape, pruned or parametrized."""
         weight = self.raw_weight
         kernel = self.ws_kernel(rows.to(weight.dtype))
         if self.is_computed and is_parametrized(self, "weight"):

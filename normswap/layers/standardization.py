@@ -16,19 +16,24 @@ FORMULA = "(w - mean) / sqrt(var_biased + eps)"
 """The formula, as recorded in checkpoints."""
 
 
-def filters(weight: Tensor, *, transposed: bool = False, groups: int = 1) -> Tensor:
-    """Return the weight as (out_channels, fan_in), one row per filter, in the order in which it lies in memory.
+def by_filter(weight: Tensor, *, transposed: bool = False, groups: int = 1) -> Tensor:
+    """Return the weight as (out_channels, *), one filter after the other, in the order in which it lies in memory.
 
     A convolution's weight is (out, in/groups, *kernel), a transposed one's (in, out/groups, *kernel).
     """
     if transposed:
-        return _swap_channels(weight, groups).flatten(1)
+        return _swap_channels(weight, groups)
     order = _order(weight)
-    return (weight if order is None else weight.permute(order)).flatten(1)
+    return weight if order is None else weight.permute(order)
+
+
+def filters(weight: Tensor, *, transposed: bool = False, groups: int = 1) -> Tensor:
+    """Return the weight as (out_channels, fan_in): `by_filter` with one row per filter."""
+    return by_filter(weight, transposed=transposed, groups=groups).flatten(1)
 
 
 def kernel(rows: Tensor, like: Tensor, *, transposed: bool = False, groups: int = 1) -> Tensor:
-    """Undo `filters`: rows (out_channels, fan_in) become a weight of the shape and memory format of `like`."""
+    """Undo `filters` or `by_filter`: (out_channels, *) becomes a weight of the shape and memory format of `like`."""
     if transposed:
         shape = like.shape
         return _swap_channels(rows.view(shape[1] * groups, shape[0] // groups, *shape[2:]), groups)
@@ -39,11 +44,11 @@ def kernel(rows: Tensor, like: Tensor, *, transposed: bool = False, groups: int 
 
 
 def standardize(rows: Tensor, eps: float = EPS, *, gain: Tensor | None = None, offset: Tensor | None = None) -> Tensor:
-    """Give every row zero mean and unit variance, then scale and shift it; (out_channels, fan_in) to the same shape.
+    """Give every filter zero mean and unit variance, then scale and shift it; (out_channels, *) to the same shape.
 
-    Statistics are float32 for half-precision rows; the biased variance is used and `eps` is inside the root. To the
+    Statistics are float32 for half-precision filters; the biased variance is used and `eps` is inside the root. To the
     kernel a filter is a group of its own in one sample, which makes all of this one fused pass that has a derivative of
-    every order.
+    every order. A compiler makes a pass of its own from the formula.
 
     Args:
         rows: Filters.
@@ -54,7 +59,24 @@ def standardize(rows: Tensor, eps: float = EPS, *, gain: Tensor | None = None, o
     rows = _at_least_float32(rows)
     # the backward pass keeps a copy of the gain: DistributedDataParallel writes to buffers before every forward pass
     gain, offset = (None if value is None else value.to(rows.dtype, copy=value is gain) for value in (gain, offset))
-    return torch.group_norm(rows[None], len(rows), gain, offset, eps).squeeze(0)
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        return _written_out(rows, eps, gain, offset)
+    flat = rows.flatten(1)
+    return torch.group_norm(flat[None], len(flat), gain, offset, eps).reshape(rows.shape)
+
+
+def _written_out(rows: Tensor, eps: float, gain: Tensor | None, offset: Tensor | None) -> Tensor:
+    """Standardize on the axes as they are.
+
+    A compiler that lays kernels out channels last would find the place of every value of a flattened filter by
+    dividing, one at a time.
+    """
+    var, mean = torch.var_mean(rows, tuple(range(1, rows.ndim)), correction=0, keepdim=True)
+    scale = (var + eps).rsqrt()
+    if gain is not None:
+        scale = scale * gain.view(mean.shape)
+    result = (rows - mean) * scale
+    return result if offset is None else result + offset.view(mean.shape)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """The formula of weight standardization."""
 
+from typing import Any
+
 import pytest
 import torch
 from timm.layers import StdConv2d
 from torch import nn
 
 from normswap.layers.convs import ws_class
-from normswap.layers.standardization import EPS, filters, kernel, standardize
+from normswap.layers.standardization import EPS, by_filter, filters, kernel, standardize
 
 
 def test_agrees_with_timm() -> None:
@@ -54,3 +56,27 @@ def test_channels_last_filters_are_not_copied(shape: tuple[int, ...], memory_for
     assert torch.equal(back, contiguous)
     assert back.is_contiguous(memory_format=memory_format)
     torch.testing.assert_close(kernel(standardize(rows), weight), kernel(standardize(filters(contiguous)), contiguous))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("affine", [False, True], ids=["standard", "adaptive"])
+@pytest.mark.parametrize(
+    ("shape", "transposed", "last"),
+    [((6, 2, 3), False, False), ((4, 6, 3, 3), True, False), ((6, 4, 3, 5), False, True)],
+    ids=["1d", "transposed", "channels last"],
+)
+def test_a_compiler_is_given_the_same(
+    shape: tuple[int, ...], transposed: bool, last: bool, affine: bool, dtype: torch.dtype, monkeypatch: Any
+) -> None:
+    weight = (1 + torch.randn(shape)).to(dtype)
+    weight = weight.contiguous(memory_format=torch.channels_last) if last else weight
+    gain, offset = (torch.rand(6) + 0.5, torch.randn(6)) if affine else (None, None)
+    rows = by_filter(weight, transposed=transposed)
+    expected = standardize(filters(weight, transposed=transposed), gain=gain, offset=offset)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    found = standardize(rows, gain=gain, offset=offset)
+    assert (found.shape, found.dtype) == (rows.shape, expected.dtype)
+    torch.testing.assert_close(
+        kernel(found, weight, transposed=transposed), kernel(expected, weight, transposed=transposed)
+    )
+    torch.testing.assert_close(found.flatten(1), expected)
