@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from torch import nn
 
@@ -60,8 +61,8 @@ def choices(network: Network, trace: Trace, left: Collection[str] = ()) -> dict[
     for name, holder in holders:
         branches = list(_branches(norms, name, holder))
         idle = {branch.name for branch in branches if branch.norms <= never}
-        idle = list(_by_chance(_for_one_place(name, holder, branches, norms, idle, trace.shapes), never))
-        for found, why in (*idle, *_by_mode(branches, *alone)):
+        beside = _for_one_place(name, holder, branches, norms, idle, trace.shapes)
+        for found, why in (*_by_chance(beside, never), *_by_mode(branches, *alone)):
             where = f"{name} ({type(holder).__name__})" if name else "the network"
             alone_there = name and _is_nothing_else(holder, norms)
             advice = f"put the one in use in the place of {name}" if alone_there else "hold the one in use alone"
@@ -97,18 +98,20 @@ def _for_one_place(
     return [branch for branch in branches if branch.container or len(spoken) > len(off)]
 
 
-def _speaks_of(kind: type[nn.Module], name: str) -> bool:
+def _speaks_of(kind: Any, name: str) -> bool:
     """Tell whether the code that a module's forward runs names a part of it, or makes names up."""
     return not _words(kind).isdisjoint((name.rpartition(".")[2], *_MAKES_NAMES_UP))
 
 
 @lru_cache(maxsize=1024)
-def _words(kind: type[nn.Module]) -> frozenset[str]:
+def _words(kind: Any) -> frozenset[str]:
     """Return the names and strings in a class's forward, and in those methods of it that these name."""
     found, ahead = set[str](), ["forward"]
-    methods = {name: value for cls in reversed(kind.__mro__) for name, value in vars(cls).items()}
+    own = [cls for cls in kind.__mro__ if cls is not nn.Module and issubclass(cls, nn.Module)]
+    methods: dict[str, Any] = {name: value for cls in reversed(own) for name, value in vars(cls).items()}
     while ahead:
-        function = inspect.unwrap(methods.pop(ahead.pop(), None))
+        method = methods.pop(ahead.pop(), None)
+        function = inspect.unwrap(method) if callable(method) else None
         for code in codes(function.__code__) if inspect.isfunction(function) else ():
             found.update(code.co_names, (text for text in code.co_consts if isinstance(text, str)))
         ahead = [name for name in found if name in methods]
