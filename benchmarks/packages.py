@@ -47,41 +47,54 @@ def _built(path: str, options: dict[str, Any]) -> nn.Module:
     return built
 
 
+FAMILIES, VARIANTS, MOST_WEIGHTS = 60, 3, 8e6
+"""Families of pytorchcv that are taken, those of the smallest networks; names of each that are looked at, and the most
+weights that a network may have."""
+
+
 def pytorchcv() -> Iterator[Sample]:
-    """Yield networks of many families of pytorchcv."""
+    """Yield one network with BatchNorm of each of many families of pytorchcv: of its registry the first small one."""
+    from pytorchcv.model_provider import _models
+
+    families: dict[str, list[str]] = {}
+    for name, build in sorted(_models.items()):
+        families.setdefault(build.__module__, []).append(name)
+    found = filter(None, map(_small_of, families.values()))
+    for _, name, shape in sorted(found)[:FAMILIES]:
+        yield Sample(name, functools.partial(_pytorchcv, name), floats(2, *shape))
+
+
+def _pytorchcv(name: str) -> nn.Module:
     from pytorchcv.model_provider import get_model
 
-    for names, size in (
-        (
-            """resnet10 preresnet10 resnext14_16x4d seresnet10 sepreresnet10 senet16 ibn_resnet50 ibnb_resnet50
-            airnext50_32x4d_r2 bam_resnet18 cbam_resnet18 resattnet56 sknet50 scnet50 regnety002 diaresnet10 dla34
-            hrnet_w18_small_v1 vovnet27s selecsls42 hardnet39ds squeezenext_1_0 shufflenet_g1_wd4 shufflenetv2_wd2
-            menet108_8x1_g3 mobilenet_wd4 fdmobilenet_wd4 mobilenetv2_wd4 mobilenetv3_large_w7d20 igcv3_wd4 ghostnet
-            darts proxylessnas_cpu fbnet_cb efficientnet_b0 xdensenet121_2 condensenet74_c4_g4 peleenet drnc26 dpn68
-            channelnet irevnet301 bagnet9 msdnet22 fishnet99 espnetv2_wd2 nasnet_4a1056 pnasnet_4a spnasnet mixnet_s
-            isqrtcovresnet50 resneta10 resnetd50b resnesta18 resnet10_cub octresnet10_ad2 simplepose_resnet18_coco
-            lwopenpose2d_mobilenet_cmupan_coco centernet_resnet18_voc lffd20x5s320v2_widerface pfpcnet""",
-            64,
-        ),
-        ("inceptionv3 inceptionv4 xception polynet ntsnet_cub ibppose_coco bisenet_resnet18_celebamaskhq", 128),
-        (
-            """nin_cifar10 resnet20_cifar10 preresnet20_cifar10 resnext20_1x64d_cifar10 seresnet20_cifar10
-            pyramidnet110_a48_cifar10 densenet40_k12_cifar10 xdensenet40_2_k24_bc_cifar10 wrn10_1_cifar10
-            wrn20_10_1bit_cifar10 ror3_56_cifar10 rir_cifar10 shakeshakeresnet20_2x16d_cifar10""",
-            32,
-        ),
-    ):
-        for name in names.split():
-            yield Sample(name, functools.partial(get_model, name, pretrained=False), floats(2, 3, size, size))
-    for name in """fcn8sd_resnetd50b_voc pspnet_resnetd50b_voc deeplabv3_resnetd50b_voc icnet_resnetd50b_cityscapes
-    fastscnn_cityscapes cgnet_cityscapes dabnet_cityscapes sinet_cityscapes danet_resnetd50b_cityscapes
-    lednet_cityscapes enet_cityscapes erfnet_cityscapes linknet_cityscapes segnet_cityscapes unet_cityscapes
-    contextnet_cityscapes fpenet_cityscapes espcnet_cityscapes""".split():
-        build = functools.partial(get_model, name, pretrained=False, in_size=(96, 96))
-        yield Sample(name, build, floats(2, 3, 96, 96))
-    for name in ("quartznet5x5_en_ls", "jasperdr10x5_en"):
-        build = functools.partial(get_model, name, pretrained=False)
-        yield Sample(name, build, lambda: (floats(2, 64, 160)(), torch.tensor([160, 120])))
+    model: nn.Module = get_model(name, pretrained=False)
+    return model
+
+
+def _small_of(names: list[str]) -> tuple[int, str, tuple[int, ...]] | None:
+    """Return the first network of a family that is small and holds BatchNorm: its size, its name and its input."""
+    for name in names[:VARIANTS]:
+        try:
+            with torch.device("meta"):
+                model = _pytorchcv(name).eval()
+        except Exception:  # it makes tensors of numbers as it is built
+            continue
+        size = sum(p.numel() for p in model.parameters())
+        if size <= MOST_WEIGHTS and any(
+            isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()
+        ):
+            channels, sides = getattr(model, "in_channels", 3), getattr(model, "in_size", (224, 224))
+            small = (channels, *(min(side, 64) for side in sides))
+            return size, name, small if _runs(model, small) else (channels, *sides)
+    return None
+
+
+def _runs(model: nn.Module, shape: tuple[int, ...]) -> bool:
+    try:
+        model(torch.empty(2, *shape, device="meta"))
+    except Exception:
+        return False
+    return True
 
 
 def transformers() -> Iterator[Sample]:
@@ -92,6 +105,9 @@ def transformers() -> Iterator[Sample]:
     wave = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     convolved = {"conv_dim": (8, 8), "conv_stride": (5, 4), "conv_kernel": (10, 8), "num_feat_extract_layers": 2}
     conformer = {**wave, **convolved, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
+    detr: dict[str, Any] = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "num_queries": 6,
+            "backbone_config": {"model_type": "resnet", **small_resnet, "out_features": ["stage2"]}}  # fmt: skip
     time: dict[str, Any] = {"prediction_length": 4, "context_length": 16, "num_input_channels": 2, "patch_length": 4,
             "patch_stride": 4, "d_model": 16, "num_attention_heads": 2, "num_hidden_layers": 1}  # fmt: skip
     for kind, config, options, example in (
@@ -113,8 +129,8 @@ def transformers() -> Iterator[Sample]:
          "depths": [1, 1, 1], "key_dim": [8, 8, 8]}, pixels),
         ("LevitForImageClassification", "LevitConfig", {"image_size": 64, "hidden_sizes": [32, 48, 64],
          "num_attention_heads": [2, 3, 4], "depths": [1, 1, 1], "key_dim": [8, 8, 8]}, pixels),
-        ("CvtModel", "CvtConfig", {"depth": [1, 1, 1]}, pixels),
-        ("CvtForImageClassification", "CvtConfig", {"depth": [1, 1, 1]}, pixels),
+        ("CvtModel", "CvtConfig", {"depth": [1, 2, 3]}, pixels),
+        ("CvtForImageClassification", "CvtConfig", {"depth": [1, 2, 3]}, pixels),
         ("PoolFormerModel", "PoolFormerConfig", {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}, pixels),
         ("SegformerForSemanticSegmentation", "SegformerConfig", {"hidden_sizes": [8, 16, 16, 32],
          "depths": [1, 1, 1, 1], "decoder_hidden_size": 16}, pixels),
@@ -166,6 +182,24 @@ def transformers() -> Iterator[Sample]:
         ("PatchTSMixerForPrediction", "PatchTSMixerConfig", {"context_length": 16, "patch_length": 4, "patch_stride": 4,
          "num_input_channels": 2, "d_model": 16, "num_layers": 2, "norm_mlp": "BatchNorm", "prediction_length": 4},
          {"past_values": floats(2, 16, 2)}),
+        ("InformerModel", "InformerConfig", {"prediction_length": 4, "context_length": 16, "lags_sequence": [1, 2],
+         "num_time_features": 1, "d_model": 16, "encoder_layers": 2, "decoder_layers": 1, "encoder_ffn_dim": 16,
+         "decoder_ffn_dim": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2},
+         {"past_values": floats(2, 18), "past_time_features": floats(2, 18, 1),
+          "past_observed_mask": functools.partial(torch.ones, 2, 18), "future_values": floats(2, 4),
+          "future_time_features": floats(2, 4, 1)}),
+        ("RTDetrResNetBackbone", "RTDetrResNetConfig", small_resnet, pixels),
+        ("AlignVisionModel", "AlignVisionConfig", {"width_coefficient": 0.25, "depth_coefficient": 0.3,
+         "hidden_dim": 320}, pixels),
+        ("ConditionalDetrModel", "ConditionalDetrConfig", detr, pixels),
+        ("DabDetrModel", "DabDetrConfig", {**detr, "hidden_size": 16}, pixels),
+        ("TableTransformerModel", "TableTransformerConfig", detr, pixels),
+        ("DPTForDepthEstimation", "DPTConfig", {"image_size": 64, "hidden_size": 16, "num_hidden_layers": 4,
+         "num_attention_heads": 2, "intermediate_size": 32, "backbone_out_indices": [0, 1, 2, 3],
+         "neck_hidden_sizes": [8, 8, 16, 16], "fusion_hidden_size": 16, "use_batch_norm_in_fusion_residual": True},
+         pixels),
+        ("PPLCNetForImageClassification", "PPLCNetConfig", {"scale": 0.25}, pixels),
+        ("UVDocModel", "UVDocConfig", {}, {"pixel_values": floats(2, 3, 96, 96)}),
         ("LayoutLMv2Model", "LayoutLMv2Config", {}, None),
         ("ASTModel", "ASTConfig", {}, None),
         ("ClapAudioModel", "ClapAudioConfig", {"spec_size": 64, "num_mel_bins": 16, "patch_embeds_hidden_size": 16,
@@ -255,10 +289,9 @@ def spikingjelly() -> Iterator[Sample]:
         for mode, shape in (("s", (2, 3, 32, 32)), ("m", (4, 2, 3, 32, 32))):
             build = functools.partial(stepped, path + name, mode, options)
             yield Sample(f"{name.rpartition('.')[2]} step mode {mode}", build, floats(*shape))
-    yield _of(path + "parametric_lif_net.MNISTNet", floats(4, 2, 1, 28, 28), channels=8,
-              spiking_neuron=neuron.IFNode)  # fmt: skip
-    yield _of(path + "parametric_lif_net.CIFAR10Net", floats(4, 2, 3, 32, 32), channels=8,
-              spiking_neuron=neuron.IFNode)  # fmt: skip
+    for name, shape in (("MNISTNet", (4, 2, 1, 28, 28)), ("CIFAR10Net", (4, 2, 3, 32, 32))):
+        build = functools.partial(stepped, f"{path}parametric_lif_net.{name}", "m", {"channels": 8})
+        yield Sample(name, build, floats(*shape))
     yield _of(path + "spikformer.spikformer_ti", floats(2, 2, 3, 32, 32), T=2, img_size_h=32, img_size_w=32)
 
     def threshold_dependent() -> nn.Module:
@@ -309,6 +342,8 @@ def monai() -> Iterator[Sample]:
     yield _of(path + "Discriminator", image, in_shape=(1, 64, 64), channels=(8, 16), strides=(2, 2), norm="batch")
     yield _of(path + "Generator", floats(2, 10), latent_shape=(10,), start_shape=(8, 8, 8), channels=(8, 1),
               strides=(2, 2), norm="batch")  # fmt: skip
+    yield _of(path + "HoVerNet", floats(1, 3, 256, 256), mode="fast", in_channels=3, out_classes=2)
+    yield _of(path + "AHNet", floats(2, 1, 64, 64), spatial_dims=2, in_channels=1, out_channels=2)
     yield _of(path + "PatchDiscriminator", image, spatial_dims=2, channels=8, in_channels=1)
 
 
@@ -436,19 +471,49 @@ def tsai() -> Iterator[Sample]:
             yield Sample(name, functools.partial(kind, **options), floats(2, 3, 48))
 
 
+ELECTRODES = "Fp1 Fp2 F7 F3 Fz F4 F8 T7 C3 Cz C4 T8 P7 P3 Pz P4 P8 O1 O2 FC1 FC2 CP1".split()
+"""Names of 22 electrodes."""
+
+RECORDINGS: dict[str, dict[str, Any]] = {
+    "SleepStagerBlanco2020": {"n_times": 3000, "sfreq": 100},
+    "USleep": {"n_times": 3000, "sfreq": 100},
+    "DeepSleepNet": {"n_times": 3000, "n_chans": 1, "sfreq": 100},
+    "AttnSleep": {"n_times": 3000, "n_chans": 1, "sfreq": 100},
+    "EEGDINO": {"n_chans": 19},
+    "ZUNA": {"n_times": 1024},
+    "EMG2QwertyNet": {"n_chans": 32, "sfreq": 2000, "n_times": 4000},
+    "SensingDynamics": {"n_chans": 16, "sfreq": 2000, "n_times": 4000},
+    "MetaNeuromotorHand": {"n_chans": 16, "sfreq": 2000, "n_times": 4000},
+    "VEMG2Pose": {"n_chans": 16, "sfreq": 2000, "n_times": 4000},
+}
+"""What some networks of Braindecode are for, by their own error messages."""
+
+
 def braindecode() -> Iterator[Sample]:
-    """Yield every network of Braindecode for 22 electrodes, at 250 Hz."""
+    """Yield every network of Braindecode, most for 22 electrodes at 250 Hz; their places where it asks for them."""
     models = importlib.import_module("braindecode.models")
-    lengths = {"SleepStagerBlanco2020": 3000, "USleep": 3000, "DeepSleepNet": 3000, "AttnSleep": 3000}
     for name, kind in sorted(vars(models).items()):
-        if name.startswith(("Interpolated", "REVE")):  # these ask for places of electrodes, or download them
+        if name.startswith(("Interpolated", "REVE")):  # these hold another of the networks, or download
             continue
         if inspect.isclass(kind) and issubclass(kind, nn.Module) and "n_chans" in inspect.signature(kind).parameters:
-            times = lengths.get(name, 1000)
-            one = name in ("DeepSleepNet", "AttnSleep")
-            options = {"n_chans": 1 if one else 22, "n_outputs": 4, "n_times": times, "sfreq": 100 if one else 250}
+            options = {"n_chans": 22, "n_outputs": 4, "n_times": 1000, "sfreq": 250, **RECORDINGS.get(name, {})}
             known = {key: value for key, value in options.items() if key in inspect.signature(kind).parameters}
-            yield Sample(name, functools.partial(kind, **known), floats(2, options["n_chans"], times))
+            shape = (2, options["n_chans"], options["n_times"])
+            yield Sample(name, functools.partial(_placed, kind, known), floats(*shape))
+
+
+def _placed(kind: type[nn.Module], options: dict[str, Any]) -> nn.Module:
+    """Return a network of Braindecode, with the electrodes' names and places if it asks for them."""
+    try:
+        return kind(**options)
+    except (TypeError, ValueError) as error:
+        if "chs_info" not in str(error):
+            raise
+    import mne
+
+    info = mne.create_info(ELECTRODES[: options["n_chans"]], options.get("sfreq", 250), "eeg")
+    info.set_montage("standard_1020")
+    return kind(**options, chs_info=info["chs"])
 
 
 def deepinv() -> Iterator[Sample]:
@@ -524,6 +589,25 @@ def _yolo(name: str) -> nn.Module:
     return model
 
 
+def mmcv() -> Iterator[Sample]:
+    """Yield networks and blocks of mmcv."""
+    path, image, maps = "mmcv.cnn.", floats(2, 3, 64, 64), floats(2, 16, 16, 16)
+    batch_norm: dict[str, Any] = {"norm_cfg": {"type": "BN"}}
+    yield _of(path + "resnet.ResNet", image, depth=18)
+    yield _of(path + "resnet.ResNet", image, depth=18, bn_eval=True, bn_frozen=True, label="frozen")
+    yield _of(path + "vgg.VGG", image, depth=11, with_bn=True, num_classes=4)
+    for order in (("conv", "norm", "act"), ("norm", "act", "conv"), ("act", "conv", "norm")):
+        yield _of(path + "ConvModule", maps, in_channels=16, out_channels=16, kernel_size=3, **batch_norm,
+                  order=order, label=" ".join(order))  # fmt: skip
+    yield _of(path + "ConvModule", maps, in_channels=16, out_channels=16, kernel_size=3, **batch_norm,
+              with_spectral_norm=True, label="with spectral norm")  # fmt: skip
+    yield _of(path + "ConvModule", maps, in_channels=16, out_channels=16, kernel_size=3, **batch_norm,
+              conv_cfg={"type": "ConvAWS"}, label="with ConvAWS")  # fmt: skip
+    yield _of(path + "DepthwiseSeparableConvModule", maps, in_channels=16, out_channels=8, kernel_size=3, **batch_norm)
+    for kind in ("gaussian", "embedded_gaussian", "dot_product", "concatenation"):
+        yield _of(path + "NonLocal2d", maps, in_channels=16, mode=kind, **batch_norm, label=kind)
+
+
 def pytorch_tcn() -> Iterator[Sample]:
     """Yield temporal convolutional networks, causal and not."""
     for causal in (True, False):
@@ -535,6 +619,6 @@ PACKAGES: dict[str, Callable[[], Iterator[Sample]]] = {
     each.__name__: each
     for each in (
         pytorchcv, transformers, torchaudio, snntorch, spikingjelly, monai, speechbrain, torch_geometric, kornia, tsai,
-        braindecode, deepinv, lightly, fastai, ultralytics, pytorch_tcn,
+        braindecode, deepinv, lightly, fastai, ultralytics, mmcv, pytorch_tcn,
     )
 }  # fmt: skip

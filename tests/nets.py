@@ -366,3 +366,25 @@ CASES: dict[str, Case] = {
     "fusable": Case(lambda: Fusable(conv=conv(), bn=bn()), IMAGE, ONE, {"conv"}, warns="fold"),
     "channels 7": Case(lambda: Direct(conv=conv(3, 7), bn=bn(7)), IMAGE, {"bn": 1}, {"conv"}),
 }  # fmt: skip
+
+
+def small_resnet() -> nn.Module:
+    """A ResNet of torchvision with one block a stage and made-up statistics, in eval mode."""
+    from torchvision.models.resnet import BasicBlock, ResNet
+
+    torch.manual_seed(0)
+    model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=5)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    return model.eval()
+
+
+def moved(model: nn.Module, by: float = 0.05) -> nn.Module:
+    """Move all parameters, as training would."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(by * torch.randn_like(parameter))
+    return model

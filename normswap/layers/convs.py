@@ -173,9 +173,19 @@ class WeightStandardized(nn.Module):
         return super().train(mode)
 
     def fresh_kernel(self) -> Tensor:
-        """Standardize the filters."""
-        rows = by_filter(self.raw_weight, **self._layout())
-        return self.kernel_of(standardize(rows, self.ws_eps, **self.constants()))
+        """Standardize the filters.
+
+        Raises:
+            UnsupportedModel: There are more or fewer of them than at conversion.
+        """
+        rows, constants = by_filter(self.raw_weight, **self._layout()), self.constants()
+        known = next((len(value) for value in constants.values() if value is not None), len(rows))
+        if len(rows) != known:
+            raise UnsupportedModel(
+                f"a {type(self).__name__} was converted with {known} filters and now holds {len(rows)}; what adds or "
+                "removes filters works on normswap.fold(model), or on the network before its conversion"
+            )
+        return self.kernel_of(standardize(rows, self.ws_eps, **constants))
 
     def kernel_of(self, rows: Tensor) -> Tensor:
         """Return standardized filters, (out_channels, *), as the kernel: in its shape, pruned or parametrized."""

@@ -1,7 +1,10 @@
 """Norms for one place: modules that hold several BatchNorms and choose between them, by mode, domain or width."""
 
+import inspect
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 from torch import nn
 
@@ -9,8 +12,12 @@ from normswap.networks.network import Network
 from normswap.networks.recognition import norm_parts
 from normswap.tracing.facts import Trace
 from normswap.tracing.graph import Kind
+from normswap.tracing.modes import codes
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
+
+_MAKES_NAMES_UP = ("getattr", "_modules", "get_submodule")
+"""Names in code that reaches parts by names that it makes up."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +37,20 @@ class _Branch:
     channels: frozenset[int]
 
 
-def choices(network: Network, trace: Trace) -> dict[str, str]:
+def choices(network: Network, trace: Trace, left: Collection[str] = ()) -> dict[str, str]:
     """Return, for norms that a module chooses between, why none of them can be replaced alone.
 
     A module chooses where of several norms that it holds side by side the pass ran a part: of those in one list or
-    dict, or, in a module that holds no other layers, of those of one size. It chooses by mode where one runs in eval
-    mode alone and another in train mode alone.
+    dict, or of those of one size. In a module that holds other layers, too, its code must speak of a norm that did not
+    run, and such norms must outnumber the other layers that did not: a head that is switched off brings its own. It
+    chooses by mode where one norm runs in eval mode alone and another in train mode alone.
 
     Args:
         network: The network, unconverted.
         trace: What forward passes showed.
+        left: Names of norms that the user leaves alone; that one of them did not run is known.
     """
-    never = network.norms.keys() - trace.norms.keys()
+    never = network.norms.keys() - trace.norms.keys() - set(left)
     passes = [{node.name for node in graph.nodes if node.kind is Kind.NORM} for graph in trace.graphs]
     alone = (passes[0] - passes[1], passes[1] - passes[0]) if len(passes) == 2 else (set[str](), set[str]())
     reasons: dict[str, str] = {}
@@ -51,10 +60,12 @@ def choices(network: Network, trace: Trace) -> dict[str, str]:
     holders = ((name, module) for name, module in network.modules.items() if not isinstance(module, _CONTAINERS))
     for name, holder in holders:
         branches = list(_branches(norms, name, holder))
-        idle = list(_by_chance(branches, never, _is_nothing_else(holder, norms)))
-        for found, why in (*idle, *_by_mode(branches, *alone)):
+        idle = {branch.name for branch in branches if branch.norms <= never}
+        beside = _for_one_place(name, holder, branches, norms, idle, trace.shapes)
+        for found, why in (*_by_chance(beside, never), *_by_mode(branches, *alone)):
             where = f"{name} ({type(holder).__name__})" if name else "the network"
-            advice = f"put the one in use in the place of {name}" if name else "hold the one in use alone"
+            alone_there = name and _is_nothing_else(holder, norms)
+            advice = f"put the one in use in the place of {name}" if alone_there else "hold the one in use alone"
             for norm in (norm for branch in found for norm in branch.norms):
                 reasons[norm] = f"one of {len(found)} norms between which {where} chooses ({why}): {advice}"
     return reasons
@@ -67,9 +78,48 @@ def _is_nothing_else(holder: nn.Module, norms: Mapping[int, str]) -> bool:
     return all(id(p) in theirs | own for p in holder.parameters())
 
 
-def _by_chance(branches: list[_Branch], never: Collection[str], is_norm: bool) -> Iterator[tuple[list[_Branch], str]]:
+def _for_one_place(
+    name: str,
+    holder: nn.Module,
+    branches: list[_Branch],
+    norms: Mapping[int, str],
+    idle: set[str],
+    ran: Collection[str],
+) -> list[_Branch]:
+    """Return the branches of a module of which it may run one in place of another."""
+    own = {branch.name for branch in branches if not branch.container}
+    if not own or _is_nothing_else(holder, norms):
+        return branches
+    spoken = [branch for branch in branches if branch.name in own & idle and _speaks_of(type(holder), branch.name)]
+    if not spoken:
+        return [branch for branch in branches if branch.container]
+    others = (f"{name}.{key}".lstrip(".") for key, part in holder._modules.items() if part and list(part.parameters()))
+    off = [other for other in others if other not in own and not any(f"{key}.".startswith(f"{other}.") for key in ran)]
+    return [branch for branch in branches if branch.container or len(spoken) > len(off)]
+
+
+def _speaks_of(kind: Any, name: str) -> bool:
+    """Tell whether the code that a module's forward runs names a part of it, or makes names up."""
+    return not _words(kind).isdisjoint((name.rpartition(".")[2], *_MAKES_NAMES_UP))
+
+
+@lru_cache(maxsize=1024)
+def _words(kind: Any) -> frozenset[str]:
+    """Return the names and strings in a class's forward, and in those methods of it that these name."""
+    found, ahead = set[str](), ["forward"]
+    own = [cls for cls in kind.__mro__ if cls is not nn.Module and issubclass(cls, nn.Module)]
+    methods: dict[str, Any] = {name: value for cls in reversed(own) for name, value in vars(cls).items()}
+    while ahead:
+        method = methods.pop(ahead.pop(), None)
+        function = inspect.unwrap(method) if callable(method) else None
+        for code in codes(function.__code__) if inspect.isfunction(function) else ():
+            found.update(code.co_names, (text for text in code.co_consts if isinstance(text, str)))
+        ahead = [name for name in found if name in methods]
+    return frozenset(found)
+
+
+def _by_chance(branches: list[_Branch], never: Collection[str]) -> Iterator[tuple[list[_Branch], str]]:
     """Yield branches side by side of which some ran and others did not, and what tells so."""
-    branches = [branch for branch in branches if is_norm or branch.container]
     for key in dict.fromkeys(branch.container or branch.channels for branch in branches):
         beside = [branch for branch in branches if (branch.container or branch.channels) == key]
         idle = [branch for branch in beside if branch.norms <= set(never)]

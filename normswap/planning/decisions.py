@@ -69,7 +69,7 @@ def make_plan(network: Network, trace: Trace, options: Options, look: Look = lam
             filters tell.
     """
     known: dict[Hashable, str] = {}
-    chosen = choices(network, trace)
+    chosen = choices(network, trace, {name for name in network.norms if options.leaves(name)})
     norms = {
         name: _plan_norm(name, network, trace.norms.get(name), options, chosen.get(name, ""), known)
         for name in network.norms

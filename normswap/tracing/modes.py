@@ -29,14 +29,15 @@ def branches_on_mode(model: nn.Module) -> bool:
 def _decides(kind: Any) -> bool:
     own = (cls for cls in kind.__mro__ if issubclass(cls, nn.Module) and not cls.__module__.startswith("torch."))
     functions = (value for cls in own for value in vars(cls).values() if inspect.isfunction(value))
-    return any(_reads_to_decide(code) for f in functions for code in _codes(f.__code__))
+    return any(_reads_to_decide(code) for f in functions for code in codes(f.__code__))
 
 
-def _codes(code: CodeType) -> Iterator[CodeType]:
+def codes(code: CodeType) -> Iterator[CodeType]:
+    """Yield a function's code, and that of the functions within it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _codes(constant)
+            yield from codes(constant)
 
 
 def _reads_to_decide(code: CodeType) -> bool:

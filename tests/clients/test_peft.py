@@ -20,17 +20,25 @@ MERGED = 5e-6
 
 X = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 CONVS = r".*conv\d|.*downsample\.0"
+EARLY = r"layer[12].*conv\d"
 ADAPTERS: dict[str, Callable[[], peft.PeftConfig]] = {
     "lora": lambda: peft.LoraConfig(r=4, target_modules=CONVS),
     "lora of two layers": lambda: peft.LoraConfig(r=4, target_modules=["layer1.0.conv1", "layer3.0.conv2"]),
     "loha": lambda: peft.LoHaConfig(r=4, target_modules=CONVS),
     "lokr": lambda: peft.LoKrConfig(r=4, target_modules=CONVS),
+    "adalora": lambda: peft.AdaLoraConfig(r=4, lora_alpha=64, target_modules=EARLY, total_step=10),
 }
-DORA: dict[str, Callable[[], peft.PeftConfig]] = {
-    "dora": lambda: peft.LoraConfig(r=4, use_dora=True, target_modules=CONVS)
+PRODUCTS: dict[str, Callable[[], peft.PeftConfig]] = {
+    "dora": lambda: peft.LoraConfig(r=4, use_dora=True, target_modules=CONVS),
+    "boft": lambda: peft.BOFTConfig(boft_block_size=3, target_modules=EARLY),
+    "hra": lambda: peft.HRAConfig(r=4, target_modules=EARLY),
+    "ia3": lambda: peft.IA3Config(target_modules=EARLY, feedforward_modules=[]),
+    "ia3 of inputs": lambda: peft.IA3Config(target_modules=EARLY, feedforward_modules=EARLY),
 }
+"""Methods that make a product of the weight, or of its norm, and not a sum with it."""
+
 each = pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
-each_and_dora = pytest.mark.parametrize("adapter", (ADAPTERS | DORA).values(), ids=ADAPTERS | DORA)
+each_and_products = pytest.mark.parametrize("adapter", (ADAPTERS | PRODUCTS).values(), ids=ADAPTERS | PRODUCTS)
 
 
 def network() -> nn.Module:
@@ -73,7 +81,7 @@ def trained(model: nn.Module) -> list[float]:
     return losses
 
 
-@each_and_dora
+@each_and_products
 @pytest.mark.parametrize("ws", ["adaptive", "standard"])
 def test_adapters_train_and_merge_on_a_converted_network(adapter: Callable[[], peft.PeftConfig], ws: str) -> None:
     converted = normswap.convert(network(), ws=ws, example_input=X[:2])
@@ -100,6 +108,17 @@ def test_filters_that_have_trained_since_conversion_merge_too(adapter: Callable[
         assert not pass_between or distance(again, expected) < MERGED
         again.unmerge_adapter()
         assert distance(again, expected) < MERGED
+    assert distance(adapted.merge_and_unload(), expected) < MERGED
+
+
+@pytest.mark.parametrize("adapter", PRODUCTS.values(), ids=PRODUCTS)
+def test_products_take_filters_that_have_trained_once_they_are_folded(adapter: Callable[[], peft.PeftConfig]) -> None:
+    converted = normswap.convert(network(), example_input=X[:2])
+    moved(converted)
+    adapted = peft.get_peft_model(normswap.fold(converted), adapter())
+    assert distance(adapted, converted) < MERGED
+    moved(adapted)
+    expected = adapted(X).detach()
     assert distance(adapted.merge_and_unload(), expected) < MERGED
 
 
@@ -162,7 +181,7 @@ def test_what_merging_leaves_trains_standardized() -> None:
     assert distance(merged, expected) < 0.02
 
 
-@each_and_dora
+@each_and_products
 @pytest.mark.parametrize("fresh", [True, False], ids=["fresh adapters", "trained adapters"])
 def test_adapters_that_a_network_carries_merge_after_its_conversion(
     adapter: Callable[[], peft.PeftConfig], fresh: bool

@@ -110,6 +110,63 @@ class Auxiliary(nn.Module):
         return y + self.head_bn(self.head(y)) if self.training else y
 
 
+class Inline(nn.Module):
+    """A block that chooses by a flag between norms that it holds beside its convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.bn, self.second = nn.Conv2d(C, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, C, 1)
+        self.clean, self.adversarial, self.attacked = nn.BatchNorm2d(C), nn.BatchNorm2d(C), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.normed(self.second(F.relu(self.bn(self.first(x)))))
+
+    def normed(self, x: Tensor) -> Tensor:
+        return self.adversarial(x) if self.attacked else self.clean(x)
+
+
+class InlineByName(Inline):
+    def normed(self, x: Tensor) -> Tensor:
+        kind = "adversarial" if self.attacked else "clean"
+        return getattr(self, kind)(x)  # type: ignore[no-any-return]
+
+
+class InlineWithActivations(Inline):
+    def __init__(self) -> None:
+        super().__init__()
+        self.clean, self.adversarial = (nn.Sequential(nn.BatchNorm2d(C), nn.ReLU()) for _ in range(2))
+
+
+class InlineByArgument(Inline):
+    def forward(self, x: Tensor, attacked: bool = False) -> Tensor:
+        x = self.second(F.relu(self.bn(self.first(x))))
+        return self.adversarial(x) if attacked else self.clean(x)
+
+
+class InlineByMode(Inline):
+    def normed(self, x: Tensor) -> Tensor:
+        return self.adversarial(x) if self.training else self.clean(x)
+
+
+class SwitchedOff(Inline):
+    """A head that is off has a norm and a convolution of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(C, C, 1)
+
+    def normed(self, x: Tensor) -> Tensor:
+        y = self.clean(x)
+        return y + self.adversarial(self.head(y)) if self.attacked else y
+
+
+class Unused(Inline):
+    """A norm that no code runs."""
+
+    def normed(self, x: Tensor) -> Tensor:
+        return self.clean(x)
+
+
 class Net(nn.Module):
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
@@ -130,6 +187,15 @@ CHOOSING = {
     "domains": (Domains, ("norm.norms.0", "norm.norms.1", "norm.norms.2"), "norm.norms.0 did not run"),
     "by name": (DomainsByName, ("norm.norms.day.0", "norm.norms.night.0"), "norm.norms.night did not run"),
     "widths": (Widths, ("norm.bn.0", "norm.bn.1", "norm.bn.2"), "norm.bn.0 did not run"),
+}
+
+
+INLINE = {
+    "flag": (Inline, ("clean", "adversarial"), "norm.adversarial did not run"),
+    "name": (InlineByName, ("clean", "adversarial"), "norm.adversarial did not run"),
+    "activations": (InlineWithActivations, ("clean.0", "adversarial.0"), "norm.adversarial did not run"),
+    "argument": (InlineByArgument, ("clean", "adversarial"), "norm.adversarial did not run"),
+    "mode": (InlineByMode, ("clean", "adversarial"), "norm.clean runs in eval mode and norm.adversarial in train mode"),
 }
 
 
@@ -183,6 +249,34 @@ def _runs(model: nn.Module, name: str) -> bool:
     model(X)
     handle.remove()
     return bool(ran)
+
+
+@pytest.mark.parametrize("case", INLINE.values(), ids=INLINE.keys())
+def test_chosen_inline_beside_convolutions(case: tuple[type[nn.Module], tuple[str, ...], str]) -> None:
+    kind, names, why = case
+    model = trained(kind())
+    plan = normswap.inspect(model, example_input=X)
+    found = {entry.name: entry for entry in plan.norms}
+    for name in names:
+        reason = f"one of 2 norms between which norm ({kind.__name__}) chooses ({why}): hold the one in use alone"
+        assert not found[f"norm.{name}"].changes
+        assert found[f"norm.{name}"].reason == reason
+    assert found["norm.bn"].converts
+    assert not next(entry for entry in plan.convs if entry.name == "norm.second").changes
+    with pytest.raises(normswap.CheckFailed, match=rf"2 left: norm\.{names[0]}, norm\.{names[1]}.*exclude="):
+        normswap.convert(model, example_input=X)
+
+
+def test_a_norm_that_the_user_leaves_alone_stands_in_nobodys_way() -> None:
+    converted = normswap.convert(trained(Inline()), example_input=X, exclude="norm.adversarial")
+    assert isinstance(converted.get_submodule("norm.clean"), nn.GroupNorm)
+    assert not isinstance(converted.get_submodule("norm.adversarial"), nn.GroupNorm)
+
+
+@pytest.mark.parametrize("kind", [SwitchedOff, Unused], ids=lambda kind: kind.__name__)
+def test_a_norm_that_did_not_run_and_has_its_own_place_is_replaced(kind: type[nn.Module]) -> None:
+    converted = normswap.convert(trained(kind()), example_input=X)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in converted.modules())
 
 
 @pytest.fixture
