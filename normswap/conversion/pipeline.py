@@ -227,7 +227,8 @@ def _inspected(
         must_be_finite(network.model)
         return watch(network, norms, _made_up(network, recorded(found.inputs)) if made_up else images)
 
-    return make_plan(network, found, options, look), found
+    with around.undisturbed():  # norms are run by themselves, too
+        return make_plan(network, found, options, look), found
 
 
 def _made_up(network: Network, spec: Any) -> Iterator[Tensor]:
