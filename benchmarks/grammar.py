@@ -20,7 +20,6 @@ from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
-from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
@@ -30,24 +29,18 @@ from test_grammar import must_hold
 from normswap.checkpoint import saving
 from normswap.layers.accumulation import SharedKernel
 from normswap.layers.convs import WeightStandardized
+from normswap.layers.standardization import gain_and_offset
 from normswap.planning import decisions
 from normswap.tracing import forward, recorder
 
-CONSTANTS = ("ws_gain", "ws_offset")
+
+def of_the_filters_now(conv: Any) -> dict[str, Any]:
+    """Return gain and offset that follow the filters."""
+    gain, offset = gain_and_offset(conv.ws_filters(), conv.ws_eps)
+    return {"gain": gain, "offset": offset if conv.ws_offset is not None else None}
 
 
-def trainable(conv: Any, **options: Any) -> Any:
-    """Build a standardized convolution whose constants are parameters."""
-    twin = BUILD(conv, **options)
-    for name in CONSTANTS:
-        if (value := twin._buffers.pop(name)) is not None:
-            twin._parameters[name] = nn.Parameter(value, requires_grad=False)
-        else:
-            twin._buffers[name] = None
-    return twin
-
-
-BUILD, KIND_OF = WeightStandardized.of, recorder.kind_of
+KIND_OF = recorder.kind_of
 MUTANTS: dict[str, tuple[Any, str, Any, tuple[str, ...]]] = {
     "norms are what they look like": (decisions, "departure", lambda *_: "", ("norm: train", "norm: gamma")),
     "a mask is a number like others": (recorder, "steers", lambda *_: [], ("index", "weight", "grid")),
@@ -57,7 +50,7 @@ MUTANTS: dict[str, tuple[Any, str, Any, tuple[str, ...]]] = {
     "train mode is eval mode": (forward, "branches_on_mode", lambda _: False, ("train",)),
     "tied weights are apart": (decisions, "_share_fate_of_tied_weights", lambda convs, _: convs, ("another layer",)),
     "zero filters are filters": (decisions, "cannot_grow", lambda *_, **__: False, ("zero branch",)),
-    "gain and offset train": (WeightStandardized, "of", staticmethod(trainable), ("conv",)),
+    "gain and offset follow the filters": (WeightStandardized, "constants", of_the_filters_now, ("conv",)),
     "weights stay within accumulate": (SharedKernel, "verify", lambda _: None, ("conv",)),
     "plans stay after conversion": (saving, "present_plan", lambda _, plan: plan, ("conv", "depthwise")),
 }
