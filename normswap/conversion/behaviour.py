@@ -402,9 +402,13 @@ def _floats(value: Any) -> list[Tensor]:
         tensor
         for leaf in leaves_in(value)
         if isinstance(leaf, (Tensor, float)) or (isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f")
-        for tensor in (torch.as_tensor(leaf),)
+        for tensor in (_dense(torch.as_tensor(leaf)),)
         if tensor.is_floating_point() or tensor.is_complex()
     ]
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return tensor if tensor.layout is torch.strided else tensor.to_dense()
 
 
 def _same_structure(a: Any, b: Any) -> bool:

@@ -43,7 +43,8 @@ def check(converted: nn.Module, original: nn.Module | None = None, *, example_in
         example_input = rebuild(plan.inputs)
     reached = [entry.name for entry in plan.norms if entry.shape is not None]
     after = trace(network, example_input, until=reached, edges=False)
-    before = None if original is None else trace(Network(unwrap(original)), after.example, edges=False)
+    how: dict[str, Any] = {"until": reached, "edges": False, "with_data": after.with_data}
+    before = None if original is None else trace(Network(unwrap(original)), after.example, **how)
     structural = structural_checks(network, plan, after, before)
     stopped = after.stopped_by is not None
     behaviour = behaviour_checks(network.model, plan, original, after.example, after.samples, stopped=stopped)

@@ -268,7 +268,8 @@ def _inspected(
         spec = recorded(found.inputs)
         return sparing(lambda: watch(network, norms, _made_up(network, spec) if made_up else images))
 
-    return make_plan(network, found, options, look), found
+    with around.undisturbed():  # norms are run by themselves, too
+        return make_plan(network, found, options, look), found
 
 
 def _made_up(network: Network, spec: Any) -> Iterator[Tensor]:

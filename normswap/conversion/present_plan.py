@@ -46,6 +46,11 @@ def _present(network: Network, entry: NormEntry | ConvEntry) -> NormEntry | Conv
         raise CheckpointError(f"{entry.name}: was converted and is no part of the network any more; {WAY_ON}")
     if sorted(network.names[id(module)]) != sorted((entry.name, *entry.aliases)):
         raise CheckpointError(f"{entry.name}: is held under other names than when it was converted; {WAY_ON}")
+    if isinstance(module, WeightStandardized) and module.is_computed:
+        raise CheckpointError(
+            f"{entry.name}: its weight is computed (pruned or parametrized), which a checkpoint cannot describe; make "
+            "that permanent, or save model.state_dict() of normswap.fold(model)"
+        )
     found = _conv(module, entry) if isinstance(entry, ConvEntry) else _norm(module, entry)
     if found is None or found.flaw:
         raise CheckpointError(

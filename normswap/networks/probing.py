@@ -1,7 +1,8 @@
 """Show by numbers what a norm computes: a copy of it runs on a few random values, in both modes."""
 
 import functools
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +28,20 @@ RANKS = (4, 3, 2, 5)
 WIDE = 256
 """Channels from which few positions do."""
 
+MANY = 264
+"""Samples of a batch that a norm might take apart."""
+
+LARGE = (21, 19, 3)
+"""Sides of an input that a norm might treat as a large one."""
+
+GRADIENTS = 1e-3
+"""Largest difference allowed between gradients, relative to the largest."""
+
 FRAMEWORK = frozenset(vars(nn.Module()))
 """Attributes that torch gives every module; none decides what it computes, modes aside."""
+
+STATISTICS = ("running_mean", "running_var")
+"""Buffers that a pass changes as BatchNorm does."""
 
 FAILS = "it does not run by itself"
 
@@ -99,14 +112,23 @@ def _departure(norm: nn.Module, then: Sequence[str], shape: tuple[int, ...] | No
             found = _compared(twin, then, x, training=False)
             if not found.startswith(FAILS):
                 break
-        if taught or found or _would_communicate(norm):
+        if taught or found:
             return "" if taught and found.startswith(FAILS) else found
+        modes = (False,) if _would_communicate(norm) else (False, True)
         before = _counters(twin)
-        found = _compared(twin, then, x, training=True)
+        found = "".join(_compared(twin, then, x, training=True) for training in modes if training)
         if not found and (counted := _counters(twin).items() - before.items()):
-            _count(twin, dict(counted))
+            _count(twin, [place for place, _ in counted])
             found = _compared(twin, then, x, training=True)
-        return found
+        if found:
+            return found
+        others = [_values(norm_parts(twin), size) for size in _other_sizes(tuple(x.shape))]
+        for training in modes:
+            for own in (x, *others):
+                found = _compared(twin, then, own, training=training, attached=own is x)
+                if found and not found.startswith(FAILS):
+                    return found if own is x else f"{found} on an input {tuple(own.shape)}"
+        return ""
 
 
 def _device(norm: nn.Module) -> torch.device:
@@ -137,6 +159,7 @@ def _twin(norm: nn.Module) -> nn.Module:
                 draw = (18 * draw - 9).pow(3) / 81  # of both signs, mostly small
             elif tensor is parts.var:
                 draw = 10 * draw.pow(4) + 1e-3
+                draw[1::3] *= parts.eps  # epsilon shows where little is added to it
             elif tensor is parts.bias or tensor is parts.mean:
                 draw = 6 * draw - 3
             else:
@@ -155,6 +178,18 @@ def _sizes(channels: int, shape: tuple[int, ...] | None) -> Iterator[tuple[int, 
         yield (batch, *shape[1:])
 
 
+def _other_sizes(size: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Yield sizes of inputs on which a norm may do something else: one sample, many, a large map."""
+    _, channels, *sides = size
+    yield (1, channels, *sides)
+    if sides:
+        yield (MANY, channels, *(1 for _ in sides))
+        if channels <= WIDE:
+            yield (2, channels, *LARGE[: len(sides)])
+    else:
+        yield (MANY, channels)
+
+
 def _values(parts: NormParts, size: tuple[int, ...]) -> Tensor:
     """Return an input around the running statistics that reaches far beyond them, where bounds would show."""
     like = next((t for t in (parts.mean, parts.weight, parts.bias) if t is not None), torch.empty(0))
@@ -164,14 +199,16 @@ def _values(parts: NormParts, size: tuple[int, ...]) -> Tensor:
     return x if parts.mean is None or parts.var is None else x * parts.var.sqrt().view(axes) + parts.mean.view(axes)
 
 
-def _compared(twin: nn.Module, then: Sequence[str], x: Tensor, *, training: bool) -> str:
-    """Return how the output of a twin departs from BatchNorm's in one mode."""
+def _compared(twin: nn.Module, then: Sequence[str], x: Tensor, *, training: bool, attached: bool = False) -> str:
+    """Return how the output of a twin departs from BatchNorm's in one mode; attached, how its gradient does, too."""
     mode, device = "train" if training else "eval", x.device
     parts = norm_parts(in_mode(twin, training))
     running = None if parts.mean is None or parts.var is None else (parts.mean.clone(), parts.var.clone())
     state = RandomState.now(device)
+    x = x.detach().requires_grad_(attached)
     try:
-        output = twin(x.clone())
+        with torch.set_grad_enabled(attached):
+            output = twin(x.clone())
     except Exception as error:  # whatever the user's own code does
         return f"{FAILS} on {tuple(x.shape)} in {mode} mode ({described(error)})"
     drawn = RandomState.now(device)
@@ -183,15 +220,17 @@ def _compared(twin: nn.Module, then: Sequence[str], x: Tensor, *, training: bool
     for statistics in (None, running) if training and running else (running,):
         if drew:
             state.restore()
-        expected, bound = _batch_norm(parts, x, statistics)
-        for module in _modules_after(twin, parts, then, training=training):
-            expected = module(expected)
+        with torch.set_grad_enabled(attached):
+            expected, bound = _batch_norm(parts, x, statistics)
+            for module in _modules_after(twin, parts, then, training=training):
+                expected = module(expected)
         if drew and not RandomState.now(device).equals(drawn):
             return f"in {mode} mode its forward draws random numbers, which GroupNorm does not"
-        if not (off := _difference(output, expected, bound)):
+        off = _difference(output.detach(), expected.detach(), bound)
+        if not off and not (off := _gradients_apart(output, expected, x) if attached else ""):
             return ""
-        departures.append(off)
-    return f"in {mode} mode its output is {departures[0]} off BatchNorm's"
+        departures.append(off if off.startswith("gradient") else f"output is {off}")
+    return f"in {mode} mode its {departures[-1]} off BatchNorm's"
 
 
 def _batch_norm(parts: NormParts, x: Tensor, running: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -200,7 +239,7 @@ def _batch_norm(parts: NormParts, x: Tensor, running: tuple[Tensor, Tensor] | No
     if running is None:
         rows = x.movedim(1, -1).reshape(-1, x.shape[1])
         mean = rows.mean(0)
-        var = (rows - mean).square_().mean(0)  # a tenth of the time that var_mean takes for so few rows
+        var = (rows - mean).square().mean(0)  # a tenth of the time that var_mean takes for so few rows
     else:
         mean, var = (value.to(x) for value in running)
     weight, bias = parts.affine(x)
@@ -208,7 +247,7 @@ def _batch_norm(parts: NormParts, x: Tensor, running: tuple[Tensor, Tensor] | No
     scale, mean, bias = (value.view(axes) for value in (scale, mean, bias))
     shift = bias - mean * scale
     scaled = x * scale
-    return scaled + shift, scaled.abs_() + (mean * scale).abs() + bias.abs()
+    return scaled + shift, scaled.detach().abs() + (mean * scale).detach().abs() + bias.abs()
 
 
 def _modules_after(twin: nn.Module, parts: NormParts, then: Sequence[str], *, training: bool) -> Iterator[nn.Module]:
@@ -231,23 +270,47 @@ def _difference(output: Tensor, expected: Tensor, bound: Tensor) -> str:
     return f"{share:.1%}" if share > 5e-4 else "less than 0.1%"
 
 
-def _counters(twin: nn.Module) -> dict[str, int]:
-    """Return the whole numbers that a norm keeps, by name: those that a pass changes count batches."""
-    whole = {name: value for name, value in vars(twin).items() if type(value) is int}
-    for name, buffer in twin._buffers.items():
-        if buffer is not None and buffer.ndim == 0 and buffer.dtype in (torch.long, torch.int):
-            whole[name] = int(buffer)
-    return whole
+def _gradients_apart(output: Tensor, expected: Tensor, x: Tensor) -> str:
+    """Return how far the gradient of an input is off where outputs agree; nothing where one cannot be had."""
+    upstream = torch.rand(output.shape, generator=torch.Generator().manual_seed(2)).to(output) - 0.5
+    try:
+        ours, theirs = (
+            torch.autograd.grad(values, x, upstream, allow_unused=True)[0] if values.requires_grad else None
+            for values in (output, expected)
+        )
+    except Exception:  # it cannot be trained, as it is
+        return ""
+    if theirs is None:
+        return ""
+    ours = torch.zeros_like(theirs) if ours is None else ours
+    axes = [axis for axis in range(x.ndim) if axis != 1]
+    off, size = ((values.abs().amax(axes)) for values in (ours - theirs, theirs))
+    return "" if bool((off <= GRADIENTS * size.amax()).all()) else "gradient is"
 
 
-def _count(twin: nn.Module, counters: Mapping[str, int]) -> None:
+def _counters(twin: nn.Module) -> dict[tuple[str, Any], float]:
+    """Return the single numbers that a norm keeps, by name and key: those that a pass changes count batches."""
+    found: dict[tuple[str, Any], float] = {}
+    for name, value in vars(twin).items():
+        if type(value) in (int, float):
+            found[name, None] = value
+        elif type(value) in (dict, list) and name not in FRAMEWORK:
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            found |= {(name, key): one for key, one in items if type(one) in (int, float)}
+    single = {name: buffer for name, buffer in twin._buffers.items() if buffer is not None and buffer.numel() == 1}
+    return found | {(name, None): float(buffer) for name, buffer in single.items() if name not in STATISTICS}
+
+
+def _count(twin: nn.Module, counters: Collection[tuple[str, Any]]) -> None:
     """Have a norm believe that it has seen many batches."""
-    for name in counters:
+    for name, key in counters:
         buffer = twin._buffers.get(name)
-        if buffer is None:
+        if buffer is not None:
+            buffer.fill_(LATER)
+        elif key is None:
             vars(twin)[name] = LATER
         else:
-            buffer.fill_(LATER)
+            vars(twin)[name][key] = LATER
 
 
 def _would_communicate(norm: nn.Module) -> bool:

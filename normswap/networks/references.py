@@ -63,7 +63,7 @@ def strays(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
 
 
 def _walk(model: nn.Module, replaced: Collection[int]) -> Iterator[tuple[Reference, Any, bool]]:
-    """Yield every reference, what it refers to, and whether a function holds it.
+    """Yield every reference, what it refers to, and whether a function or a partial holds it.
 
     Followed are modules, containers, bound methods, partials, closures, defaults and the attributes of objects; the
     functions of the modules' classes, too.
@@ -78,7 +78,7 @@ def _walk(model: nn.Module, replaced: Collection[int]) -> Iterator[tuple[Referen
             if id(holder) in replaced and key not in (None, "_modules", *HOOKS) and slots is vars(holder):
                 continue
             free_slots = slots if free else None
-            in_code = isinstance(holder, FunctionType) or (isinstance(holder, nn.Module) and slots is None)
+            in_code = isinstance(holder, (FunctionType, partial)) or (isinstance(holder, nn.Module) and slots is None)
             yield Reference(id(inner), place, free_slots, key, id(holder if slots is None else slots)), inner, in_code
             if id(inner) not in seen and not isinstance(inner, Tensor):
                 seen.add(id(inner))

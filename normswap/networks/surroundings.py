@@ -1,9 +1,12 @@
 """What a network's code keeps outside of the network: caches, counters and logs that a pass on a copy would change."""
 
 import functools
+import random
+from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import BuiltinMethodType, CellType, CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
@@ -40,9 +43,9 @@ class Surroundings:
     """What a model's code reaches outside of copies of the model, as it is now, and how to change that back.
 
     A copy shares with the model what deepcopy takes for constant: classes, functions with the variables they close
-    over, hooks, and the globals that its forward names. Lists, dicts, sets, deques, attributes, variables and small
-    tensors among them get their contents back, function caches that grew are emptied, and random generators go on
-    where they were.
+    over, hooks, and what its forward names of globals and of other modules of Python. Lists, dicts, sets, deques,
+    attributes, variables and small tensors among them get their contents back, function caches that grew are emptied,
+    and random generators go on where they were.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -86,13 +89,24 @@ class Surroundings:
         elif hasattr(kind, "__array_interface__") and value.nbytes <= MOST_BYTES:
             self._later(_restore_array, value, value.copy())
         elif issubclass(kind, dict):
-            self._later(_restore_dict, value, dict(dict.items(value)))  # dict's own: subclasses have others
+            own: Any = OrderedDict if issubclass(kind, OrderedDict) else dict  # subclasses have others
+            self._later(_restore_dict, value, dict(own.items(value)))
             self._walk_all(list(dict.values(value)))
         elif issubclass(kind, (list, deque)):
             self._later(_restore_items, value, list(value))
             self._walk_all(list(value))
         elif issubclass(kind, set):
             self._later(_restore_set, value, set(value))
+        elif issubclass(kind, (bytearray, array)):
+            self._later(_restore_values, value, value[:])
+        elif issubclass(kind, ContextVar):
+            self._later(_restore_variable, value, _current(value))
+        elif issubclass(kind, random.Random):
+            self._later(value.setstate, value.getstate())
+        elif hasattr(kind, "bit_generator"):  # numpy's, without its import
+            self._later(setattr, value.bit_generator, "state", value.bit_generator.state)
+        elif issubclass(kind, torch.Generator):
+            self._later(value.set_state, value.get_state())
         elif issubclass(kind, tuple):
             self._walk_all(value)
         elif issubclass(kind, type):
@@ -143,6 +157,11 @@ class Surroundings:
         bound = {name: space.get(name, MISSING) for name in _names(function.__code__)}
         self._later(_restore_names, space, bound)
         self._walk_all(bound.values())
+        for module in bound.values():
+            if isinstance(module, ModuleType) and not _is_of_torch(module):
+                own = {name: vars(module)[name] for name in _names(function.__code__) if name in vars(module)}
+                self._later(_restore_names, vars(module), own)
+                self._walk_all(own.values())
 
     def _note_tensor(self, tensor: Tensor) -> None:
         plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
@@ -151,7 +170,8 @@ class Surroundings:
 
 
 def _is_of_torch(code: Any) -> bool:
-    return str(getattr(code, "__module__", None)).partition(".")[0] in ("torch", "builtins")
+    where = code.__name__ if isinstance(code, ModuleType) else getattr(code, "__module__", None)
+    return str(where).partition(".")[0] in ("torch", "builtins")
 
 
 def _names(code: CodeType) -> set[str]:
@@ -164,6 +184,13 @@ def _content(cell: CellType) -> Any:
     try:
         return cell.cell_contents
     except ValueError:  # not set yet
+        return MISSING
+
+
+def _current(variable: ContextVar[Any]) -> Any:
+    try:
+        return variable.get()
+    except LookupError:  # not set, and no default
         return MISSING
 
 
@@ -216,7 +243,9 @@ def _restore_names(space: dict[str, Any], bound: dict[str, Any]) -> None:
 
 
 def _restore_dict(value: dict[Any, Any], saved: dict[Any, Any]) -> None:
-    if dict.__len__(value) == len(saved) and all(dict.get(value, key, MISSING) is item for key, item in saved.items()):
+    keys: Any = OrderedDict.keys if isinstance(value, OrderedDict) else dict.keys
+    same = list(keys(value)) == list(saved)
+    if same and all(dict.get(value, key, MISSING) is item for key, item in saved.items()):
         return
     plain: Any = OrderedDict if isinstance(value, OrderedDict) else dict  # update() of a Counter adds up
     plain.clear(value)
@@ -228,6 +257,16 @@ def _restore_items(value: list[Any] | deque[Any], saved: list[Any]) -> None:
     if len(value) != len(saved) or any(now is not before for now, before in zip(value, saved, strict=True)):
         value.clear()
         value.extend(saved)
+
+
+def _restore_values(value: Any, saved: Any) -> None:
+    if value != saved:
+        value[:] = saved
+
+
+def _restore_variable(variable: ContextVar[Any], saved: Any) -> None:
+    if saved is not MISSING and variable.get() is not saved:
+        variable.set(saved)
 
 
 def _restore_set(value: set[Any], saved: set[Any]) -> None:

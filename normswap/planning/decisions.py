@@ -15,6 +15,7 @@ from normswap.networks.inputs import describe
 from normswap.networks.network import Network
 from normswap.networks.probing import departure
 from normswap.networks.recognition import (
+    NormParts,
     carried_modules,
     checked_parts,
     computed_tensors,
@@ -81,7 +82,10 @@ def make_plan(network: Network, trace: Trace, options: Options, look: Look = lam
         trained=trace.first_reader(lambda node: node.kind is Kind.NORM and node.name in trained),
         unsure=trace.first_reader(lambda node: node.kind is Kind.NORM and not is_fresh(network.norms[node.name])),
         apart=trace.first_reader(
-            lambda node: node.kind is Kind.NORM and node.name in trained and not trace.norms[node.name].direct
+            lambda node: (
+                node.kind is Kind.OTHER_NORM
+                or (node.kind is Kind.NORM and node.name in trained and not trace.norms[node.name].direct)
+            )
         ),
     )
     sign = _sign_of_training(network, trained)
@@ -109,7 +113,7 @@ class _Reads:
         kept: A norm that stays.
         trained: A trained norm.
         unsure: A norm that does not show whether it is trained.
-        apart: A trained norm that reads something else than this layer's own output.
+        apart: A trained norm that reads something else than this layer's own output, or a norm of another kind.
     """
 
     other: Callable[[str], Node | None]
@@ -136,7 +140,7 @@ def _plan_norm(
     parts = checked_parts(name, norm)
     channels = parts.num_channels
     then, obstacle = _what_follows(name, norm, facts) if channels else ((), "it has no channels")
-    obstacle = misshapen(parts) or obstacle
+    obstacle = misshapen(parts) or obstacle or _read_elsewhere(facts)
     base = NormEntry(
         name,
         type(norm).__name__,
@@ -156,6 +160,8 @@ def _plan_norm(
         return replace(base, reason=obstacle)
     if own.to is To.FROZEN:
         return _frozen(base, norm)
+    if options.affine is Affine.MATCH and parts.is_trained and (shared := _shared(parts, network)):
+        return replace(base, reason=shared)
     per_position = own.over is Over.CHANNELS
     positions = 1 if per_position else math.prod(facts.shape[2:]) if facts else None
     if channels * (positions or 2) < 2:
@@ -231,6 +237,21 @@ def _what_follows(name: str, norm: nn.Module, facts: NormFacts | None) -> tuple[
     return ran, ""
 
 
+def _shared(parts: NormParts, network: Network) -> str:
+    """Return which affine value others hold, too: it cannot be what matches all of them."""
+    for key, value in (("weight", parts.weight), ("bias", parts.bias)):
+        if value is not None and network.owners[id(value)] > 1:
+            return f"others hold its {key}, too, and a matched one is its own: give it a copy, or pass affine='copy'"
+    return ""
+
+
+def _read_elsewhere(facts: NormFacts | None) -> str:
+    """Return what else in the network computes with a norm's own tensors, which a replacement has other values of."""
+    for key, operator in facts.reads if facts else ():
+        return f"its {key} is also read by {operator} outside of it"
+    return ""
+
+
 def _departure(norm: nn.Module, then: tuple[str, ...], facts: NormFacts | None, known: dict[Hashable, str]) -> str:
     """Return why a norm that was run by itself is not what GroupNorm replaces, by what the trace knows of its forward.
 
@@ -275,9 +296,13 @@ def _plan_conv(
     if frozen and not adaptive:
         return replace(base, reason="its weight is frozen: the standard form would change a filter that is fixed")
     reason = training
-    if not adaptive and options.affine is Affine.MATCH and (apart := reads.apart(name)):
+    apart = reads.apart(name) if not adaptive and options.affine is Affine.MATCH else None
+    if apart is not None and apart.kind is Kind.NORM:
         adaptive = True
         reason = f"what {apart.name} meets behind the standard form is not known, for it reads more than this output"
+    elif apart is not None and not training.startswith(FRESH):
+        adaptive = True
+        reason = f"<{apart.name}> would see that the standard form scales each filter"
     if via := "+".join(sorted(kind.value for kind in facts.via)):
         reason = f"every path ends in a norm, through {via}; {reason}"
     form = WS.ADAPTIVE if adaptive else WS.STANDARD

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from normswap.networks.inputs import tensors_in
 from normswap.tracing.meta_results import all_meta, answer, shape_alone
-from normswap.tracing.operators import VIEWS, base_name
+from normswap.tracing.operators import VIEWS, base_name, spelled
 from normswap.tracing.recorder import Recorder
 
 MOST_CALLS = 200_000
@@ -67,9 +67,14 @@ class Dispatch(TorchDispatchMode):
         result = _on_meta(func, name, args, kwargs, operands) if on_meta else NotImplemented
         if result is NotImplemented:
             result = func(*args, **kwargs)
-            self._bytes += 0 if on_meta or name in VIEWS else sum(made.nbytes for made in tensors_in(result))
-        self._recorder.note(func, name, operands, result)
+            self._bytes += 0 if on_meta or name in VIEWS else sum(map(_size, tensors_in(result)))
+        self._recorder.note(func, spelled(name, func, args), operands, result)
         return result
+
+
+def _size(tensor: Tensor) -> int:
+    """Return a tensor's bytes; a sparse one's are few."""
+    return tensor.nbytes if tensor.layout is torch.strided else 0
 
 
 def _on_meta(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], operands: list[Tensor]) -> Any:

@@ -45,6 +45,7 @@ class NormFacts:
         direct: Whether its input is, in every call, the very tensor that the one node feeding it made.
         slices: What its channels are, where its input is, in every call, the very output of the same layer, or the same
             concatenation along the channels; else nothing.
+        reads: Operators outside of it that read its own parameters and buffers, by the tensor's name.
     """
 
     shape: tuple[int, ...]
@@ -55,6 +56,7 @@ class NormFacts:
     steps: tuple[str, ...]
     direct: bool = False
     slices: tuple[Slice, ...] = ()
+    reads: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,13 @@ def norm_facts(recorder: Recorder) -> Iterator[tuple[str, NormFacts]]:
         calls = [graph.nodes[index].parents for index in indices]
         seen = {_named(graph, slices.get(call[0], ())) if len(call) == 1 else () for call in calls}
         parts = seen.pop() if len(seen) == 1 else ()
-        yield name, NormFacts(smallest, fed_by, reach.more, reach.kinds, reach.via, steps, direct, parts)
+        reads = tuple(
+            (leaf.rpartition(".")[2], operator)
+            for leaf, operators in recorder.parameters.reads.items()
+            if leaf.rpartition(".")[0] == name
+            for operator in sorted(operators)
+        )
+        yield name, NormFacts(smallest, fed_by, reach.more, reach.kinds, reach.via, steps, direct, parts, reads)
 
 
 def _named(graph: Graph, slices: tuple[tuple[int, int], ...]) -> tuple[Slice, ...]:

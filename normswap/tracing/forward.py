@@ -160,7 +160,8 @@ def _run(
     copy = Network(copy_model(model) if data else meta_copy(model))
     in_mode(copy.model, training)
     device = next((t.device for t in copy.model.parameters()), torch.device("cpu")) if data else torch.device("meta")
-    recorder, stopped_by = Recorder(copy, edges=edges), None
+    had_data = not any(p.is_meta for p in model.parameters())
+    recorder, stopped_by = Recorder(copy, edges=edges, without_data=had_data and not data), None
     with ExitStack() as stack:
         stack.enter_context(around.undisturbed())
         stack.enter_context(_deeper_calls())
@@ -177,6 +178,7 @@ def _run(
             output = copy.model(*args, **kwargs)
             recorder.finish(list(tensors_in(output)))
         except (Exception, SystemExit) as error:
+            recorder.finish([], stopped=True)
             stopped_by = described(error)
         except Endless:
             stopped_by = ENDLESS

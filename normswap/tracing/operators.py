@@ -1,5 +1,6 @@
 """What each ATen operator does to the values it reads."""
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -63,6 +64,33 @@ def steers(name: str, func: Any, operands: list[Tensor]) -> list[Tensor]:
 def base_name(func: Any) -> str:
     """Return the operator's name without namespace, overload and the underscores of private and in-place forms."""
     return str(func._schema.name).rpartition("::")[2].strip("_")
+
+
+def spelled(name: str, func: Any, args: tuple[Any, ...]) -> str:
+    """Return an operator's base name, and another one where its arguments have it do something else to the values.
+
+    A division may round, and what is padded or filled with a number does not scale with the values beside it; the
+    infinities that a maximum ignores do.
+    """
+    if name == "div" and func._overloadname.endswith("_mode"):
+        return "rounding division"
+    if name in ("constant_pad_nd", "fill") and len(args) > 1:
+        value = args[-1] if isinstance(args[-1], (bool, int, float, complex)) else 0
+        return f"{name} with {value:g}" if value and not math.isinf(abs(value)) else name
+    return name
+
+
+def varies(constant: Tensor, shape: tuple[int, ...], *, channels_first: bool) -> bool:
+    """Tell whether a constant that is added to values differs within a channel: a norm then sees their ratio.
+
+    Args:
+        constant: What is added.
+        shape: Shape of the sum.
+        channels_first: Whether the channels are known to be axis 1; else the last axis may be theirs.
+    """
+    first = len(shape) - constant.ndim
+    axes = {first + axis for axis, size in enumerate(constant.shape) if size > 1}
+    return not (axes <= {1} or (axes <= {len(shape) - 1} and not channels_first))
 
 
 def kind_of(name: str, data: int, parameters: int) -> Kind:

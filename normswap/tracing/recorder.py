@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from normswap.networks.inputs import tensors_in
 from normswap.networks.network import Network
-from normswap.tracing.graph import Graph, Kind, Node
-from normswap.tracing.operators import SHAPE_READERS, kind_of, steers
-from normswap.tracing.parameters import Parameters
+from normswap.tracing.graph import LAYERS, Graph, Kind, Node
+from normswap.tracing.operators import ADDS, SHAPE_READERS, kind_of, steers, varies
+from normswap.tracing.parameters import Parameters, storage_of
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -26,6 +26,7 @@ class Recorder:
     Args:
         network: The copy that is about to run; its modules receive hooks.
         edges: Follow tensors from operator to operator; without, only shapes and calls of batch_norm are noted.
+        without_data: Whether the network had data and this copy has none, so that no tensor without data is a constant.
 
     Attributes:
         graph: The operators that ran, and what each reads.
@@ -38,7 +39,7 @@ class Recorder:
         functional_norms: Modules that call batch_norm themselves, with statistics of no norm.
     """
 
-    def __init__(self, network: Network, *, edges: bool = True) -> None:
+    def __init__(self, network: Network, *, edges: bool = True, without_data: bool = False) -> None:
         self.graph = Graph()
         self.parameters = Parameters(network)
         self.shapes: dict[str, Shapes] = {}
@@ -56,7 +57,10 @@ class Recorder:
         self._inputs: list[Tensor] = []
         self._alive: dict[int, Tensor] = {}
         self._node: dict[int, int] = {}
+        self._makers: dict[int, int] = {}
         self._writers: dict[int, list[int]] = {}
+        self._without_data = without_data
+        self._on_meta = any(p.is_meta for p in network.model.parameters())
         self._buffers = [b for m in network.modules.values() for b in m._buffers.values() if b is not None]
         self._modules: list[str] = []
         self._inside: list[str] = []
@@ -94,10 +98,11 @@ class Recorder:
         for tensor in self._inputs:
             self._name(tensor, self.graph.add(Node(Kind.INPUT, "input", (), tuple(tensor.shape))))
 
-    def finish(self, outputs: Iterable[Tensor]) -> None:
+    def finish(self, outputs: Iterable[Tensor], *, stopped: bool = False) -> None:
         """Note what leaves the network: what it returned, wrote to its buffers, and what outlives the pass elsewhere.
 
-        The caller holds the outputs meanwhile, so that those of any kind count.
+        The caller holds the outputs meanwhile, so that those of any kind count. Where an error has stopped the pass
+        it holds the error, and with it what code that was running would have read.
         """
         outputs = list(outputs)
         outlive = self._held_elsewhere()
@@ -108,6 +113,9 @@ class Recorder:
             outlive = self._held_elsewhere()
         for tensor in (*outputs, *outlive, *self._buffers):
             self.graph.outputs.update(self._reads(tensor))
+        if stopped or not self._on_meta:  # numpy has no operators
+            for leaf in self.parameters.unread.values():
+                self.parameters.note_reads("code outside of torch", [leaf])
         for tensor in (*outputs, *outlive):
             self.parameters.note_reads("what leaves the network", self.parameters.sources([tensor]))
 
@@ -139,6 +147,9 @@ class Recorder:
 
     def _note_edges(self, func: Any, name: str, operands: list[Tensor], result: Any) -> None:
         made = list(tensors_in(result))
+        self.parameters.note_operands(operands)
+        if self._without_data and any(tensor.is_meta and not self._knows(tensor) for tensor in operands):
+            self._leave_all()
         self._keep(*made)
         if name in SHAPE_READERS:
             self.parameters.note_constant(name, [], made, frozenset())
@@ -155,6 +166,8 @@ class Recorder:
             index = self._batch_norm(operands)
         else:
             kind = kind_of(name, len(reads), len(sources))
+            if kind is Kind.SCALE and name in (*ADDS, "addcmul") and self._adds_unevenly(operands, made, data):
+                kind = Kind.ADD if sources and sources <= self.parameters.learned else Kind.OTHER
             steered = {index for tensor in steers(name, func, operands) for index in self._reads(tensor)}
             if steered and kind is Kind.OTHER_NORM:
                 self.graph.add(Node(Kind.OTHER, name, tuple(steered)))
@@ -170,7 +183,21 @@ class Recorder:
             self._name(tensor, index)
         self.graph.places.update(before)
         for tensor in written:
-            self._writers.setdefault(_storage(tensor), []).append(index)
+            self._writers.setdefault(storage_of(tensor), []).append(index)
+
+    def _knows(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor is a parameter, or was made by operators that were seen."""
+        return id(tensor) in self._alive or self.parameters.holds(tensor) or bool(self._reads(tensor))
+
+    def _leave_all(self) -> None:
+        """Note that anything made so far may be read where no operator is seen, as in another thread."""
+        self.graph.outputs.update(index for index, node in enumerate(self.graph.nodes) if node.kind in LAYERS)
+
+    def _adds_unevenly(self, operands: list[Tensor], made: list[Tensor], data: list[int]) -> bool:
+        """Tell whether an operator adds a constant to data that differs within a channel: a position, noise."""
+        first = all(self.graph.nodes[index].kind is Kind.CONV for index in data)
+        constants = [tensor for tensor in operands if not self._reads(tensor)]
+        return any(varies(constant, tuple(made[0].shape), channels_first=first) for constant in constants)
 
     def _slices(self, operands: list[Tensor], made: list[Tensor]) -> tuple[tuple[int, int], ...]:
         """Return node and channels of every operand of a concatenation along axis 1; nothing of another one.
@@ -230,16 +257,22 @@ class Recorder:
     def _name(self, tensor: Tensor, index: int) -> None:
         self._keep(tensor)
         self._node[id(tensor)] = index
+        self._makers.setdefault(storage_of(tensor), index)
 
     def _keep(self, *tensors: Tensor) -> None:
         self._alive.update({id(tensor): tensor for tensor in tensors})
 
     def _reads(self, tensor: Tensor) -> list[int]:
-        """Nodes that `tensor` holds values of: its own, and later writers to the storage it shares."""
+        """Nodes that `tensor` holds values of: its own, and later writers to the storage it shares.
+
+        Of a tensor that came by without an operator, as ``.data`` does, its storage tells the node that made it.
+        """
         own = self._node.get(id(tensor))
+        if own is None:
+            own = self._makers.get(storage_of(tensor))
         found = [] if own is None else [own]
         if self._writers:
-            writers = self._writers.get(_storage(tensor), [])  # in the order they ran
+            writers = self._writers.get(storage_of(tensor), [])  # in the order they ran
             found += writers[0 if own is None else bisect_right(writers, own) :]
         return found
 
@@ -257,10 +290,3 @@ def _written(func: Any, operands: list[Tensor]) -> list[Tensor]:
     if schema.arguments and schema.arguments[0].alias_info and schema.arguments[0].alias_info.is_write:
         return operands[:1]
     return operands[-len(schema.returns) :] if schema.returns else operands[:1]
-
-
-def _storage(tensor: Tensor) -> int:
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):
-        return -1

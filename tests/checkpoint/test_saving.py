@@ -1,11 +1,13 @@
 """What save writes, and what it leaves where it cannot."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from torch.nn.utils import parametrizations, prune
 
 import normswap
 
@@ -40,3 +42,15 @@ def test_meta_models_are_not_saved(tmp_path: Path) -> None:
         model = normswap.convert(timm.create_model("test_resnet"))
     with pytest.raises(normswap.CheckpointError, match="has no data \\(meta device\\)"):
         normswap.save(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "compute", [lambda conv: prune.l1_unstructured(conv, "weight", 0.5), parametrizations.weight_norm],
+    ids=["pruned", "weight_norm"],
+)  # fmt: skip
+def test_a_computed_weight_is_refused_by_name(compute: Callable[[torch.nn.Module], object], tmp_path: Path) -> None:
+    model = normswap.convert(timm.create_model("test_resnet"))
+    compute(model.conv1[0])  # type: ignore[index]
+    with pytest.raises(normswap.CheckpointError, match="^conv1.0: its weight is computed .*make that permanent"):
+        normswap.save(model, tmp_path / "OUT")
+    assert not (tmp_path / "OUT").exists()

@@ -162,3 +162,33 @@ def test_weights_that_are_not_finite_are_refused_before_anything_changes() -> No
         model.head.weight[0, 0] = float("inf")
     with pytest.raises(normswap.BadStatistics, match=r"head\.weight: holds NaN or infinity"):
         normswap.convert(model, example_input=X)
+
+
+class NeedsData(nn.Module):
+    """A network that counts in Python what it sees, and holds a norm that never runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.never = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.bn(self.conv(x))
+        return y + 0 * len(x.flatten(1)[0].tolist())
+
+
+def test_a_network_that_needs_data_is_traced_alike_before_and_after() -> None:
+    model = NeedsData().eval()
+    new = normswap.convert(model, example_input=X)
+    assert normswap.check(new, model, example_input=X)
+
+
+class Sparse(NeedsData):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x)).relu().to_sparse()
+
+
+def test_sparse_outputs_are_looked_at() -> None:
+    model = Sparse().eval()
+    checks = normswap.check(normswap.convert(model, example_input=X), model, example_input=X)
+    assert checks
+    assert {row.name: row.ok for row in checks.rows}["batch independence"]

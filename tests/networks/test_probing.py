@@ -69,6 +69,31 @@ def numpy_coin(_: Any, y: Tensor, x: Tensor) -> Tensor:
     return 2 * y if np.random.rand() < 1e-6 else y
 
 
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return -gradients[0]
+
+
+def late_by_key(self: Any, x: Tensor) -> Tensor:
+    self.seen["batches"] = self.seen.get("batches", 0) + self.training
+    return EXACTLY(self, x) * (2 if self.seen["batches"] > 1000 else 1)
+
+
+def late_by_float(self: Any, x: Tensor) -> Tensor:
+    self.steps = getattr(self, "steps", 0.0) + float(self.training)
+    return EXACTLY(self, x) * (2 if self.steps > 1000 else 1)
+
+
+def large_ghosts(self: Any, x: Tensor) -> Tensor:
+    parts = x.split(128) if self.training else (x,)
+    return torch.cat([EXACTLY(self, part) for part in parts])
+
+
 def masked(self: Any, y: Tensor, x: Tensor) -> Tensor:
     return y * self.mask[:, None, None]
 
@@ -103,6 +128,17 @@ DEPARTING: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "other after a warm-up": (lambda: subclass(late), TRAIN),
     "other after a warm-up by an attribute": (lambda: subclass(late_by_attribute), TRAIN),
     "running statistics after their update": (lambda: subclass(after_update), TRAIN),
+    "other after a warm-up by a key": (lambda: subclass(late_by_key, seen={}), TRAIN),
+    "other after a warm-up by a float": (lambda: subclass(late_by_float), TRAIN),
+    "ghosts of large batches": (lambda: subclass(large_ghosts), TRAIN),
+    "one sample": (lambda: subclass(after(lambda s, y, x: y if len(x) > 1 else y.tanh())), OFF),
+    "large maps": (lambda: subclass(after(lambda s, y, x: y if x.shape[-1] < 15 else 2 * y)), OFF),
+    "doubles where gradients are": (
+        lambda: subclass(after(lambda s, y, x: y * (1 + torch.is_grad_enabled()))),
+        "also computes mul",
+    ),
+    "hands no gradient on": (lambda: subclass(lambda s, x: EXACTLY(s, x.detach())), "its gradient is off"),
+    "turns the gradient": (lambda: subclass(after(lambda s, y, x: Reversed.apply(y))), "its gradient is off"),
     "dropout": (lambda: subclass(after(lambda s, y, x: F.dropout2d(y, 0.01, s.training))), f"in train {DRAWS}"),
     "noise": (lambda: subclass(after(lambda s, y, x: y + 1e-6 * torch.randn_like(y))), f"in eval {DRAWS}"),
     "Python's coin": (lambda: subclass(after(coin)), f"in eval {DRAWS}"),

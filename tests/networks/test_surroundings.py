@@ -2,8 +2,12 @@
 
 import functools
 import queue
+import random
+from array import array
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
+from contextvars import ContextVar
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,6 +28,11 @@ SEEN: set[Any] = {"kept"}
 CALLS = 0
 BUFFER = torch.zeros(2)
 MAILBOX: queue.Queue[Any] = queue.Queue()
+ELSEWHERE: Any = ModuleType("elsewhere")
+ELSEWHERE.calls, ELSEWHERE.log = 0, []
+BYTES, NUMBERS = bytearray(b"a"), array("i", [1])
+DICE, NUMPY_DICE, TORCH_DICE = random.Random(0), np.random.default_rng(0), torch.Generator().manual_seed(0)
+DEPTH: ContextVar[int] = ContextVar("depth", default=0)
 
 
 class Meter:
@@ -153,6 +162,30 @@ def an_array(self: Any, x: Tensor) -> None:
     ARRAY[0] += 1
 
 
+def another_module(self: Any, x: Tensor) -> None:
+    ELSEWHERE.calls += 1
+    ELSEWHERE.log.append(x)
+
+
+def sequences_of_numbers(self: Any, x: Tensor) -> None:
+    BYTES.append(1)
+    NUMBERS[0] += 1
+
+
+def generators(self: Any, x: Tensor) -> None:
+    DICE.random()
+    NUMPY_DICE.random()
+    torch.rand(1, generator=TORCH_DICE)
+
+
+class Counting(nn.BatchNorm2d):
+    passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        Counting.passes += 1
+        return super().forward(x)
+
+
 HELD = ("_parameters", "_buffers", "_modules", "_normswap_plan")
 
 STEPS: dict[str, Callable[[Any, Tensor], None]] = {
@@ -170,6 +203,11 @@ STEPS: dict[str, Callable[[Any, Tensor], None]] = {
     "slots": slots,
     "odd objects": odd_objects,
     "an array": an_array,
+    "another module of Python": another_module,
+    "bytes and numbers": sequences_of_numbers,
+    "generators of its own": generators,
+    "a context variable": lambda self, x: DEPTH.set(DEPTH.get() + 1),
+    "an order": lambda self, x: ORDERED.move_to_end("a"),
 }
 
 
@@ -186,7 +224,9 @@ def world(model: Any, step: Any) -> Any:
         step.__defaults__,
     )
     of_the_model = type(model).passes, type(model).history, hasattr(type(model), "added"), own, model.queue
-    return repr((of_the_file, of_tools, of_the_model, torch.get_rng_state().sum(), np.random.get_state()[2]))
+    dice = DICE.getstate(), NUMPY_DICE.bit_generator.state, TORCH_DICE.get_state().sum(), DEPTH.get()
+    more = ELSEWHERE.calls, ELSEWHERE.log, BYTES, NUMBERS, dice
+    return repr((of_the_file, of_tools, of_the_model, more, torch.get_rng_state().sum(), np.random.get_state()[2]))
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["runs", "fails"])
@@ -213,6 +253,12 @@ def test_left_as_it_was(step: Callable[[Any, Tensor], None], how: str, fails: bo
         assert fails
     assert world(model, step) == before
     assert (x == 1).all()
+
+
+def test_what_a_norm_counts_while_it_is_shown_to_be_one() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Counting(8))
+    normswap.inspect(model, example_input=torch.zeros(2, 3, 9, 9))
+    assert Counting.passes == 0
 
 
 def closing(model: Any, store: list[Any]) -> Callable[..., None]:

@@ -3,6 +3,7 @@
 import copy
 import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -69,6 +70,16 @@ def times_halves(net: Any, h: Tensor, o: Tensor) -> Tensor:
     return a * b
 
 
+def in_a_thread(function: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function, h).result()
+
+
+def filled(h: Tensor) -> Tensor:
+    h[..., 0].fill_(1)
+    return h
+
+
 SEEN: list[Tensor] = []
 READERS: dict[str, Callable[[Any, Tensor], Any]] = {
     "attribute": through(lambda net, h: setattr(net, "kept", h)),
@@ -83,6 +94,15 @@ READERS: dict[str, Callable[[Any, Tensor], Any]] = {
     "weight kept": through(lambda net, h: setattr(net, "kept", [net.conv.weight.detach().flatten()])),
     "weight as an input": through(lambda net, h: F.conv2d(net.conv.weight, h[:, :3, :3, :3]).sum() * 0),
     "weight among parameters": through(lambda net, h: F.conv2d(X.to(h), net.conv._parameters["weight"]) * 0),
+    "a parameter made of it": through(lambda net, h: nn.Parameter(h).tanh().mean()),
+    "another thread": through(lambda net, h: in_a_thread(torch.tanh, h).mean()),
+    "weight in numpy": lambda net, x: (h := net.bn(net.conv(x))) + float(net.conv.weight.detach().numpy().std()) * h,
+    "rounding division": after(lambda net, h, o: torch.div(h, 0.1, rounding_mode="floor")),
+    "padded with ones": after(lambda net, h, o: F.pad(h, (1, 1), value=1.0)),
+    "filled with ones": after(lambda net, h, o: filled(h)),
+    "noise": after(lambda net, h, o: h + torch.randn_like(h)),
+    "position": after(lambda net, h, o: h + torch.arange(6.0)),
+    "position kept as a buffer": after(lambda net, h, o: h + net.queue.flatten()[:36].view(6, 6)),
     "product with itself": after(lambda net, h, o: h * h),
     "product of halves": after(times_halves),
     "gate": after(lambda net, h, o: h * torch.sigmoid(o)),
@@ -118,6 +138,11 @@ LINEAR: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "times a parameter": lambda net, h, o: h * net.queue[0, 0] / 3 - 1,
     "sum": lambda net, h, o: h + o,
     "pooled": lambda net, h, o: F.max_pool2d(F.avg_pool2d(h, 2), 2),
+    "plus a channel's own number": lambda net, h, o: h + net.queue[0, :, None, None] + net.bn.eps,
+    "plus learned positions": lambda net, h, o: h + net.other.weight.flatten()[:36].view(6, 6),
+    "padded with zeros": lambda net, h, o: F.pad(h, (1, 1)),
+    "padded for a maximum": lambda net, h, o: F.max_pool2d(F.pad(h, (1, 1, 1, 1), value=-torch.inf), 3),
+    "divided": lambda net, h, o: torch.div(h, 3),
     "resized": lambda net, h, o: F.interpolate(h, scale_factor=2.0, mode="bilinear"),
     "halves written": lambda net, h, o: write_halves(h),
     "rows by constant index": lambda net, h, o: h[:, torch.arange(15, -1, -1)],
@@ -162,6 +187,10 @@ HELD: dict[str, tuple[Callable[[Any], None], Callable[[Any, Tensor], Any], bool]
     "held, not run": (hold(op=lambda net: (net.conv,)), lambda net, x: net.bn(net.conv(x)), False),
     "its own forward patched": (
         lambda net: setattr(net.conv, "forward", net.conv.forward), lambda net, x: net.bn(net.conv(x)), False,
+    ),
+    "weight in a partial": (
+        hold(op=lambda net: functools.partial(F.conv2d, weight=net.conv.weight)), lambda net, x: net.bn(net.conv(x)),
+        False,
     ),
     "weight in a closure": (
         hold(op=lambda net: lambda x, w=net.conv.weight: F.conv2d(x, w)),
@@ -211,6 +240,63 @@ def test_check_sees_a_layer_that_was_left_behind() -> None:
     old.weight = new.conv.weight
     object.__setattr__(new, "ops", (old,))
     assert "still runs conv as it was, a Conv2d" in str(normswap.check(new, net))
+
+
+class Beside(nn.Module):
+    """A norm of another kind that reads the convolution, too, and sees the sizes of its filters."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.bn, self.norm = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        return self.bn(h) + self.norm(h)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.GroupNorm(1, 16), nn.InstanceNorm2d(16, track_running_stats=True)], ids=lambda n: type(n).__name__
+)
+def test_beside_norms_of_another_kind_trained_filters_keep_their_sizes(norm: nn.Module) -> None:
+    net = Beside(norm).eval()
+    assert normswap.inspect(net, example_input=X, ws="standard").convs[0].ws == "standard"
+    nn.init.normal_(net.bn.running_mean)
+    entry = normswap.inspect(net, example_input=X, ws="standard").convs[0]
+    assert entry.ws == "adaptive"
+    assert "would see that the standard form scales each filter" in entry.reason
+
+
+class Affine(nn.Module):
+    """Two layers whose norms' own tensors something else holds, or computes with."""
+
+    def __init__(self, share: Callable[[Any], None], read: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.a, self.b, self.bn = nn.Conv2d(3, 16, 3), nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)
+        self.bn2, self.read = nn.BatchNorm2d(16), read
+        share(self)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.bn(self.a(x)) + self.bn2(self.b(x)) + self.read(self)
+
+
+AFFINE: dict[str, tuple[Callable[[Any], None], Callable[[Any], Any], str]] = {
+    "one weight for two norms": (lambda net: setattr(net.bn2, "weight", net.bn.weight), lambda net: 0, "its weight"),
+    "one bias for two norms": (lambda net: setattr(net.bn2, "bias", net.bn.bias), lambda net: 0, "its bias"),
+    "a convolution's bias": (lambda net: setattr(net.a, "bias", net.bn.bias), lambda net: 0, "its bias"),
+    "attention by weights": (nothing, lambda net: (net.bn.weight.data.abs() / 3)[:, None, None], "also read by abs"),
+    "a penalty": (nothing, lambda net: net.bn.weight.square().sum(), "its weight is also read by"),
+}
+
+
+@pytest.mark.parametrize(("share", "read", "reason"), AFFINE.values(), ids=AFFINE)
+def test_affine_values_that_others_use_are_not_matched(
+    share: Callable[[Any], None], read: Callable[[Any], Any], reason: str
+) -> None:
+    net = Affine(share, read).eval()
+    nn.init.normal_(net.bn.running_mean)
+    nn.init.normal_(net.bn2.running_mean)
+    with pytest.raises(normswap.NormswapError, match=f"bn: .*{reason}"):
+        normswap.convert(net, example_input=X)
 
 
 class Tied(nn.Module):
