@@ -27,7 +27,7 @@ COPIED = frozenset(("_parameters", "_buffers", "_modules"))
 """Attributes of a module that every copy has for itself."""
 
 CODE = (FunctionType, property, staticmethod, classmethod, type)
-"""Attributes of a class that are followed only where its forward names them."""
+"""Attributes of a class that are followed only where its forward names them, and those of Python's modules never."""
 
 MISSING = object()
 
@@ -101,7 +101,7 @@ class Surroundings:
             self._later(_restore_values, value, value[:])
         elif issubclass(kind, ContextVar):
             self._later(_restore_variable, value, _current(value))
-        elif issubclass(kind, random.Random):
+        elif issubclass(kind, random.Random) and not issubclass(kind, random.SystemRandom):  # which has no state
             self._later(value.setstate, value.getstate())
         elif hasattr(kind, "bit_generator"):  # numpy's, without its import
             self._later(setattr, value.bit_generator, "state", value.bit_generator.state)
@@ -158,10 +158,10 @@ class Surroundings:
         self._later(_restore_names, space, bound)
         self._walk_all(bound.values())
         for module in bound.values():
-            if isinstance(module, ModuleType) and not _is_of_torch(module):
+            if issubclass(type(module), ModuleType) and not _is_of_torch(module):
                 own = {name: vars(module)[name] for name in _names(function.__code__) if name in vars(module)}
                 self._later(_restore_names, vars(module), own)
-                self._walk_all(own.values())
+                self._walk_all(item for item in own.values() if not issubclass(type(item), CODE))
 
     def _note_tensor(self, tensor: Tensor) -> None:
         plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided

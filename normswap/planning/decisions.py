@@ -246,10 +246,9 @@ def _shared(parts: NormParts, network: Network) -> str:
 
 
 def _read_elsewhere(facts: NormFacts | None) -> str:
-    """Return what else in the network computes with a norm's own tensors, which a replacement has other values of."""
-    for key, operator in facts.reads if facts else ():
-        return f"its {key} is also read by {operator} outside of it"
-    return ""
+    """Return what else in the network computes with a norm's γ or β, of which a replacement has other values."""
+    found = ((key, operator) for key, operator in (facts.reads if facts else ()) if key in ("weight", "bias"))
+    return next((f"its {key} is also read by {operator} outside of it" for key, operator in found), "")
 
 
 def _departure(norm: nn.Module, then: tuple[str, ...], facts: NormFacts | None, known: dict[Hashable, str]) -> str:

@@ -148,11 +148,11 @@ class Masked(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.bn, self.other = nn.Conv1d(8, 16, 1), nn.BatchNorm1d(16), nn.BatchNorm1d(16)
+        self.conv, self.bn = nn.Conv1d(8, 16, 1), nn.BatchNorm1d(16)
+        self.full, self.other = nn.Conv1d(8, 16, 1), nn.BatchNorm1d(16)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        y = self.conv(x)
-        return self.other(y) if mask.all() else self.bn(y) * mask.unsqueeze(1)
+        return self.other(self.full(x)) if mask.all() else self.bn(self.conv(x)) * mask.unsqueeze(1)
 
 
 VALUES = {
