@@ -40,7 +40,7 @@ form that is used; 53 layers of ResNet-50 and the 17 depthwise ones of MobileNet
 Nothing wins by a tenth: the one that comes near, layer_norm's backward pass, takes 0.93 (0.91 to 0.97) of all filters'
 time in 41 more rounds against the used form alone, and needs a derivative of its own. `torch._foreach_*` has no sums
 along a row. The last line only reads and writes what any form must, and is half of the time: no uncached form that
-reads each filter takes less. Half of the 7.9 % below is more than 3 % of a step.
+reads each filter takes less. Half of the 7.9 % below, measured apart and on two threads, is more than 3 % of a step.
 """  # noqa: E501
 
 COMPILED = """
@@ -49,7 +49,8 @@ keep the network itself channels last there, `model.to(memory_format=torch.chann
 
 Of a flattened filter that is laid out anew, the compiler worked out the place of every value by division, one at a
 time. Compiled code therefore standardizes on the filter's own axes by the formula, and no longer by `torch.group_norm`.
-The table above is from before. Measured since, on one thread, processor time, torch 2.14, batch 2:
+The table above is from before. Measured since, on parts, with a trial of the form that ships; on one thread, processor
+time of a busy machine, torch 2.14, batch 2:
 
 | compiled, forward and backward | to its own base |
 | --- | --- |
