@@ -162,6 +162,8 @@ def _twin(norm: nn.Module) -> nn.Module:
                 draw[1::3] *= parts.eps  # epsilon shows where little is added to it
             elif tensor is parts.bias or tensor is parts.mean:
                 draw = 6 * draw - 3
+                if tensor is parts.mean:
+                    draw[1::3] *= parts.eps**0.5  # float32 holds no small deviation from a large mean
             else:
                 draw = draw + 0.5
             tensor.copy_(draw)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 import normswap
+from normswap.networks.probing import departure
 
 Forward = Callable[[Any, Tensor], Tensor]
 EXACTLY = nn.BatchNorm2d.forward
@@ -288,3 +289,8 @@ def test_a_taught_class_is_believed_in_train_mode_alone(
     )
     plan = normswap.inspect(Direct(conv=conv(), bn=norm), example_input=torch.zeros(2, 3, 9, 9))
     assert plan.norms[0].groups == groups
+
+
+@pytest.mark.parametrize("channels", [64, 528, 2352, 7392])
+def test_of_many_channels_none_is_lost_to_rounding(channels: int) -> None:
+    assert departure(BatchNormAct2d(channels), ("act",), (2, channels, 7, 7)) == ""
