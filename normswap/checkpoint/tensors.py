@@ -10,6 +10,7 @@ from normswap.errors import CheckpointError
 from normswap.layers.convs import WeightStandardized
 from normswap.layers.standardization import gain_and_offset
 from normswap.networks.network import Network
+from normswap.sources.state_dicts import kept_apart
 
 
 def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -38,10 +39,7 @@ def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
             kind = f"{str(value.layout).removeprefix('torch.')} {str(value.dtype).removeprefix('torch.')}"
             raise CheckpointError(f"{name}: is {kind}, which safetensors cannot hold; it cannot be saved")
         stored = moved.get(name, value).detach().cpu().resolve_conj().resolve_neg().contiguous()
-        if stored.untyped_storage().data_ptr() in held:
-            stored = stored.clone()
-        held.add(stored.untyped_storage().data_ptr())
-        tensors[name] = stored
+        tensors[name] = kept_apart(stored, held)
     return tensors
 
 

@@ -19,6 +19,7 @@ from normswap.layers.standardization import gain_and_offset
 from normswap.networks.inputs import rebuild, tensors_in
 from normswap.networks.network import Network
 from normswap.networks.recognition import carried_modules, norm_parts
+from normswap.networks.sharing import can_be_shared
 from normswap.networks.surroundings import undisturbed
 from normswap.networks.validation import is_finite, not_finite
 from normswap.planning.choices import WS, Action, Affine
@@ -58,7 +59,7 @@ def rewritten_filters(network: Network, plan: Plan) -> Iterator[nn.Parameter]:
     standard = (entry.name for entry in plan.convs if entry.ws is WS.STANDARD and entry.changes)
     for name in dict.fromkeys([*standard, *plan.scales]):
         weight = network.slots[name]._parameters.get("weight")
-        if type(weight) is nn.Parameter and weight.is_leaf and weight.layout is torch.strided and not weight.is_meta:
+        if can_be_shared(weight):
             yield weight
 
 

@@ -116,7 +116,7 @@ def _departure(norm: nn.Module, then: Sequence[str], shape: tuple[int, ...] | No
             return "" if taught and found.startswith(FAILS) else found
         modes = (False,) if _would_communicate(norm) else (False, True)
         before = _counters(twin)
-        found = "".join(_compared(twin, then, x, training=True) for training in modes if training)
+        found = _compared(twin, then, x, training=True) if True in modes else ""
         if not found and (counted := _counters(twin).items() - before.items()):
             _count(twin, [place for place, _ in counted])
             found = _compared(twin, then, x, training=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +92,11 @@ def large_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 
     Vectors may be running statistics, which operators of torch write to without saying so.
     """
-    for parameter in model.parameters():
-        plain = type(parameter) is nn.Parameter and parameter.is_leaf and parameter.layout is torch.strided
-        if plain and parameter.ndim > 1 and not parameter.is_meta:
-            yield parameter
+    return (parameter for parameter in model.parameters() if parameter.ndim > 1 and can_be_shared(parameter))
+
+
+def can_be_shared(parameter: Tensor | None) -> TypeGuard[nn.Parameter]:
+    """Tell whether a parameter of a copy may begin in the memory of its original: a plain one that holds data."""
+    if parameter is None or type(parameter) is not nn.Parameter:
+        return False
+    return parameter.is_leaf and parameter.layout is torch.strided and not parameter.is_meta

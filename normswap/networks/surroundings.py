@@ -153,13 +153,13 @@ class Surroundings:
             content = _content(cell)
             self._later(_restore_cell, cell, content)
             self._walk(content)
-        space = function.__globals__
-        bound = {name: space.get(name, MISSING) for name in _names(function.__code__)}
+        space, names = function.__globals__, _names(function.__code__)
+        bound = {name: space.get(name, MISSING) for name in names}
         self._later(_restore_names, space, bound)
         self._walk_all(bound.values())
         for module in bound.values():
             if issubclass(type(module), ModuleType) and not _is_of_torch(module):
-                own = {name: vars(module)[name] for name in _names(function.__code__) if name in vars(module)}
+                own = {name: vars(module)[name] for name in names if name in vars(module)}
                 self._later(_restore_names, vars(module), own)
                 self._walk_all(item for item in own.values() if not issubclass(type(item), CODE))
 
@@ -243,11 +243,10 @@ def _restore_names(space: dict[str, Any], bound: dict[str, Any]) -> None:
 
 
 def _restore_dict(value: dict[Any, Any], saved: dict[Any, Any]) -> None:
-    keys: Any = OrderedDict.keys if isinstance(value, OrderedDict) else dict.keys
-    same = list(keys(value)) == list(saved)
+    plain: Any = OrderedDict if isinstance(value, OrderedDict) else dict  # update() of a Counter adds up
+    same = list(plain.keys(value)) == list(saved)
     if same and all(dict.get(value, key, MISSING) is item for key, item in saved.items()):
         return
-    plain: Any = OrderedDict if isinstance(value, OrderedDict) else dict  # update() of a Counter adds up
     plain.clear(value)
     for key, item in saved.items():
         plain.__setitem__(value, key, item)

@@ -148,14 +148,22 @@ def fill(
 
 def _apart(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
     """Return tensors of the types that a network has, in memory that none shares with another."""
-    apart, held = OrderedDict[str, Tensor](), set[int]()
-    for key, tensor in state.items():
-        taken = tensor.detach().to(own[key].dtype).contiguous()
-        if taken.untyped_storage().data_ptr() in held:
-            taken = taken.clone()
-        held.add(taken.untyped_storage().data_ptr())
-        apart[key] = taken
-    return apart
+    held = set[int]()
+    taken = ((key, tensor.detach().to(own[key].dtype).contiguous()) for key, tensor in state.items())
+    return OrderedDict((key, kept_apart(tensor, held)) for key, tensor in taken)
+
+
+def kept_apart(tensor: Tensor, held: set[int]) -> Tensor:
+    """Return a tensor, or a copy where its memory is held by one that was met before, and note that it is held.
+
+    Args:
+        tensor: Any tensor with memory.
+        held: Addresses of what was met, to which this one's is added.
+    """
+    if tensor.untyped_storage().data_ptr() in held:
+        tensor = tensor.clone()
+    held.add(tensor.untyped_storage().data_ptr())
+    return tensor
 
 
 def _load(model: nn.Module, state: OrderedDict[str, Tensor], name: str, take: bool) -> None:

@@ -173,6 +173,10 @@ def norm_facts(recorder: Recorder) -> Iterator[tuple[str, NormFacts]]:
     graph = recorder.graph
     upstream = graph.upstream() if recorder.norm_nodes else []
     slices = graph.slices()
+    reads: dict[str, list[tuple[str, str]]] = {}
+    for leaf, operators in recorder.parameters.reads.items():
+        owner, _, key = leaf.rpartition(".")
+        reads.setdefault(owner, []).extend((key, operator) for operator in sorted(operators))
     for name, indices in recorder.norm_nodes.items():
         reach = reduce(or_, (upstream[index] for index in indices))
         parents = sum(len(graph.nodes[index].parents) for index in indices)
@@ -183,13 +187,8 @@ def norm_facts(recorder: Recorder) -> Iterator[tuple[str, NormFacts]]:
         calls = [graph.nodes[index].parents for index in indices]
         seen = {_named(graph, slices.get(call[0], ())) if len(call) == 1 else () for call in calls}
         parts = seen.pop() if len(seen) == 1 else ()
-        reads = tuple(
-            (leaf.rpartition(".")[2], operator)
-            for leaf, operators in recorder.parameters.reads.items()
-            if leaf.rpartition(".")[0] == name
-            for operator in sorted(operators)
-        )
-        yield name, NormFacts(smallest, fed_by, reach.more, reach.kinds, reach.via, steps, direct, parts, reads)
+        own = tuple(reads.get(name, ()))
+        yield name, NormFacts(smallest, fed_by, reach.more, reach.kinds, reach.via, steps, direct, parts, own)
 
 
 def _named(graph: Graph, slices: tuple[tuple[int, int], ...]) -> tuple[Slice, ...]:

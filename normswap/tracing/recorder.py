@@ -114,8 +114,7 @@ class Recorder:
         for tensor in (*outputs, *outlive, *self._buffers):
             self.graph.outputs.update(self._reads(tensor))
         if stopped or not self._on_meta:  # numpy has no operators
-            for leaf in self.parameters.unread.values():
-                self.parameters.note_reads("code outside of torch", [leaf])
+            self.parameters.note_reads("code outside of torch", self.parameters.unread.values())
         for tensor in (*outputs, *outlive):
             self.parameters.note_reads("what leaves the network", self.parameters.sources([tensor]))
 
