@@ -33,3 +33,17 @@ def _hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://huggingface.co")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(home / "token"))
+
+
+@pytest.fixture
+def initialized_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Types of the devices on which convolutions are initialized from now on."""
+    devices = list[str]()
+    usual = torch.nn.Conv2d.reset_parameters
+
+    def noted(conv: torch.nn.Conv2d) -> None:
+        devices.append(conv.weight.device.type)
+        usual(conv)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "reset_parameters", noted)
+    return devices

@@ -26,3 +26,8 @@ def assert_same_state(ours: nn.Module, theirs: nn.Module, *, prefix: str = "") -
     for name, value in found.items():
         assert value.dtype == expected[name].dtype, name
         assert torch.equal(value, expected[name]), name
+
+
+def off(ours: Tensor, theirs: Tensor) -> float:
+    """Return the largest difference of two outputs, relative to the largest value of the second."""
+    return float(((ours - theirs).abs().max() / theirs.abs().max()).detach())

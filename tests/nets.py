@@ -382,6 +382,10 @@ def small_resnet() -> nn.Module:
     return model.eval()
 
 
+SMALL_IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+"""What `small_resnet` is shown."""
+
+
 def moved(model: nn.Module, by: float = 0.05) -> nn.Module:
     """Move all parameters, as training would."""
     with torch.no_grad():

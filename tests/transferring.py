@@ -1,6 +1,7 @@
 """What tests of `transfer` share: networks as if trained, and how far two are apart."""
 
 import torch
+from equality import off
 from torch import Tensor, nn
 
 
@@ -17,5 +18,4 @@ def lived(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def difference(ours: nn.Module, theirs: nn.Module, x: Tensor) -> float:
-    a, b = ours.eval()(x), theirs.eval()(x)
-    return float((a - b).abs().max() / b.abs().max())
+    return off(ours.eval()(x), theirs.eval()(x))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nets import SMALL_IMAGES as X
 from nets import moved, small_resnet
 from torch import nn
 
@@ -12,7 +13,6 @@ import normswap
 
 ct = pytest.importorskip("coremltools")
 
-X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 

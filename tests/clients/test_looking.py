@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from nets import moved, small_resnet
+from equality import off
+from nets import SMALL_IMAGES as X
+from nets import small_resnet
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models._utils import IntermediateLayerGetter
@@ -10,18 +12,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 import normswap
 
-X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture
-def trained() -> nn.Module:
-    """A converted network whose filters have moved since."""
-    return moved(normswap.convert(small_resnet(), example_input=X))
-
-
-def off(ours: Tensor, theirs: Tensor) -> float:
-    return float(((ours - theirs).abs().max() / theirs.abs().max()).detach())
 
 
 def test_torch_counts_the_operations_of_the_original(trained: nn.Module) -> None:

@@ -6,25 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator, cpu_offload, init_empty_weights, load_checkpoint_and_dispatch
-from nets import moved, small_resnet
+from equality import off
+from nets import SMALL_IMAGES as X
+from nets import moved
 from timm.models import load_checkpoint
 from timm.utils import CheckpointSaver, ModelEmaV3
-from torch import Tensor, nn
+from torch import nn
 
-import normswap
-
-X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture
-def trained() -> nn.Module:
-    """A converted network whose filters have moved since."""
-    return moved(normswap.convert(small_resnet(), example_input=X))
-
-
-def off(ours: Tensor, theirs: Tensor) -> float:
-    return float(((ours - theirs).abs().max() / theirs.abs().max()).detach())
 
 
 def test_skorch_clones_fits_and_predicts(trained: nn.Module) -> None:

@@ -1,20 +1,12 @@
 """Structured pruning changes how many filters a layer has: it works on folded networks, and says so on others."""
 
 import pytest
-import torch
-from nets import moved, small_resnet
+from nets import SMALL_IMAGES as X
 from torch import nn
 
 import normswap
 
-X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture
-def trained() -> nn.Module:
-    """A converted network whose filters have moved since."""
-    return moved(normswap.convert(small_resnet(), example_input=X))
 
 
 def pruned(model: nn.Module) -> nn.Module:

@@ -2,24 +2,12 @@
 
 import pytest
 import torch
-from nets import moved, small_resnet
-from torch import Tensor, nn
+from equality import off
+from nets import SMALL_IMAGES as X
+from torch import nn
 from torch.ao.quantization import get_default_qconfig_mapping, quantize_dynamic, quantize_fx
 
-import normswap
-
-X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture
-def trained() -> nn.Module:
-    """A converted network whose filters have moved since."""
-    return moved(normswap.convert(small_resnet(), example_input=X))
-
-
-def off(ours: Tensor, theirs: Tensor) -> float:
-    return float(((ours - theirs).abs().max() / theirs.abs().max()).detach())
 
 
 def test_weights_of_linear_layers(trained: nn.Module) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from equality import off
 from huggingface_hub import PyTorchModelHubMixin
+from nets import SMALL_IMAGES as X
 from nets import moved, small_resnet
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
@@ -17,18 +19,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 
 import normswap
 
-X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture
-def trained() -> nn.Module:
-    """A converted network whose filters have moved since."""
-    return moved(normswap.convert(small_resnet(), example_input=X))
-
-
-def off(ours: Tensor, theirs: Tensor) -> float:
-    return float(((ours - theirs).abs().max() / theirs.abs().max()).detach())
 
 
 def test_safetensors(trained: nn.Module, tmp_path: Path) -> None:
