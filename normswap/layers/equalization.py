@@ -21,6 +21,7 @@ the others are matrix-vector products with the moments.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -89,18 +90,78 @@ class _Groups:
 
     def error(self, t: Tensor, shrink: float) -> Tensor:
         """Return the (B,) mean square error of the norms' outputs, relative to their mean square."""
-        mean = (t * self.ratio).mean(1, keepdim=True)
-        var = (t.square() * (self.live + self.ratio.square())).mean(1, keepdim=True) - mean.square()
-        own_mean = self.first @ t / self.size
-        own_var = (self.second @ t.square() / self.size - own_mean.square()).clamp_min(0)
-        eps = shrink * var.view(self.norms, self.groups).mean(1).repeat_interleave(self.groups).view(-1, 1, 1)
-        eps = eps + 1e-12 * var
-        ratio = ((var + eps) / (own_var + eps).clamp_min(1e-30)).sqrt()
-        off = ratio * own_mean - mean
+        return self._compared(t, shrink).error
+
+    def slope(self, t: Tensor, shrink: float) -> tuple[Tensor, Tensor]:
+        """Return the error, and its derivative by log|t|, (B·G, k, 1): autograd's, in half of its time."""
+        own = self._compared(t, shrink)
+        by_off = 2 * (own.off * own.inverse - (own.ratio - 1) * own.mixed)
+        by_ratio = 2 * ((own.ratio - 1) * self.spread - own.off * own.mixed) + by_off * own.mean
+        by_own_var = -by_ratio * own.ratio / (2 * own.below)
+        by_var = (by_ratio * own.ratio / (2 * own.above)).sum(1, keepdim=True)
+        by_eps = by_var + by_own_var.sum(1, keepdim=True)
+        by_var = by_var + 1e-12 * by_eps + shrink / self.groups * self.by_group(self._of_norms(by_eps))
+        by_mean = by_off * own.ratio - 2 * own.mean * by_own_var
+        by_running = -by_off.sum(1, keepdim=True) - 2 * own.running * by_var
+        by_first = self.first.transpose(1, 2) @ torch.cat([by_mean, -2 * (own.ratio - 1) * own.off], 2)
+        by_second = self.second.transpose(1, 2) @ by_own_var + own.level * by_var
+        slope = t * (by_first[..., :1] + self.ratio * by_running) + 2 * t.square() * by_second
+        slope = slope / self.size - own.share * by_first[..., 1:]
+        slope = slope - 2 * own.share / t * own.off.square().sum(1, keepdim=True)
+        return own.error, slope / (self.first.shape[1] * self.by_group(self.total))
+
+    def _compared(self, t: Tensor, shrink: float) -> "_Compared":
+        mean, level = (t * self.ratio).mean(1, keepdim=True), self.live + self.ratio.square()
+        var = (t.square() * level).mean(1, keepdim=True) - mean.square()
         share = self.power / t
-        moved = (ratio - 1).square() * self.spread - 2 * (ratio - 1) * off * (self.first @ share)
-        moved = moved + off.square() * (share / t).sum(1, keepdim=True)
-        return moved.mean((1, 2)).view(self.norms, self.groups).sum(1) / self.total
+        own_mean, mixed = (self.first @ torch.cat([t / self.size, share], 2)).split(1, 2)
+        own_var = self.second @ t.square() / self.size - own_mean.square()
+        eps = shrink * self.by_group(self._of_norms(var) / self.groups) + 1e-12 * var
+        above, below = var + eps, (own_var.clamp_min(0) + eps).clamp_min(1e-30)
+        ratio = (above / below).sqrt()
+        off = ratio * own_mean - mean
+        inverse = (share / t).sum(1, keepdim=True)
+        moved = (ratio - 1).square() * self.spread - 2 * (ratio - 1) * off * mixed + off.square() * inverse
+        error = self._of_norms(moved.mean(1, keepdim=True)) / self.total
+        return _Compared(error, mean, level, share, own_mean, mixed, above, below, ratio, off, inverse)
+
+    def _of_norms(self, values: Tensor) -> Tensor:
+        """Return the (B,) sums of (B·G, 1, 1) values over the groups of a norm."""
+        return values.view(self.norms, self.groups).sum(1)
+
+    def by_group(self, values: Tensor) -> Tensor:
+        """Return (B,) values as (B·G, 1, 1)."""
+        return values.repeat_interleave(self.groups).view(-1, 1, 1)
+
+
+class _Compared(NamedTuple):
+    """The statistics of samples beside the running ones, group by group, and the error that they make.
+
+    Attributes:
+        error: (B,).
+        running: M, (B·G, 1, 1).
+        level: (B·G, k, 1) mean square of each channel at t = 1.
+        share: γ²/t, (B·G, k, 1).
+        mean: m, (B·G, N, 1).
+        mixed: B, (B·G, N, 1).
+        above: V + ε, (B·G, 1, 1).
+        below: v + ε, (B·G, N, 1).
+        ratio: ρ, (B·G, N, 1).
+        off: o, (B·G, N, 1).
+        inverse: D, (B·G, 1, 1).
+    """
+
+    error: Tensor
+    running: Tensor
+    level: Tensor
+    share: Tensor
+    mean: Tensor
+    mixed: Tensor
+    above: Tensor
+    below: Tensor
+    ratio: Tensor
+    off: Tensor
+    inverse: Tensor
 
 
 def drift_of(moments: Moments, *, num_groups: int, shrink: float, t: Tensor | None = None) -> Tensor:
@@ -117,7 +178,7 @@ def drift_of(moments: Moments, *, num_groups: int, shrink: float, t: Tensor | No
     return groups.error(chosen, shrink).clamp_min(0).sqrt()
 
 
-@torch.enable_grad()
+@torch.no_grad()
 def equalize(
     moments: Moments, *, num_groups: int, shrink: float, bound: float = BOUND, steps: int = STEPS
 ) -> tuple[Tensor, Tensor]:
@@ -144,29 +205,29 @@ def equalize(
 
     def keep(t: Tensor, error: Tensor) -> None:
         nonlocal best, least
-        better = error.detach() < least
-        least = torch.where(better, error.detach(), least)
-        best = torch.where(better.repeat_interleave(groups.groups).view(-1, 1, 1), t.detach(), best)
+        better = error < least
+        least = torch.where(better, error, least)
+        best = torch.where(better.repeat_interleave(groups.groups).view(-1, 1, 1), t, best)
 
     sign, logs = balanced(groups.centred, alternating(groups.ratio)), torch.zeros_like(ones)
-    keep(sign, groups.error(sign, shrink))
     for part in (steps * 2 // 5, steps - steps * 2 // 5) if bound > 0 else ():
         first, second = torch.zeros_like(logs), torch.zeros_like(logs)
         for step in range(part):
-            logs.requires_grad_()
-            t = sign * torch.exp(bound * torch.tanh(logs / bound))
-            error = groups.error(t, shrink)
+            bent = torch.tanh(logs / bound)
+            t = sign * torch.exp(bound * bent)
+            error, slope = groups.slope(t, shrink)
             keep(t, error)
-            (slope,) = torch.autograd.grad(error.clamp_min(1e-30).log().sum(), logs)
+            slope = slope / groups.by_group(error.clamp_min(1e-30)) * (1 - bent.square())
             first, second = 0.9 * first + 0.1 * slope, 0.99 * second + 0.01 * slope.square()
             step_size = RATE * (1 + math.cos(math.pi * step / part)) / 2
             direction = (first / (1 - 0.9 ** (step + 1))) / ((second / (1 - 0.99 ** (step + 1))).sqrt() + 1e-12)
-            logs = logs.detach() - step_size * direction
-        t = (sign * torch.exp(bound * torch.tanh(logs / bound))).detach()
+            logs = logs - step_size * direction
+        t = sign * torch.exp(bound * torch.tanh(logs / bound))
         keep(t, groups.error(t, shrink))
         sign = balanced(groups.centred * best.abs().transpose(1, 2), best.sign())
-        keep(sign * best.abs(), groups.error(sign * best.abs(), shrink))
         logs = (best.abs().log() / bound).clamp(-0.99, 0.99).atanh() * bound
+    t = sign * best.abs()
+    keep(t, groups.error(t, shrink))
     return groups.together(best), least.clamp_min(0).sqrt()
 
 
@@ -185,7 +246,9 @@ def balanced(values: Tensor, signs: Tensor) -> Tensor:
         signs: (groups, k, 1) to start from.
     """
     signs = signs.clone()
-    pull, power = values.transpose(1, 2) @ (values @ signs), values.square().sum(1).unsqueeze(-1)
+    across = values.transpose(1, 2)
+    pull, power = across @ (values @ signs), values.square().sum(1).unsqueeze(-1)
+    products = across @ values if values.shape[2] <= 2 * values.shape[1] else None  # else they are more than the values
     least, rows = 1e-9 * power.sum((1, 2)), torch.arange(len(values), device=values.device)
     for _ in range(4 * signs.shape[1]):
         gain, at = (signs * pull - power).squeeze(-1).max(1)
@@ -194,7 +257,7 @@ def balanced(values: Tensor, signs: Tensor) -> Tensor:
             break
         change = torch.where(helps, -2 * signs[rows, at, 0], 0.0)
         signs[rows, at, 0] += change
-        column = values.transpose(1, 2) @ values[rows, :, at].unsqueeze(-1)
+        column = across @ values[rows, :, at].unsqueeze(-1) if products is None else products[rows, at].unsqueeze(-1)
         pull = pull + change.view(-1, 1, 1) * column
     return signs
 

@@ -39,10 +39,10 @@ class Seen:
     importance: Tensor | None = None
 
     def add(self, values: Tensor) -> None:
-        """Count samples (N, C, *) in units of BatchNorm's running deviation."""
+        """Count samples (N, C, *) in units of BatchNorm's running deviation; they are overwritten."""
         flat = values.flatten(2) if values.ndim > 2 else values.unsqueeze(-1)
         self.first.append(flat.mean(-1))
-        self.second.append(flat.square().mean(-1))
+        self.second.append(flat.square_().mean(-1))
 
 
 def first_batches(batches: Iterable[Any]) -> list[Any]:
@@ -90,11 +90,9 @@ def watch(network: Network, norms: Iterable[NormEntry], batches: Iterable[Any]) 
         if parts.mean is None or parts.var is None:
             return
         axes = (1, -1, *(1 for _ in x.shape[2:]))
-        mean, unit = (
-            parts.mean.float(),
-            deviation(parts.mean.float(), parts.var.float(), eps=parts.eps),
-        )
-        seen[name].add((x.float() - mean.view(axes)) / unit.view(axes))
+        mean = parts.mean.float()
+        unit = deviation(mean, parts.var.float(), eps=parts.eps)
+        seen[name].add((x.float() - mean.view(axes)).div_(unit.view(axes)))
 
     like, count, importance = reference(copy.model), 0, Importance(copy, names)
     watched = {name: copy.slots[name] for name in names}

@@ -100,6 +100,37 @@ def test_signs_by_hand() -> None:
     assert alternating(torch.zeros(2, 3, 1)).squeeze(-1).tolist() == [[1, -1, 1], [1, -1, 1]]
 
 
+@pytest.mark.parametrize("number", [3, 40], ids=["few samples", "many samples"])
+def test_signs_are_flipped_the_best_one_first(number: int) -> None:
+    values = torch.randn(2, number, 12, generator=torch.Generator().manual_seed(1)).double()
+    expected = torch.ones(2, 12, 1).double()
+    for group, signs in zip(values, expected, strict=True):
+        while True:
+            left = (group @ signs).square().sum()
+            tries = torch.stack(
+                [(group @ torch.cat([signs[:c], -signs[c : c + 1], signs[c + 1 :]])) for c in range(12)]
+            )
+            best = tries.square().sum((1, 2)).argmin()
+            if tries[best].square().sum() >= left:
+                break
+            signs[best] *= -1
+    assert (expected < 0).any()
+    assert torch.equal(balanced(values, torch.ones(2, 12, 1).double()), expected)
+
+
+@pytest.mark.parametrize("num_groups", [1, 4])
+def test_the_slope_is_the_one_of_autograd(num_groups: int) -> None:
+    x, *norm = samples()
+    groups = moments(x, *norm).of_groups(num_groups)
+    start = torch.randn(groups.ratio.shape, generator=torch.Generator().manual_seed(2)).double() / 3
+    logs = start.requires_grad_()
+    error = groups.error(alternating(logs) * logs.exp(), SHRINK)
+    (expected,) = torch.autograd.grad(error.sum(), logs)
+    found, slope = groups.slope((alternating(logs) * logs.exp()).detach(), SHRINK)
+    torch.testing.assert_close(found, error.detach())
+    torch.testing.assert_close(slope, expected, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("eps", [0.0, 1e-3])
 def test_batch_norm_does_not_see_a_scale(eps: float) -> None:
     x, weight, mean, var = samples()
