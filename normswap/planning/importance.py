@@ -13,8 +13,8 @@ from normswap.networks.inputs import batch_size, call, fresh, rows_of, tensors_i
 from normswap.networks.network import Network
 from normswap.networks.processes import processes, rank, summed
 
-SAMPLES, AT_ONCE = 32, 16
-"""Samples of which gradients are taken, and how many of them at once: their activations are kept for the backward."""
+SAMPLES = 16
+"""Samples of all processes together of which gradients are taken; their activations are kept for the backward pass."""
 
 
 class Importance:
@@ -44,7 +44,7 @@ class Importance:
         whole = not isinstance(batch, list) and all(
             isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == size for leaf in tree_leaves(batch)
         )
-        step = AT_ONCE if whole else size
+        step = max(SAMPLES // processes(), 1) if whole else size
         while self._able and self._seen * processes() < SAMPLES and start < size:
             yield rows_of(batch, slice(start, start + step)) if whole else batch, True
             start += step if self._able else 0

@@ -32,7 +32,7 @@ def looked(model: nn.Module, norm: str, images: Tensor) -> dict[str, Tensor]:
 
 
 def test_it_is_the_derivative_of_all_outputs_by_a_shift_of_the_channel() -> None:
-    model, images = two_outputs(), torch.randn(32, 3, 8, 8)
+    model, images = two_outputs(), torch.randn(16, 3, 8, 8)
     found = looked(model, "1", images)["1"]
     squares = torch.zeros(4, dtype=torch.float64)
     for image in images:
@@ -40,8 +40,8 @@ def test_it_is_the_derivative_of_all_outputs_by_a_shift_of_the_channel() -> None
         shift = torch.zeros(4, requires_grad=True)
         for output in model[1:](x + shift.view(1, 4, 1, 1))[0]:
             squares += torch.autograd.grad(output, shift, retain_graph=True)[0].double().square()
-    exact = (squares / 32).sqrt() * 32**0.5  # sums over samples, as it leaves them
-    torch.testing.assert_close(found, exact, rtol=0.25, atol=1e-9)  # two signs a sample, 32 samples
+    exact = (squares / 16).sqrt() * 16**0.5  # sums over samples, as it leaves them
+    torch.testing.assert_close(found, exact, rtol=0.35, atol=1e-9)  # two signs a sample, 16 samples
     assert found[1] == 0
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -100,6 +100,6 @@ def test_one_pass_serves_moments_and_gradients() -> None:
     network, entries = Network(model), normswap.inspect(model, example_input=images[:2]).norms
     with mock.patch.object(nn.Conv2d, "forward", autospec=True, side_effect=nn.Conv2d.forward) as ran:
         seen = watch(network, entries, [images])["1"]
-    assert [len(call.args[1]) for call in ran.call_args_list] == [16, 16, 8]
+    assert [len(call.args[1]) for call in ran.call_args_list] == [16, 24]
     assert len(torch.cat(seen.first)) == 40
     assert seen.importance is not None
