@@ -286,7 +286,8 @@ def spikingjelly() -> Iterator[Sample]:
         ("spiking_vgg.spiking_vgg11_bn", {}),
         ("ms_resnet.ms_resnet18", {}),
     ):
-        for mode, shape in (("s", (2, 3, 32, 32)), ("m", (4, 2, 3, 32, 32))):
+        modes = (("s", (2, 3, 32, 32)), ("m", (4, 2, 3, 32, 32)))
+        for mode, shape in modes[name.startswith("ms_") :]:  # which makes the steps of its input itself
             build = functools.partial(stepped, path + name, mode, options)
             yield Sample(f"{name.rpartition('.')[2]} step mode {mode}", build, floats(*shape))
     for name, shape in (("MNISTNet", (4, 2, 1, 28, 28)), ("CIFAR10Net", (4, 2, 3, 32, 32))):
@@ -343,7 +344,7 @@ def monai() -> Iterator[Sample]:
     yield _of(path + "Generator", floats(2, 10), latent_shape=(10,), start_shape=(8, 8, 8), channels=(8, 1),
               strides=(2, 2), norm="batch")  # fmt: skip
     yield _of(path + "HoVerNet", floats(1, 3, 256, 256), mode="fast", in_channels=3, out_classes=2)
-    yield _of(path + "AHNet", floats(2, 1, 64, 64), spatial_dims=2, in_channels=1, out_channels=2)
+    yield _of(path + "AHNet", image, spatial_dims=2, in_channels=1, out_channels=2, psp_block_num=2)
     yield _of(path + "PatchDiscriminator", image, spatial_dims=2, channels=8, in_channels=1)
 
 
@@ -366,8 +367,8 @@ def speechbrain() -> Iterator[Sample]:
               conv_channels=[8, 8], kernel_size=3, strides=[1, 2], num_blocks=2, num_layers=1)  # fmt: skip
     yield _of(path + "ResNet.ResNet", frames, input_size=20, channels=[8, 8, 16, 16], block_sizes=[1, 1, 1, 1],
               lin_neurons=8)  # fmt: skip
-    yield _of(path + "EnhanceResnet.EnhanceResnet", floats(2, 1600), n_fft=64, channel_counts=[8, 8],
-              dense_count=1, dense_nodes=8)  # fmt: skip
+    yield _of(path + "EnhanceResnet.EnhanceResnet", floats(2, 1600), n_fft=64, win_length=4, hop_length=2,
+              channel_counts=[8, 8], dense_count=1, dense_nodes=8)  # fmt: skip
     yield _of(path + "Cnn14.Cnn14", floats(2, 64, 64), mel_bins=64, emb_dim=16)
     yield _of(path + "Tacotron2.Postnet", floats(2, 16, 20), n_mel_channels=16, postnet_embedding_dim=16)
     yield _of(path + "MetricGAN.MetricDiscriminator", floats(2, 2, 64, 40))
@@ -468,7 +469,8 @@ def tsai() -> Iterator[Sample]:
                 continue
             seen.add(name)
             options = {"c_in": 3, "c_out": 4} | ({"seq_len": 48} if "seq_len" in taken else {})
-            yield Sample(name, functools.partial(kind, **options), floats(2, 3, 48))
+            shape = (2, 3, 1) if name == "MiniRocketHead" else (2, 3, 48)  # of features that were computed before
+            yield Sample(name, functools.partial(kind, **options), floats(*shape))
 
 
 ELECTRODES = "Fp1 Fp2 F7 F3 Fz F4 F8 T7 C3 Cz C4 T8 P7 P3 Pz P4 P8 O1 O2 FC1 FC2 CP1".split()
@@ -578,7 +580,7 @@ def ultralytics() -> Iterator[Sample]:
     """Yield detectors, segmenters and classifiers of ultralytics, from their yaml files."""
     for name in """yolov3-tiny yolov5n yolov5n-p6 yolov6n yolov8n yolov8n-seg yolov8n-pose yolov8n-obb yolov8n-cls
     yolov8n-world yolov9t yolov10n yolo11n yolo11n-seg yolo11n-cls yolo12n yolo26n rtdetr-resnet50
-    yolov8-ghostn""".split():
+    yolov8n-ghost""".split():
         yield Sample(name, functools.partial(_yolo, f"{name}.yaml"), floats(2, 3, 64, 64))
 
 
@@ -595,7 +597,7 @@ def mmcv() -> Iterator[Sample]:
     batch_norm: dict[str, Any] = {"norm_cfg": {"type": "BN"}}
     yield _of(path + "resnet.ResNet", image, depth=18)
     yield _of(path + "resnet.ResNet", image, depth=18, bn_eval=True, bn_frozen=True, label="frozen")
-    yield _of(path + "vgg.VGG", image, depth=11, with_bn=True, num_classes=4)
+    yield _of(path + "vgg.VGG", floats(2, 3, 224, 224), depth=11, with_bn=True, num_classes=4)
     for order in (("conv", "norm", "act"), ("norm", "act", "conv"), ("act", "conv", "norm")):
         yield _of(path + "ConvModule", maps, in_channels=16, out_channels=16, kernel_size=3, **batch_norm,
                   order=order, label=" ".join(order))  # fmt: skip

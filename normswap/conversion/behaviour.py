@@ -236,7 +236,7 @@ def _train_equals_eval(model: nn.Module, plan: Plan, inputs: Any) -> Check:
     except Exception:  # detection networks ask for targets in train mode
         comparable = False
     how = "whole network"
-    if comparable and _worst(first, output) > TOLERANCE and branches_on_mode(model):
+    if comparable and _worst(first, output) > TOLERANCE and (branches_on_mode(model) or _unsteady(trained, inputs)):
         comparable = False  # its own code does something else in train mode
     if not comparable:
         how = "every layer with parameters; the network itself differs by mode"
@@ -247,7 +247,7 @@ def _train_equals_eval(model: nn.Module, plan: Plan, inputs: Any) -> Check:
             if isinstance(module, nn.GroupNorm):
                 module.training = True
         _leave_kept(trained, kept)
-        for layer in _drawing(trained, inputs):
+        for layer in _unsteady(trained, inputs):
             layer.eval()
         first = _output(trained, inputs)
     if kept:
@@ -258,11 +258,19 @@ def _train_equals_eval(model: nn.Module, plan: Plan, inputs: Any) -> Check:
     return Check(name, worst <= TOLERANCE, f"largest difference {worst:.1e} ({how})")
 
 
-def _drawing(model: nn.Module, inputs: Any) -> list[nn.Module]:
-    """Return the layers without children that draw random numbers, as recurrent ones with dropout do."""
+def _unsteady(model: nn.Module, inputs: Any) -> list[nn.Module]:
+    """Return the layers without children that train mode changes by more than a norm: those that draw random numbers,
+    as recurrent ones with dropout do, and those whose hooks move what they keep, as ``nn.utils.spectral_norm`` does.
+    """
     twin, found, before = copy_model(model), set[str](), dict[str, bytes]()
+    kept = dict[str, list[Tensor]]()
 
-    def entering(name: str, *_: Any) -> None:
+    def entering(name: str, module: nn.Module, _: Any) -> None:
+        kept[name] = [buffer.clone() for buffer in module.buffers()]
+
+    def entered(name: str, module: nn.Module, _: Any) -> None:
+        if not all(map(torch.equal, kept[name], module.buffers())):
+            found.add(name)
         before[name] = _random_state()
 
     def leaving(name: str, *_: Any) -> None:
@@ -271,7 +279,8 @@ def _drawing(model: nn.Module, inputs: Any) -> list[nn.Module]:
 
     for name, module in twin.named_modules():
         if module.training and not module._modules:
-            module.register_forward_pre_hook(partial(entering, name))
+            module.register_forward_pre_hook(partial(entering, name), prepend=True)
+            module.register_forward_pre_hook(partial(entered, name))
             module.register_forward_hook(partial(leaving, name))
     _output(twin, inputs)
     return [module for name, module in model.named_modules() if name in found]

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from normswap.conversion.hub_class import describe_hub_class
 from normswap.errors import PlanMismatch
 from normswap.networks.network import Network
 from normswap.networks.recognition import has_kernel, is_batch_norm, norm_parts, out_channels, rows_of
@@ -25,6 +26,7 @@ def carry_plan(model: nn.Module, plan: Plan) -> None:
     vars(model)[PLAN] = plan
     remember(model, plan.to_dict())
     describe_pretrained(model, partial(_below, plan))
+    describe_hub_class(model)
 
 
 def _below(plan: Plan, holder: str) -> dict[str, Any] | None:

@@ -12,12 +12,13 @@ from normswap.conversion.carried_plan import carried_plan, carry_plan, must_fit
 from normswap.conversion.moments import match_moments
 from normswap.conversion.present_plan import joined
 from normswap.conversion.replacements import rewritten_filters
-from normswap.conversion.structure import AROUND, structural_checks
+from normswap.conversion.structure import AROUND, TEACH, structural_checks
 from normswap.conversion.surgery import operate
 from normswap.errors import AlreadyConverted, CheckFailed, InvalidOption, NeedsExampleInput, NothingToConvert
 from normswap.networks.copying import copy_model, in_mode, meta_copy
 from normswap.networks.garbage import collecting_later
 from normswap.networks.network import Network
+from normswap.networks.probing import TURN
 from normswap.networks.recognition import refuse_strays
 from normswap.networks.sharing import large_parameters, sparing
 from normswap.networks.surroundings import Surroundings, undisturbed
@@ -344,9 +345,9 @@ def nothing_to_convert(kind: str, plan: Plan, functional_norms: Sequence[str] = 
             f"all {count} norms of {kind} are {left} ({where}: {first.reason}); change include= or exclude="
         )
     first = next(entry for entry in plan.norms if not entry.by_user)
+    teach = "" if first.reason.endswith(TURN) else f"; {TEACH}"
     return NothingToConvert(
-        f"all {count} norms of {kind} are left alone ({first.name or 'the network'}: {first.reason}); "
-        "or teach it with normswap.register_norm"
+        f"all {count} norms of {kind} are left alone ({first.name or 'the network'}: {first.reason}){teach}"
     )
 
 

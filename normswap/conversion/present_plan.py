@@ -1,6 +1,7 @@
 """The plan as a converted network has it now: users change layers after a conversion, and convert again."""
 
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -74,12 +75,13 @@ def _norm(module: nn.Module, entry: NormEntry) -> NormEntry | None:
     if type(module) in (nn.GroupNorm, GroupNormAct, PositionNorm) and isinstance(module, nn.GroupNorm):
         if not module.affine or module.num_channels != entry.channels or then != entry.then:
             return None
-        alone = isinstance(module, PositionNorm)
-        had = (entry.action, entry.groups, entry.eps, entry.per_position)
-        if had == (Action.GROUP_NORM, module.num_groups, module.eps, alone):
+        alone, stepped = isinstance(module, PositionNorm), isinstance(module, GroupNormAct) and module.stepped
+        had = (entry.action, entry.groups, entry.eps, entry.per_position, entry.stepped)
+        if had == (Action.GROUP_NORM, module.num_groups, module.eps, alone, stepped):
             return entry
         affine, groups, eps = entry.affine or Affine.COPY, module.num_groups, float(module.eps)
-        changed = replace(entry, action=Action.GROUP_NORM, affine=affine, groups=groups, eps=eps, per_position=alone)
+        how: dict[str, Any] = {"groups": groups, "eps": eps, "per_position": alone, "stepped": stepped}
+        changed = replace(entry, action=Action.GROUP_NORM, affine=affine, **how)
         return replace(changed, reason=f"{entry.reason}; changed after conversion", drift=None, drift_before=None)
     if type(module) is ChannelScale:
         fits = module.weight.numel() == entry.channels and then == entry.then

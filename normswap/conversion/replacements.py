@@ -206,9 +206,9 @@ def _empty(entry: NormEntry, then: dict[str, nn.Module]) -> nn.GroupNorm | Chann
         return ChannelScale(entry.channels, then=then, device="meta")
     options: dict[str, Any] = {"eps": entry.eps, "affine": False}
     if entry.per_position:
-        new: nn.GroupNorm = PositionNorm(entry.groups, entry.channels, then=then, **options)
-    elif then:
-        new = GroupNormAct(entry.groups, entry.channels, then=then, **options)
+        new: nn.GroupNorm = PositionNorm(entry.groups, entry.channels, then=then, stepped=entry.stepped, **options)
+    elif then or entry.stepped:
+        new = GroupNormAct(entry.groups, entry.channels, then=then, stepped=entry.stepped, **options)
     else:
         new = nn.GroupNorm(entry.groups, entry.channels, **options)
     new.affine = True

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 from normswap.conversion.checks import Check, Checks
 from normswap.networks.network import Network
+from normswap.networks.probing import TURN
 from normswap.networks.references import strays
 from normswap.planning.choices import Action
 from normswap.planning.plan import Plan
@@ -13,8 +14,13 @@ from normswap.tracing.recorder import Shapes
 AROUND = "its code may ask for what only BatchNorm has: leave that layer alone with exclude="
 """The way on with a network that looks at its norms."""
 
-TEACH = "or teach it with normswap.register_norm, or leave it alone with exclude="
-"""The way on with a norm that is not shown to be BatchNorm."""
+TEACH, LEAVE = "or teach it with normswap.register_norm", "or leave it alone with exclude="
+"""Ways on with a norm that is not shown to be BatchNorm."""
+
+
+def way_on(reason: str) -> str:
+    """Return what else helps with a norm that stays for a reason."""
+    return LEAVE if reason.endswith(TURN) else f"{TEACH}, {LEAVE}"
 
 
 def structural_checks(converted: Network, plan: Plan, after: Trace, before: Trace | None) -> Checks:
@@ -86,7 +92,8 @@ def _no_batch_norm(converted: Network, plan: Plan, after: Trace) -> Check:
     left = [norm for norm in converted.norms if norm not in on_purpose]
     left += [f"{where or 'the model'} (calls batch_norm)" for where in after.functional_norms]
     if left:
-        why = next((f"; {e.name}: {e.reason}; {TEACH}" for e in plan.norms if e.name == left[0] and not e.changes), "")
+        stayed = next((entry for entry in plan.norms if entry.name == left[0] and not entry.changes), None)
+        why = "" if stayed is None else f"; {stayed.name}: {stayed.reason}; {way_on(stayed.reason)}"
         return Check(name, False, f"{len(left)} left: {', '.join(left[:3])}{why}")
     done = sum(entry.converts for entry in plan.norms)
     kept_frozen = [entry.by_user for entry in plan.norms if entry.action is Action.FREEZE]

@@ -45,20 +45,41 @@ class GroupNormAct(nn.GroupNorm):
         num_groups: Groups of neighbouring channels.
         num_channels: Channels C.
         then: Modules by name, in the order they run after the normalization.
+        stepped: Whether shapes are (T, N, C, *), as spiking networks run all steps at once: each step of each sample
+            has statistics of its own.
     """
 
-    def __init__(self, num_groups: int, num_channels: int, *, then: dict[str, nn.Module], **options: Any) -> None:
+    stepped = False
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        *,
+        then: dict[str, nn.Module] | None = None,
+        stepped: bool = False,
+        **options: Any,
+    ) -> None:
         super().__init__(num_groups, num_channels, **options)
-        self.then = tuple(then)
-        for name, module in then.items():
+        self.then, self.stepped = tuple(then or ()), stepped
+        for name, module in (then or {}).items():
             self.add_module(name, module)
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize, then run the carried modules."""
-        output = super().forward(input)
+        output = self.normalize(input.flatten(0, 1) if self.stepped else input)
+        output = output.unflatten(0, input.shape[:2]) if self.stepped else output
         for name in self.then:
             output = getattr(self, name)(output)
         return output
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Normalize (N, C, *) values."""
+        return super().forward(x)
+
+    def extra_repr(self) -> str:
+        """Tell groups, channels and epsilon, and whether steps come before samples."""
+        return super().extra_repr() + (", stepped" if self.stepped else "")
 
 
 class PositionNorm(GroupNormAct):
@@ -68,26 +89,12 @@ class PositionNorm(GroupNormAct):
     >>> bool(torch.allclose(norm(x)[..., :3], norm(x[..., :3]), atol=1e-6))
     True
 
-    No position sees another, so that causal layers stay causal. Shapes as ``nn.GroupNorm``: (N, C, *).
-
-    Args:
-        num_groups: Groups of neighbouring channels.
-        num_channels: Channels C.
-        then: Modules by name, in the order they run after the normalization.
-        **options: As for ``nn.GroupNorm``.
+    No position sees another, so that causal layers stay causal. Shapes and arguments as `GroupNormAct`.
     """
 
-    def __init__(
-        self, num_groups: int, num_channels: int, *, then: dict[str, nn.Module] | None = None, **options: Any
-    ) -> None:
-        super().__init__(num_groups, num_channels, then=then or {}, **options)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalize each position, then run the carried modules."""
-        output = at_each_position(input, self.num_groups, self.weight, self.bias, self.eps)
-        for name in self.then:
-            output = getattr(self, name)(output)
-        return output
+    def normalize(self, x: Tensor) -> Tensor:
+        """Normalize each position of (N, C, *) values."""
+        return at_each_position(x, self.num_groups, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
         """Tell groups, channels and epsilon, and over what statistics are taken."""

@@ -11,7 +11,7 @@ from normswap.errors import described
 from normswap.layers.norms import OWN
 from normswap.networks.copying import PLAIN, copy_model, copy_with, in_mode
 from normswap.networks.randomness import RandomState, same_randomness
-from normswap.networks.recognition import NormParts, is_registered_norm, norm_parts
+from normswap.networks.recognition import NormParts, is_registered_norm, is_stepped, norm_parts
 
 EXACT = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 """Classes whose forward is torch's own."""
@@ -43,6 +43,9 @@ FRAMEWORK = frozenset(vars(nn.Module()))
 STATISTICS = ("running_mean", "running_var")
 """Buffers that a pass changes as BatchNorm does."""
 
+TURN = "turn the axes in the forward that calls it"
+"""Ends the reason for which a norm stays whose channels are on another axis: nothing could be taught about it."""
+
 FAILS = "it does not run by itself"
 
 
@@ -58,25 +61,29 @@ def departure(
     Args:
         norm: The norm, which is only read; its hooks are left out, as they stay on what replaces it.
         then: Its children that run after the normalization, in order.
-        shape: An input that it met; None where no forward pass reached it.
+        shape: An input that it met, (N, C, *) or (T, N, C, *); None where no forward pass reached it.
         known: What was found before; norms of one class and configuration run once.
     """
     parts = norm_parts(norm)
     if type(norm) in EXACT and "forward" not in vars(norm):
         return ""
-    if shape is not None and (len(shape) < 2 or shape[1] != parts.num_channels):
+    stepped = shape is not None and is_stepped(shape, parts.num_channels)
+    if shape is not None and stepped:
+        shape = (shape[0] * shape[1], *shape[2:])
+    elif shape is not None and (len(shape) < 2 or shape[1] != parts.num_channels):
         return (
-            f"its input {shape} does not have its {parts.num_channels} channels on axis 1, where GroupNorm takes them"
+            f"its input {shape} does not have its {parts.num_channels} channels on axis 1, where GroupNorm takes them: "
+            f"{TURN}"
         )
     if _runs_elsewhere(norm):
         return "its forward was replaced by a function that no copy of it can run; make that a class of its own"
     known = {} if known is None else known
     key = _configuration(norm, tuple(then), None if shape is None else len(shape))
     if key is None:
-        return _departure(norm, then, shape)
-    if key not in known:
-        known[key] = _departure(norm, then, shape)
-    return known[key]
+        return _departure(norm, then, shape, stepped)
+    if (key, stepped) not in known:
+        known[key, stepped] = _departure(norm, then, shape, stepped)
+    return known[key, stepped]
 
 
 def _runs_elsewhere(norm: nn.Module) -> bool:
@@ -103,29 +110,30 @@ def _configuration(norm: nn.Module, then: tuple[str, ...], axes: int | None) -> 
     return tuple(key)
 
 
-def _departure(norm: nn.Module, then: Sequence[str], shape: tuple[int, ...] | None) -> str:
+def _departure(norm: nn.Module, then: Sequence[str], shape: tuple[int, ...] | None, stepped: bool) -> str:
     taught = is_registered_norm(norm)
+    compared = functools.partial(_compared, stepped=stepped)
     with torch.no_grad(), same_randomness(_device(norm)):
         twin, found, x = _twin(norm), FAILS, torch.empty(0)
         for size in _sizes(norm_parts(twin).num_channels, shape):
             x = _values(norm_parts(twin), size)
-            found = _compared(twin, then, x, training=False)
+            found = compared(twin, then, x, training=False)
             if not found.startswith(FAILS):
                 break
         if taught or found:
             return "" if taught and found.startswith(FAILS) else found
         modes = (False,) if _would_communicate(norm) else (False, True)
         before = _counters(twin)
-        found = _compared(twin, then, x, training=True) if True in modes else ""
+        found = compared(twin, then, x, training=True) if True in modes else ""
         if not found and (counted := _counters(twin).items() - before.items()):
             _count(twin, [place for place, _ in counted])
-            found = _compared(twin, then, x, training=True)
+            found = compared(twin, then, x, training=True)
         if found:
             return found
         others = [_values(norm_parts(twin), size) for size in _other_sizes(tuple(x.shape))]
         for training in modes:
             for own in (x, *others):
-                found = _compared(twin, then, own, training=training, attached=own is x)
+                found = compared(twin, then, own, training=training, attached=own is x)
                 if found and not found.startswith(FAILS):
                     return found if own is x else f"{found} on an input {tuple(own.shape)}"
         return ""
@@ -201,7 +209,9 @@ def _values(parts: NormParts, size: tuple[int, ...]) -> Tensor:
     return x if parts.mean is None or parts.var is None else x * parts.var.sqrt().view(axes) + parts.mean.view(axes)
 
 
-def _compared(twin: nn.Module, then: Sequence[str], x: Tensor, *, training: bool, attached: bool = False) -> str:
+def _compared(
+    twin: nn.Module, then: Sequence[str], x: Tensor, *, training: bool, stepped: bool, attached: bool = False
+) -> str:
     """Return how the output of a twin departs from BatchNorm's in one mode; attached, how its gradient does, too."""
     mode, device = "train" if training else "eval", x.device
     parts = norm_parts(in_mode(twin, training))
@@ -210,7 +220,7 @@ def _compared(twin: nn.Module, then: Sequence[str], x: Tensor, *, training: bool
     x = x.detach().requires_grad_(attached)
     try:
         with torch.set_grad_enabled(attached):
-            output = twin(x.clone())
+            output = _in_steps(twin, x.clone()) if stepped else twin(x.clone())
     except Exception as error:  # whatever the user's own code does
         return f"{FAILS} on {tuple(x.shape)} in {mode} mode ({described(error)})"
     drawn = RandomState.now(device)
@@ -233,6 +243,12 @@ def _compared(twin: nn.Module, then: Sequence[str], x: Tensor, *, training: bool
             return ""
         departures.append(off if off.startswith("gradient") else f"output is {off}")
     return f"in {mode} mode its {departures[-1]} off BatchNorm's"
+
+
+def _in_steps(twin: nn.Module, x: Tensor) -> Any:
+    """Return what a norm of (T, N, C, *) values makes of (T·N, C, *), in two steps where they are that many."""
+    output: Tensor = twin(x.unflatten(0, (2 - len(x) % 2, -1)))
+    return output.flatten(0, 1)
 
 
 def _batch_norm(parts: NormParts, x: Tensor, running: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:

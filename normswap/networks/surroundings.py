@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from normswap.networks.copying import CONTAINERS, PLAIN
 from normswap.networks.randomness import same_randomness
-from normswap.networks.unfoldable import Unfoldable
+from normswap.networks.unfoldable import OnModule
 
 MOST_OBJECTS = 20_000
 """Objects that are looked at, so that a large cache does not take long."""
@@ -69,7 +69,7 @@ class Surroundings:
         """Note what a module of the network shares with its copies."""
         self._walk(type(module))
         for name, value in vars(module).items():
-            own = name in COPIED or type(value) is Unfoldable  # copies refer to themselves
+            own = name in COPIED or issubclass(type(value), OnModule)  # copies refer to themselves
             if not own and value is not None and (type(value) not in CONTAINERS or value):
                 self._walk(value)
 

@@ -10,7 +10,18 @@ from normswap.errors import UnsupportedModel
 from normswap.networks.copying import PLAIN, copy_model
 
 
-class Unfoldable:
+class OnModule:
+    """What stands for a method of a module, kept on the module itself: a copy's is the copy's.
+
+    Args:
+        module: The module that has the method.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+
+class Unfoldable(OnModule):
     """Leave a module as it is where its own method finds nothing to fold, and raise where it would fold all the same.
 
     Packages fold before they validate or export, whatever the network holds. The method runs on a copy: where it raises
@@ -24,7 +35,8 @@ class Unfoldable:
     """
 
     def __init__(self, module: nn.Module, method: str, where: str) -> None:
-        self.module, self.method, self.where = module, method, where
+        super().__init__(module)
+        self.method, self.where = method, where
 
     def __call__(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Return the module itself, as it is.

@@ -23,6 +23,7 @@ from normswap.networks.recognition import (
     is_batch_norm,
     is_registered_conv,
     is_registered_norm,
+    is_stepped,
     misshapen,
     norm_parts,
     out_channels,
@@ -51,6 +52,9 @@ MORE = "<and others>"
 
 ADAPTED = ", as a layer and its adapter do"
 """Ends the reason for which a convolution that may be merged with another stays plain, as merging takes it."""
+
+STEPPED = "it takes steps and samples on two axes"
+"""Why a norm of (T, N, C, *) values stays as it is where it would be frozen."""
 
 FRESH = "its norm is fresh"
 """What allows the standard form to overwrite filters."""
@@ -141,6 +145,10 @@ def _plan_norm(
     channels = parts.num_channels
     then, obstacle = _what_follows(name, norm, facts) if channels else ((), "it has no channels")
     obstacle = misshapen(parts) or obstacle or _read_elsewhere(facts)
+    shape = facts.shape if facts else None
+    stepped = shape is not None and is_stepped(shape, channels)
+    if shape is not None and stepped:
+        shape = (shape[0] * shape[1], *shape[2:])
     base = NormEntry(
         name,
         type(norm).__name__,
@@ -150,7 +158,8 @@ def _plan_norm(
         channels,
         parts.eps,
         fed_by=_labels(facts.fed_by, facts.more) if facts else (),
-        shape=facts.shape if facts else None,
+        shape=shape,
+        stepped=stepped,
         then=then,
     )
     if refusal := options.leaves(name):
@@ -163,8 +172,10 @@ def _plan_norm(
     if options.affine is Affine.MATCH and parts.is_trained and (shared := _shared(parts, network)):
         return replace(base, reason=shared)
     per_position = own.over is Over.CHANNELS
-    positions = 1 if per_position else math.prod(facts.shape[2:]) if facts else None
+    positions = 1 if per_position else math.prod(shape[2:]) if shape else None
     if channels * (positions or 2) < 2:
+        if stepped:
+            return replace(base, reason="sees one value per step of a sample, which any group would erase")
         return replace(base, action=Action.SCALE, reason="sees one value per sample, which any group would erase")
     counted = AUTO if own.groups == "auto" else own.groups
     groups = num_groups_for(channels, groups=counted, group_size=own.group_size, to=own.to, positions=positions)
@@ -180,6 +191,8 @@ def _kept(entry: NormEntry, norm: nn.Module, obstacle: str, options: Options) ->
         return entry
     if norm_parts(norm).mean is None:
         obstacle = "it keeps no statistics"
+    if entry.stepped:
+        obstacle = STEPPED
     if obstacle:
         return replace(entry, reason=f"{entry.reason}; cannot be frozen: {obstacle}")
     return replace(entry, action=Action.FREEZE)
@@ -193,6 +206,8 @@ def _frozen(entry: NormEntry, norm: nn.Module) -> NormEntry:
         return replace(entry, reason="its statistics are fixed already", by_user=True)
     if norm_parts(norm).mean is None:
         return replace(entry, reason="cannot be frozen: it keeps no statistics")
+    if entry.stepped:
+        return replace(entry, reason=f"cannot be frozen: {STEPPED}")
     return replace(entry, action=Action.FREEZE, reason="keeps its statistics and its function, as to='frozen' asks")
 
 

@@ -89,6 +89,7 @@ class NormEntry(Entry):
             end of every slice that the layer's scales are for. Empty where they are those of the one layer before it.
         affine: Where the affine values of the new norm come from; None where it stays.
         per_position: Whether its statistics are those of each position, over the channels of a group alone.
+        stepped: Whether it is called with (T, N, C, *): each step of each sample counts as a sample of its `shape`.
         then: Modules inside a norm subclass that keep running after the normalization, in order.
     """
 
@@ -104,6 +105,7 @@ class NormEntry(Entry):
     scaled_by: tuple[tuple[str, int, int], ...] = field(default=(), metadata=ruled(slices))
     affine: Affine | None = field(default=None, metadata=ruled(optional(chosen(Affine))))
     per_position: bool = field(default=False, metadata=ruled(flag))
+    stepped: bool = field(default=False, metadata=ruled(flag))
     then: tuple[str, ...] = field(default=(), metadata=ruled(texts))
 
     @property

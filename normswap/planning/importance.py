@@ -1,6 +1,6 @@
 """What the outputs make of each channel: one backward pass over a few samples."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,10 +27,11 @@ class Importance:
     Args:
         network: In eval mode; parameters and buffers stay as they are.
         names: Its norms.
+        stepped: Those whose input is (T, N, C, *).
     """
 
-    def __init__(self, network: Network, names: Iterable[str]) -> None:
-        self._model = network.model
+    def __init__(self, network: Network, names: Iterable[str], stepped: Collection[str] = ()) -> None:
+        self._model, self._stepped = network.model, stepped
         self._norms = {name: network.slots[name] for name in names}
         self._sums: dict[str, Tensor] = {}
         self._seen, self._able = 0, True
@@ -60,6 +61,7 @@ class Importance:
             self._able = False
             return False
         for name, slope in slopes:
+            slope = slope.flatten(0, 1) if name in self._stepped else slope
             moved = slope.double().sum(tuple(range(2, slope.ndim))) if slope.ndim > 2 else slope.double()
             self._sums[name] = self._sums.get(name, 0) + moved.square().sum(0)
         self._seen += batch_size(rows)

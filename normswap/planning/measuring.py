@@ -74,7 +74,8 @@ def watch(network: Network, norms: Iterable[NormEntry], batches: Iterable[Any]) 
         BadStatistics: A norm's running statistics are negative or not finite.
         NeedsExampleInput: The network does not run on them.
     """
-    names = [entry.name for entry in norms if entry.affine is Affine.MATCH and entry.shape is not None]
+    watched = [entry for entry in norms if entry.affine is Affine.MATCH and entry.shape is not None]
+    names, stepped = [entry.name for entry in watched], {entry.name for entry in watched if entry.stepped}
     if not names:
         raise InvalidOption("batches= are for trained norms; there are none here, leave it out")
     names = [name for name in names if _has_statistics(network.slots[name])]
@@ -94,11 +95,10 @@ def watch(network: Network, norms: Iterable[NormEntry], batches: Iterable[Any]) 
         unit = deviation(mean, parts.var.float(), eps=parts.eps)
         seen[name].add((x.float() - mean.view(axes)).div_(unit.view(axes)))
 
-    like, count, importance = reference(copy.model), 0, Importance(copy, names)
-    watched = {name: copy.slots[name] for name in names}
+    like, count, importance = reference(copy.model), 0, Importance(copy, names, stepped)
     with (
         undisturbed(network.model),
-        watching(watched, look),
+        watching({name: copy.slots[name] for name in names}, look, stepped=stepped),
         torch.compiler.set_stance("force_eager"),
     ):  # a pass or two pay for no compilation
         for batch in tqdm(batches, "looking at images", unit="batch", disable=None, leave=False):

@@ -30,6 +30,9 @@ SIZES: dict[int, tuple[tuple[int, ...], ...]] = {
 }
 """Spatial sizes of made-up inputs by rank, in the order they are tried."""
 
+FRAMES = 5
+"""Frames of a made-up video, or samples of which a spiking network takes all steps at once."""
+
 LENGTHS, WAVES = (64, 200), (16000, 4000)
 """Lengths of made-up series of frames, and of waveforms."""
 
@@ -93,6 +96,8 @@ def _around(model: nn.Module, conv: _ConvNd) -> Iterator[tuple[int, ...]]:
     if rank == 1 and conv.in_channels == 1:
         yield (16000,)  # a waveform without a channel axis
     yield from ((channels, *sizes[0]) for channels in (3, 1) if channels != conv.in_channels)
+    if rank:  # frames of a video, or all steps of all samples
+        yield from ((FRAMES, conv.in_channels, *size) for size in sizes[1:3])
 
 
 def _series(model: nn.Module) -> Iterator[tuple[int, ...]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from normswap.networks.inputs import tensors_in
 from normswap.networks.network import Network
 from normswap.tracing.graph import LAYERS, Graph, Kind, Node
-from normswap.tracing.operators import ADDS, SHAPE_READERS, kind_of, steers, varies
+from normswap.tracing.operators import ADDS, SHAPE_READERS, VIEWS, kind_of, steers, varies
 from normswap.tracing.parameters import Parameters, storage_of
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -138,7 +138,10 @@ class Recorder:
                 self.norm_steps[self._inside[-1]].append(name)
             norm = self.norm_nodes[self._inside[-1]][-1]
             self._beside_the_input(name, operands, self.graph.nodes[norm].parents)
-            self._keep(*tensors_in(result))
+            made = list(tensors_in(result))
+            self._keep(*made)
+            if name in VIEWS and (source := self._node.get(id(operands[0]))) is not None:
+                self._node.update(dict.fromkeys(map(id, made), source))
         elif self._edges:
             self._note_edges(func, name, operands, result)
         elif name == "batch_norm":

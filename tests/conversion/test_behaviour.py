@@ -48,6 +48,13 @@ def test_a_network_that_gives_more_in_train_mode_is_compared_by_layer() -> None:
     assert "the network itself differs by mode" in found.detail
 
 
+def test_layers_that_a_hook_moves_in_train_mode_are_left_in_eval_mode() -> None:
+    """The old spectral_norm divides by an estimate that each pass in train mode improves."""
+    found = row(broken.Net(nn.utils.spectral_norm(nn.Conv2d(8, 8, 1))), "train() equals eval()")
+    assert found.ok
+    assert "the network itself differs by mode" in found.detail
+
+
 def test_on_the_meta_device_there_are_no_numbers() -> None:
     with torch.device("meta"):
         model = broken.Net()

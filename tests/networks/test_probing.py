@@ -189,6 +189,24 @@ def test_channels_on_another_axis(length: int, found: str) -> None:
         normswap.convert(model, example_input=torch.zeros(2, length, 4))
 
 
+class Turning(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return self[1](self[0](x).transpose(1, 2)).transpose(1, 2)
+
+
+def test_the_way_on_with_channels_on_another_axis_works() -> None:
+    x = torch.randn(2, 5, 4)
+    with pytest.raises(normswap.NothingToConvert, match=r": turn the axes in the forward that calls it\)$"):
+        normswap.convert(nn.Sequential(nn.Linear(4, 8), LastAxis(8)), example_input=x)
+    beside = nn.Sequential(nn.Linear(4, 8), LastAxis(8), nn.Flatten(1), nn.Linear(40, 4), nn.BatchNorm1d(4))
+    with pytest.raises(
+        normswap.CheckFailed, match=r"turn the axes in the forward .* it; or leave it alone with exclud"
+    ):
+        normswap.convert(beside, example_input=x)
+    converted = normswap.convert(Turning(nn.Linear(4, 8), nn.BatchNorm1d(8)), example_input=x)
+    assert isinstance(converted[1], nn.GroupNorm)  # type: ignore[index]
+
+
 class Frozen(nn.BatchNorm2d):
     """In eval mode for ever."""
 
