@@ -5,11 +5,11 @@ A file of weights says nothing of strides, padding, activations, hooks, or of a 
 
 import math
 from collections.abc import Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from normswap.errors import CheckpointError, PlanMismatch, described
@@ -138,9 +138,15 @@ def _traits_in(value: Any) -> list[float]:
     if not few:
         return [0.0] * (1 + WAVES)
     values = torch.cat(few)
-    places = torch.arange(len(values), dtype=torch.float64)
-    sums = [float(values @ (2**0.5 * (math.sqrt(2) * (wave + 1) * places.square()).cos())) for wave in range(WAVES)]
+    sums = (_waves(len(values)) @ values).tolist()
     return [float(f"{value:.6g}") for value in (float(values.norm()), *sums)]
+
+
+@lru_cache(maxsize=16)
+def _waves(length: int) -> Tensor:
+    """Return weights for as many values, (WAVES, length), of one mean square."""
+    phases = torch.arange(1, WAVES + 1, dtype=torch.float64).outer(torch.arange(length, dtype=torch.float64).square())
+    return 2**0.5 * (2**0.5 * phases).cos()
 
 
 def _alike(one: list[float], other: list[float], tolerance: float) -> bool:
