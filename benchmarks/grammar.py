@@ -88,7 +88,7 @@ def main() -> None:
     print(f"seed {wanted.seed}", flush=True)
     if wanted.mutants:
         missed = [name for name in MUTANTS if not shown(name, wanted)]
-        sys.exit(", ".join(missed))
+        sys.exit(", ".join(missed) or 0)
     words: Counter[str] = Counter()
 
     @seed(wanted.seed)
