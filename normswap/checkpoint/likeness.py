@@ -32,6 +32,9 @@ WAVES = 4
 TOLERANCE, COARSE = 1e-2, 1e-1
 """Largest difference allowed, relative to the output's size; the second in 16 bits. Rounding stays far below."""
 
+HUGE = 1e300
+"""No size or sum is as large; what a file says may be, and be a whole number that no float holds."""
+
 MOST_DECISIONS = 1000
 """Values that a pass hands to Python, which may decide by them; a loop that waits for one hands on and on."""
 
@@ -157,7 +160,8 @@ def _alike(one: list[float], other: list[float], tolerance: float) -> bool:
 
 
 def _are_traits(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(
-        text(name) and isinstance(own, list) and len(own) == 1 + WAVES and all(map(number, own))
-        for name, own in value.items()
-    )
+    return isinstance(value, Mapping) and all(text(name) and _is_trait(own) for name, own in value.items())
+
+
+def _is_trait(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 1 + WAVES and all(number(one) and abs(one) < HUGE for one in value)

@@ -149,7 +149,8 @@ def test_a_loop_that_does_not_end_tells_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "saved", [[], {"first": [1.0]}, {"first": [1.0, 2.0, 3.0, 4.0, float("nan")]}, {"a\nb": [0] * 5}]
+    "saved",
+    [[], {"first": [1.0]}, {"first": [1.0, 2.0, 3.0, 4.0, float("nan")]}, {"a\nb": [0] * 5}, {"": [10**400] * 5}],
 )
 def test_traits_from_a_file_are_looked_at(saved: Any, tmp_path: Path) -> None:
     net = normswap.convert(small(), example_input=X)
