@@ -42,8 +42,9 @@ def _watched(kind: Any, names: Mapping[int, str], note: Callable[[str, str], Non
     own = _codes_of(kind)
 
     def asked(self: nn.Module, key: str) -> Any:
-        if (key in OTHER or (key in FILLED and _is_empty(self, key))) and sys._getframe(1).f_code not in own:
-            note(names.get(id(self), ""), key)
+        told = key in OTHER or (key in FILLED and _is_empty(self, key))
+        if told and id(self) in names and sys._getframe(1).f_code not in own:
+            note(names[id(self)], key)
         return kind.__getattribute__(self, key)
 
     members = {"__getattribute__": asked, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
