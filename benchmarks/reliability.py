@@ -26,6 +26,9 @@ SUITES = {
 }
 BATCH = 1000
 """Mutants that one process tries."""
+NETWORKS = 250
+"""Networks that one process draws from the grammar."""
+FIRST_SEED = 101
 Row = tuple[str, str, str]
 
 PAGE = """# Reliability
@@ -36,6 +39,13 @@ What was tried to make normswap fail silently, crash, or lose a checkpoint, and 
 | what | tried | found |
 |---|---|---|
 {rows}
+
+A network is drawn from the grammar of `tests/grammar.py`: kinds of convolutions and norms, branches, ties, readers,
+norms that compute something else, code that counts outside, names with escape sequences, depth. What plain float64
+torch says of it must hold: norms do what BatchNorm did where statistics are the running ones, what must stay plain
+stays, sizes of filters change nothing, training agrees with and without `accumulate`, masks and files keep what is
+computed, and the source and the world are as before. Each rule keeps a fault of one of fourteen kinds out; without it
+one of these networks must fail.
 
 A mutant is a checkpoint file that was flipped, truncated or spliced at random, seeded. *Named* means that an error of
 normswap, of one line, left the API; *identical* that the network or the tensors are those of the undamaged file, bit
@@ -136,6 +146,23 @@ def mutants(count: int) -> list[Row]:
     return [*rows, ("mutants in all", f"{tried:,}", f"{said}memory grew by {grown:.0f} MiB")]
 
 
+def networks(count: int) -> list[Row]:
+    """Draw networks from the grammar, and take its rules away one by one."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "grammar.py")]
+    seeds = range(FIRST_SEED, FIRST_SEED + count // NETWORKS)
+    drawn = [
+        subprocess.run([*command, f"--networks={NETWORKS}", f"--seed={seed}"], capture_output=True) for seed in seeds
+    ]
+    differ = sum(result.returncode != 0 for result in drawn)
+    tried = f"{NETWORKS * len(drawn):,} networks, {len(drawn)} seeds"
+    rules = subprocess.run([*command, "--mutants"], capture_output=True, text=True).stdout.splitlines()[1:]
+    seen = sum("NOT SEEN" not in line for line in rules)
+    return [
+        ("networks from a grammar", tried, f"{differ} of the seeds showed a difference"),
+        ("rules taken away", f"{len(rules)} rules", f"{seen} noticed, {len(rules) - seen} not"),
+    ]
+
+
 def kills() -> list[Row]:
     rows, names = [], {"calls": "calls", "sizes": "file sizes", "syscalls": "system calls"}
     totals: Counter[str] = Counter()
@@ -152,10 +179,12 @@ def kills() -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mutants", type=int, default=10_000)
+    parser.add_argument("--networks", type=int, default=2000)
     parser.add_argument("--profile", default="thorough", help="hypothesis profile of tests/test_properties.py")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "reliability.md")
     chosen = parser.parse_args()
-    rows = [*(suite(*item) for item in SUITES.items()), properties(chosen.profile), *mutants(chosen.mutants), *kills()]
+    rows = [*(suite(*item) for item in SUITES.items()), properties(chosen.profile), *networks(chosen.networks)]
+    rows += [*mutants(chosen.mutants), *kills()]
     text = "\n".join(f"| {what} | {tried} | {found} |" for what, tried, found in rows)
     chosen.output.write_text(PAGE.format(rows=text), encoding="utf-8")
     print(text)

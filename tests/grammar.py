@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,15 @@ BLOCKS = (
     "conv", "depthwise", "grouped", "transposed", "norm first", "added", "joined", "shuffled", "summed", "tied",
     "read", "zero branch", "other axis", "bare",
 )  # fmt: skip
+RARE = ("counted", "escaped", "deep")
+"""Blocks that are drawn by themselves alone."""
+
+DEPTH = 12
+"""Branches that one block of the kind "deep" adds up."""
+
+PASSES: Counter[str] = Counter()
+"""What the code of a block counts outside of its network."""
+
 TAILS = ("none", "linear", "linear and norm")
 POSITIONS = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
 
@@ -53,6 +63,18 @@ class Added(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
+
+
+class Counted(nn.Module):
+    """A body that counts its passes outside of the network."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        PASSES["all"] += 1
+        return self.body(x)  # type: ignore[no-any-return]
 
 
 class Joined(nn.Module):
@@ -158,6 +180,7 @@ READERS: dict[str, tuple[Callable[[Any, Tensor, Tensor], Tensor], tuple[str, ...
     "index": (lambda block, y, z: block.norm(z.gather(1, (1e-9 * y).long())), ("conv",)),
     "weight": (lambda block, y, z: block.norm(torch.lerp(z, z.flip(1), 1e-2 * y)), ("conv",)),
     "grid": (lambda block, y, z: block.norm(on_a_grid(y, z)), ("conv",)),
+    "list": (lambda block, y, z: block.norm(y) + sum(y.mean((0, 2)).flatten().tolist()), ("conv",)),
     "train": (lambda block, y, z: block.norm(y), ("conv",)),
     "its weight": (lambda block, y, z: block.norm(y) + block.conv.weight.square().mean(), ("conv",)),
     "another name": (lambda block, y, z: block.norm(y) + block.kernel(block.x).tanh(), ("conv",)),
@@ -350,6 +373,14 @@ def blocks(
         return nn.Sequential(made, norm(outputs), nn.ReLU()), outputs
     if kind == "added":
         return Added(nn.Sequential(conv(channels, channels), norm(channels), nn.ReLU())), channels
+    if kind == "counted":
+        return Counted(nn.Sequential(conv(channels, outputs), norm(outputs), nn.ReLU())), outputs
+    if kind == "escaped":
+        body = nn.Sequential(conv(channels, outputs), norm(outputs), nn.ReLU())
+        return nn.Sequential(OrderedDict([(draw(st.sampled_from(["\x1b[2J", "a\nb"])), body)])), outputs
+    if kind == "deep":
+        branches = (nn.Sequential(norm(channels), nn.ReLU(), conv(channels, channels)) for _ in range(DEPTH))
+        return nn.Sequential(*map(Added, branches), norm(channels)), channels
     if kind == "joined":
         return Joined(conv(channels, outputs), conv(channels, 4), norm(outputs + 4)), outputs + 4
     if kind == "tied":
@@ -368,7 +399,7 @@ def blocks(
 
 
 NAMED = {f"norm: {name}": kind for name, kind in (*FAITHFUL.items(), *DEPARTING.items())}
-WORDS = (*BLOCKS, *READERS, *NAMED)
+WORDS = (*BLOCKS, *RARE, *READERS, *NAMED)
 """What every test of the grammar should have met."""
 
 

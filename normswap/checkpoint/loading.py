@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from normswap.checkpoint.folder import CONFIG, WEIGHTS, Parsed, read_config, whole
+from normswap.checkpoint.likeness import must_be_alike
 from normswap.conversion.pipeline import apply
 from normswap.errors import CheckpointError, NormswapError, described
 from normswap.networks.copying import in_mode
@@ -39,7 +40,8 @@ def load(
         directory: The folder, or ``hf-hub:user/name`` for one that `push` uploaded.
         num_classes: Outputs of a new head; tensors of the head that no longer fit keep their initialization,
             and no others.
-        model: The unconverted network to start from, where the checkpoint names no source (your own classes).
+        model: The unconverted network to start from, where the checkpoint names no source (your own classes). With
+            the saved weights its layers must put out what the saved one's did.
         weights: File to take the tensors from instead: a state dict of the converted network after fine-tuning.
             Nesting and prefixes that training tools add are taken off, with a warning that says so.
 
@@ -48,7 +50,8 @@ def load(
 
     Raises:
         CheckpointError: A file is missing, damaged or belongs to another checkpoint, or the hub does not answer.
-        PlanMismatch: `model` is not the network the checkpoint was made from, or the plan is of a newer schema.
+        PlanMismatch: `model` is not the network the checkpoint was made from, a layer of it puts out something else
+            than when it was saved, or the plan is of a newer schema.
         UnknownModel: No registry here holds the network that the checkpoint was made from.
     """
     hub = str(directory).startswith(HUB)
@@ -71,6 +74,9 @@ def load(
         head = partial(_resized, expected, state, num_classes)
         fresh = must_fit(expected, state, name=str(path), num_classes=num_classes, head=head)
         fill(converted, state, name=str(path), head=fresh)
+        if weights is None and not fresh:
+            block = description.config["normswap"]
+            must_be_alike(converted, plan.inputs, block.get("outputs", {}), str(directory / CONFIG))
     recall(converted, description.config)
     return in_mode(converted, False)
 

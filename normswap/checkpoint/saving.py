@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from normswap.checkpoint.card import model_card
 from normswap.checkpoint.config import timm_config
 from normswap.checkpoint.folder import CONFIG, unwritable, write
+from normswap.checkpoint.likeness import traits_of
 from normswap.checkpoint.tensors import stored_tensors
 from normswap.conversion.carried_plan import plan_of
 from normswap.conversion.checks import Checks
@@ -74,6 +75,8 @@ def save(
     if source is not None:
         _must_rebuild(source, plan, tensors, network)
     config = _config(model, plan, source, checks, weights)
+    if source is None:
+        config["normswap"]["outputs"] = traits_of(model, plan.inputs)
     _must_be_readable(config, plan, str(directory / CONFIG))
     try:
         write(directory, tensors, config, model_card(config), replace=replace)

@@ -239,7 +239,7 @@ def _compared(
         if drew and not RandomState.now(device).equals(drawn):
             return f"in {mode} mode its forward draws random numbers, which GroupNorm does not"
         off = _difference(output.detach(), expected.detach(), bound)
-        if not off and not (off := _gradients_apart(output, expected, x) if attached else ""):
+        if not off and not (off := _gradients_apart(output, expected, x, parts) if attached else ""):
             return ""
         departures.append(off if off.startswith("gradient") else f"output is {off}")
     return f"in {mode} mode its {departures[-1]} off BatchNorm's"
@@ -288,18 +288,24 @@ def _difference(output: Tensor, expected: Tensor, bound: Tensor) -> str:
     return f"{share:.1%}" if share > 5e-4 else "less than 0.1%"
 
 
-def _gradients_apart(output: Tensor, expected: Tensor, x: Tensor) -> str:
-    """Return how far the gradient of an input is off where outputs agree; nothing where one cannot be had."""
+def _gradients_apart(output: Tensor, expected: Tensor, x: Tensor, parts: NormParts) -> str:
+    """Return which gradient is off where outputs agree: the input's, or an affine value's that none reaches.
+
+    Nothing where one cannot be had.
+    """
     upstream = torch.rand(output.shape, generator=torch.Generator().manual_seed(2)).to(output) - 0.5
+    trained = [own for own in (parts.weight, parts.bias) if isinstance(own, nn.Parameter) and own.requires_grad]
     try:
-        ours, theirs = (
-            torch.autograd.grad(values, x, upstream, allow_unused=True)[0] if values.requires_grad else None
-            for values in (output, expected)
+        (ours, *reached), (theirs,) = (
+            torch.autograd.grad(values, inputs, upstream, allow_unused=True) if values.requires_grad else [None]
+            for values, inputs in ((output, [x, *trained]), (expected, [x]))
         )
     except Exception:  # it cannot be trained, as it is
         return ""
     if theirs is None:
         return ""
+    if any(gradient is None for gradient in reached):
+        return "gradient for its affine part is"
     ours = torch.zeros_like(theirs) if ours is None else ours
     axes = [axis for axis in range(x.ndim) if axis != 1]
     off, size = ((values.abs().amax(axes)) for values in (ours - theirs, theirs))

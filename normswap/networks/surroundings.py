@@ -1,7 +1,9 @@
 """What a network's code keeps outside of the network: caches, counters and logs that a pass on a copy would change."""
 
 import functools
+import itertools
 import random
+import warnings
 from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -50,6 +52,7 @@ class Surroundings:
 
     def __init__(self, model: nn.Module) -> None:
         self._restores: list[Callable[[], None]] = []
+        self._losses: list[Callable[[], str]] = []
         self._seen: dict[int, Any] = {}  # held, so that an id stays a name
         for module in model.modules():
             self._walk_module(module)
@@ -57,13 +60,18 @@ class Surroundings:
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """Have all of it afterwards as it was when this was made; random generators as they are now."""
+        """Have all of it afterwards as it was when this was made; random generators as they are now.
+
+        What has changed and cannot be put back is warned of.
+        """
         try:
             with same_randomness(self._device):
                 yield
         finally:
             for restore in reversed(self._restores):
                 restore()
+            for lost in filter(None, [loss() for loss in self._losses]):
+                warnings.warn(f"a forward pass of a copy changed {lost}, which cannot be put back", stacklevel=4)
 
     def _walk_module(self, module: nn.Module) -> None:
         """Note what a module of the network shares with its copies."""
@@ -97,6 +105,8 @@ class Surroundings:
             self._walk_all(list(value))
         elif issubclass(kind, set):
             self._later(_restore_set, value, set(value))
+        elif issubclass(kind, itertools.count):
+            self._losses.append(functools.partial(_advanced, value, repr(value)))
         elif issubclass(kind, (bytearray, array)):
             self._later(_restore_values, value, value[:])
         elif issubclass(kind, ContextVar):
@@ -165,7 +175,11 @@ class Surroundings:
 
     def _note_tensor(self, tensor: Tensor) -> None:
         plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
-        if plain and not tensor.is_meta and not tensor.is_inference() and tensor.nbytes <= MOST_BYTES:
+        if not plain or tensor.is_meta or tensor.is_inference():
+            return
+        if tensor.nbytes > MOST_BYTES:
+            self._losses.append(functools.partial(_written_to, tensor, tensor._version))
+        else:
             self._later(_restore_tensor, tensor, tensor.detach().clone(), tensor._version)
 
 
@@ -293,3 +307,11 @@ def _restore_cache(function: Any, saved: Any) -> None:
 def _restore_tensor(tensor: Tensor, saved: Tensor, version: int) -> None:
     if tensor._version != version:
         tensor.data.copy_(saved)
+
+
+def _advanced(counter: Any, before: str) -> str:
+    return "" if repr(counter) == before else f"an itertools.{before}"
+
+
+def _written_to(tensor: Tensor, version: int) -> str:
+    return "" if tensor._version == version else f"a tensor {tuple(tensor.shape)} outside of the network"

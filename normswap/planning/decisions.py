@@ -169,6 +169,9 @@ def _plan_norm(
         return replace(base, reason=obstacle)
     if own.to is To.FROZEN:
         return _frozen(base, norm)
+    if facts is not None and facts.asked:
+        what = f"code outside of it asks for its {facts.asked[0]}"
+        return replace(base, reason=f"{what}, which would be another or missing")
     if options.affine is Affine.MATCH and parts.is_trained and (shared := _shared(parts, network)):
         return replace(base, reason=shared)
     per_position = own.over is Over.CHANNELS

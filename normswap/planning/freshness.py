@@ -36,7 +36,8 @@ def first_not_initialized(layers: Mapping[str, nn.Module]) -> str | None:
 
     They draw independently around zero with one variance. Of N draws with the deviation σ a filter's mean has the
     deviation σ/√N, and its variance the relative one √((κ − 1)/N) with the kurtosis κ. Trained filters differ from each
-    other by much more.
+    other by much more. Between positions of the kernel there is no correlation r: over M planes the sum of M·r² is
+    distributed as χ². Neighbours in trained kernels resemble each other after few steps.
 
     Layers of one size are looked at together, as each alone is mostly overhead.
     """
@@ -46,16 +47,20 @@ def first_not_initialized(layers: Mapping[str, nn.Module]) -> str | None:
         if rows is None:
             continue
         rows = rows[:: max(len(rows) // ROWS, 1), :COLUMNS]
-        alike.setdefault((rows.shape, rows.dtype, rows.device), {})[name] = rows
+        positions = layer._parameters["weight"][0, 0].numel()  # type: ignore[index]
+        alike.setdefault((positions, rows.shape, rows.dtype, rows.device), {})[name] = rows
     found = set[str]()
-    for parts in alike.values():
-        shown = _could_be_drawn(torch.stack(list(parts.values()))).tolist()
+    for (positions, *_), parts in alike.items():
+        shown = _could_be_drawn(torch.stack(list(parts.values())), positions).tolist()
         found.update(name for name, could_be in zip(parts, shown, strict=True) if not could_be)
     return next((name for name in layers if name in found), None)
 
 
-def _could_be_drawn(rows: Tensor) -> Tensor:
-    """Return for each layer of (layers, filters, values) whether initialization could have made it."""
+def _could_be_drawn(rows: Tensor, positions: int) -> Tensor:
+    """Return for each layer of (layers, filters, values) whether initialization could have made it.
+
+    A filter's values are planes of so many positions.
+    """
     rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
     rows = rows / rows.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
     _, count, length = rows.shape
@@ -69,7 +74,24 @@ def _could_be_drawn(rows: Tensor) -> Tensor:
     allowed = 1 + SPREAD * (2 / count) ** 0.5
     means, spread = length * mean.square().mean((1, 2)) / scale, (var / scale[:, None, None]).var((1, 2), correction=0)
     shown: Tensor = (means < allowed * length / (length - 1)) & (spread < allowed * kurtosis / (length - 1))
-    return unknown | shown
+    return unknown | (shown & _positions_are_apart(rows, positions))
+
+
+def _positions_are_apart(rows: Tensor, positions: int) -> Tensor:
+    """Return for each layer whether the positions of its kernel are as little correlated as independent draws."""
+    layers, count, length = rows.shape
+    planes, pairs = length // positions, positions * (positions - 1) // 2
+    if not planes or not pairs:
+        return rows.new_ones(layers, dtype=torch.bool)
+    sizes = rows.square().mean(2, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny).sqrt()
+    own = (rows / sizes)[..., : planes * positions].reshape(layers, count * planes, positions)
+    products = own.mT @ own
+    spread = products.diagonal(dim1=1, dim2=2).clamp_min(torch.finfo(rows.dtype).tiny).rsqrt()
+    r = (spread.unsqueeze(2) * products * spread.unsqueeze(1)).triu(1)
+    chi2 = count * planes * r.square().sum((1, 2))
+    error = (2 / (9 * pairs)) ** 0.5  # the cube root is distributed normally (Wilson & Hilferty 1931)
+    apart: Tensor = (chi2 / pairs).pow(1 / 3) < 1 - error**2 + SPREAD * error
+    return apart
 
 
 def cannot_grow(layer: nn.Module, *, added: bool) -> bool:

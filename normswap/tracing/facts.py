@@ -46,6 +46,7 @@ class NormFacts:
         slices: What its channels are, where its input is, in every call, the very output of the same layer, or the same
             concatenation along the channels; else nothing.
         reads: Operators outside of it that read its own parameters and buffers, by the tensor's name.
+        asked: Attributes that code outside of it asked it for, of which its replacement has others or none.
     """
 
     shape: tuple[int, ...]
@@ -57,6 +58,7 @@ class NormFacts:
     direct: bool = False
     slices: tuple[Slice, ...] = ()
     reads: tuple[tuple[str, str], ...] = ()
+    asked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -187,8 +189,8 @@ def norm_facts(recorder: Recorder) -> Iterator[tuple[str, NormFacts]]:
         calls = [graph.nodes[index].parents for index in indices]
         seen = {_named(graph, slices.get(call[0], ())) if len(call) == 1 else () for call in calls}
         parts = seen.pop() if len(seen) == 1 else ()
-        own = tuple(reads.get(name, ()))
-        yield name, NormFacts(smallest, fed_by, reach.more, reach.kinds, reach.via, steps, direct, parts, own)
+        own, asked = tuple(reads.get(name, ())), tuple(sorted(recorder.norm_asked.get(name, ())))
+        yield name, NormFacts(smallest, fed_by, reach.more, reach.kinds, reach.via, steps, direct, parts, own, asked)
 
 
 def _named(graph: Graph, slices: tuple[tuple[int, int], ...]) -> tuple[Slice, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from normswap.networks.inputs import tensors_in
 from normswap.networks.network import Network
+from normswap.tracing.asking import watch
 from normswap.tracing.graph import LAYERS, Graph, Kind, Node
 from normswap.tracing.operators import ADDS, SHAPE_READERS, VIEWS, kind_of, steers, varies
 from normswap.tracing.parameters import Parameters, storage_of
@@ -35,6 +36,7 @@ class Recorder:
         norm_nodes: Nodes of the graph that a norm's calls are.
         norm_inputs: Shapes that a norm was called with.
         norm_steps: Operators and modules that a norm's last forward pass ran.
+        norm_asked: Attributes that code outside of a norm asked it for, of which its replacement has others or none.
         plain: Nodes of convolutions and linear layers that read a parameter as it is, with its name.
         functional_norms: Modules that call batch_norm themselves, with statistics of no norm.
     """
@@ -46,6 +48,7 @@ class Recorder:
         self.norm_nodes: dict[str, list[int]] = {}
         self.norm_inputs: dict[str, list[tuple[int, ...]]] = {}
         self.norm_steps: dict[str, list[str]] = {}
+        self.norm_asked: dict[str, set[str]] = {}
         self.plain: dict[int, str] = {}
         self.functional_norms: set[str] = set()
         self._edges = edges
@@ -67,6 +70,13 @@ class Recorder:
         for name, module in network.modules.items():
             if not isinstance(module, torch.jit.ScriptModule):
                 self._hook(name, module, is_norm=name in network.norms)
+        if edges:
+            plain = {n: norm for n, norm in network.norms.items() if not isinstance(norm, torch.jit.ScriptModule)}
+            watch(plain, self._asked)
+
+    def _asked(self, norm: str, key: str) -> None:
+        if norm not in self._inside:
+            self.norm_asked.setdefault(norm, set()).add(key)
 
     def _hook(self, name: str, module: nn.Module, *, is_norm: bool) -> None:
         def entering(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -3,10 +3,11 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+import torch.nn.functional as F
 from nets import Direct, Net, conv
 from torch import Tensor, nn
 
@@ -79,31 +80,114 @@ def test_a_hook_that_needs_batch_norm_is_named(inplace: bool) -> None:
     assert repr(model) == repr(before)
 
 
+class Outside(nn.Module):
+    """Computes what a norm computes, from outside of it."""
+
+    def __init__(self, bn: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.bn = bn
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = self.bn
+        return F.batch_norm(x, own.running_mean, own.running_var, own.weight, own.bias, own.training, eps=own.eps)
+
+
 ASKS: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
-    "statistics": (
-        lambda s, x: s.bn(s.conv(x)) * s.bn.running_var.mean(),
-        r"the network ran before and does not any more \(AttributeError: 'GroupNorm' object has no attribute 'running_",
+    "statistics": (lambda s, x: s.bn(s.conv(x)) * s.bn.running_var.mean(), "running_var"),
+    "statistics before it runs": (lambda s, x: s.bn(s.conv(x) * s.bn.running_var.mean()), "running_var"),
+    "statistics, or else": (
+        lambda s, x: s.bn(s.conv(x)) * getattr(s.bn, "running_mean", torch.zeros(1)).mean(),
+        "running_mean",
     ),
-    "statistics before it runs": (
-        lambda s, x: s.bn(s.conv(x) * s.bn.running_var.mean()),
-        r"once converted, no forward pass of Asks ran .*AttributeError: 'GroupNorm' object has no attribute 'running_",
+    "whether there are any": (
+        lambda s, x: s.bn(s.conv(x)) + hasattr(s.bn, "num_batches_tracked"), "num_batches_tracked"
     ),
-    "class": (
-        lambda s, x: s.bn(s.conv(x)) if isinstance(s.bn, nn.BatchNorm2d) else s.conv(x),
-        "bn ran before and does not any more \\(the forward pass goes another way",
-    ),
-}
+    "epsilon": (lambda s, x: s.bn(s.conv(x)) + s.bn.eps, "eps"),
+    "momentum": (lambda s, x: s.bn(s.conv(x)) + getattr(s.bn, "momentum", 0), "momentum"),
+    "all at once": (lambda s, x: Outside(s.bn)(s.conv(x)), "eps"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("inplace", [False, True], ids=["copy", "in place"])
-@pytest.mark.parametrize(("forward", "says"), ASKS.values(), ids=ASKS)
+@pytest.mark.parametrize(("forward", "what"), ASKS.values(), ids=ASKS)
 def test_a_network_that_asks_what_only_batch_norm_has(
-    forward: Callable[[Any, Tensor], Tensor], says: str, inplace: bool
+    forward: Callable[[Any, Tensor], Tensor], what: str, inplace: bool
 ) -> None:
-    model = type("Asks", (Net,), {"forward": forward})(conv=conv(), bn=nn.BatchNorm2d(8))
-    with pytest.raises(normswap.CheckFailed, match=f"{says}.*leave that layer alone with exclude="):
+    net = type("Asks", (Net,), {"forward": lambda s, x: s.last(forward(s, x))})
+    model = net(conv=conv(), bn=nn.BatchNorm2d(8), last=nn.BatchNorm2d(8))
+    with pytest.raises(
+        normswap.CheckFailed,
+        match=f"1 left: bn; bn: code outside of it asks for its {what}, .*leave it alone with exclude=",
+    ):
         normswap.convert(model, example_input=X, inplace=inplace)
     assert type(model.bn) is nn.BatchNorm2d
+    converted = normswap.convert(model, example_input=X, exclude=["bn"], keep="live", inplace=inplace).eval()
+    assert type(converted.bn) is nn.BatchNorm2d
+    assert type(converted.last) is nn.GroupNorm
+
+
+def test_a_network_that_goes_another_way_by_class() -> None:
+    forward = lambda s, x: s.bn(s.conv(x)) if isinstance(s.bn, nn.BatchNorm2d) else s.conv(x)  # noqa: E731
+    model = type("Asks", (Net,), {"forward": forward})(conv=conv(), bn=nn.BatchNorm2d(8))
+    says = (
+        r"bn ran before and does not any more \(the forward pass goes another way.*leave that layer alone with exclude="
+    )
+    with pytest.raises(normswap.CheckFailed, match=says):
+        normswap.convert(model, example_input=X)
+
+
+EMPTY: dict[str, Callable[[Any], object]] = {
+    "affine": lambda bn: bn.affine,
+    "weight": lambda bn: bn.weight is None,
+    "bias": lambda bn: bn.bias is not None,
+}
+
+
+@pytest.mark.parametrize("ask", EMPTY.values(), ids=EMPTY)
+@pytest.mark.parametrize("affine", [True, False])
+def test_an_affine_part_that_is_not_there_is_there_afterwards(ask: Callable[[Any], object], affine: bool) -> None:
+    forward = lambda s, x: s.bn(s.conv(x)) + float(bool(ask(s.bn)))  # noqa: E731
+    model = type("Asks", (Net,), {"forward": forward})(conv=conv(), bn=nn.BatchNorm2d(8, affine=affine))
+    entry = normswap.inspect(model, example_input=X).norms[0]
+    assert entry.changes == affine
+    assert affine or entry.reason.startswith("code outside of it asks for its ")
+
+
+class Own(nn.BatchNorm2d):
+    """Its own code reads all of it, on whatever way."""
+
+    @property
+    def spread(self) -> Tensor:
+        return (self.running_var + self.eps).rsqrt()  # type: ignore[operator]
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training:
+            return super().forward(input)
+        factor = self.spread * self.weight
+        shift = self.bias - factor * self.running_mean
+        return torch.stack([one * factor.view(-1, 1, 1) + shift.view(-1, 1, 1) for one in input])
+
+
+@pytest.mark.parametrize("called", [lambda bn, x: bn(x), lambda bn, x: bn.forward(x)], ids=["called", "past its hooks"])
+def test_a_norm_s_own_code_may_ask(called: Callable[[Any, Tensor], Tensor]) -> None:
+    for kind in (nn.BatchNorm2d, Own):
+        model = type("Asks", (Net,), {"forward": lambda s, x: called(s.bn, s.conv(x))})(conv=conv(), bn=kind(8))
+        if kind is nn.BatchNorm2d or "hooks" not in str(called):
+            assert normswap.inspect(model, example_input=X).norms[0].changes
+        assert type(model.bn) is kind
+
+
+class Registered(nn.BatchNorm2d):
+    known: ClassVar[list[str]] = []
+
+    def __init_subclass__(cls) -> None:
+        cls.known.append(cls.__name__)
+
+
+def test_a_class_that_counts_its_subclasses_gets_none() -> None:
+    model = Direct(conv=conv(), bn=Registered(8))
+    assert normswap.inspect(model, example_input=X).norms[0].changes
+    assert Registered.known == []
 
 
 def test_a_network_that_asks_for_the_size_runs() -> None:

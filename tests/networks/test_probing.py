@@ -139,6 +139,7 @@ DEPARTING: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "also computes mul",
     ),
     "hands no gradient on": (lambda: subclass(lambda s, x: EXACTLY(s, x.detach())), "its gradient is off"),
+    "does not train gamma": (lambda: subclass(by_hand(torch.detach)), "its gradient for its affine part is off"),
     "turns the gradient": (lambda: subclass(after(lambda s, y, x: Reversed.apply(y))), "its gradient is off"),
     "dropout": (lambda: subclass(after(lambda s, y, x: F.dropout2d(y, 0.01, s.training))), f"in train {DRAWS}"),
     "noise": (lambda: subclass(after(lambda s, y, x: y + 1e-6 * torch.randn_like(y))), f"in eval {DRAWS}"),

@@ -1,8 +1,10 @@
 """What a network's code keeps outside of it is as before, whatever was looked at, converted or refused."""
 
 import functools
+import itertools
 import queue
 import random
+import warnings
 from array import array
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
@@ -33,6 +35,8 @@ ELSEWHERE.calls, ELSEWHERE.log = 0, []
 BYTES, NUMBERS = bytearray(b"a"), array("i", [1])
 DICE, NUMPY_DICE, TORCH_DICE = random.Random(0), np.random.default_rng(0), torch.Generator().manual_seed(0)
 DEPTH: ContextVar[int] = ContextVar("depth", default=0)
+TICKETS = itertools.count(7)
+LARGE = torch.zeros(2**20 + 1)
 
 
 class Meter:
@@ -259,6 +263,26 @@ def test_what_a_norm_counts_while_it_is_shown_to_be_one() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), Counting(8))
     normswap.inspect(model, example_input=torch.zeros(2, 3, 9, 9))
     assert Counting.passes == 0
+
+
+LOST: dict[str, tuple[Callable[[Any, Tensor], object], str]] = {
+    "a counter": (lambda self, x: next(TICKETS), r"an itertools.count\(\d+\)"),
+    "a large tensor": (lambda self, x: LARGE.add_(1), r"a tensor \(1048577,\) outside of the network"),
+}
+
+
+@pytest.mark.parametrize(("step", "what"), LOST.values(), ids=LOST)
+def test_what_cannot_be_put_back_is_named(step: Callable[[Any, Tensor], object], what: str) -> None:
+    model = type("Net", (Base,), {"step": step})()
+    with pytest.warns(UserWarning, match=f"^a forward pass of a copy changed {what}, which cannot be put back$"):
+        normswap.inspect(model, example_input=torch.zeros(2, 3, 9, 9))
+    next(TICKETS)
+    LARGE.add_(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        normswap.inspect(
+            type("Net", (Base,), {"step": lambda self, x: (TICKETS, LARGE)})(), example_input=torch.zeros(2, 3, 9, 9)
+        )
 
 
 def closing(model: Any, store: list[Any]) -> Callable[..., None]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -92,7 +93,9 @@ INITIALIZERS: dict[str, Callable[[Tensor], object]] = {
 
 
 @pytest.mark.parametrize("initialize", INITIALIZERS.values(), ids=INITIALIZERS)
-@pytest.mark.parametrize("shape", [(3, 16, 3, 1), (64, 64, 3, 1), (32, 32, 3, 32), (128, 32, 1, 1), (3, 1, 3, 1)])
+@pytest.mark.parametrize(
+    "shape", [(3, 16, 3, 1), (64, 64, 3, 1), (32, 32, 3, 32), (256, 256, 5, 256), (128, 32, 1, 1), (3, 1, 3, 1)]
+)
 @pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
 def test_filters_as_initializers_make_them(
     kind: type[nn.Module], shape: tuple[int, ...], initialize: Callable[[Tensor], object]
@@ -103,6 +106,32 @@ def test_filters_as_initializers_make_them(
         conv = kind(inputs, outputs, side, groups=groups)
         initialize(conv.weight)  # type: ignore[arg-type]
         assert first_not_initialized({"": conv}) is None
+
+
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d])
+def test_neighbours_in_a_kernel_that_resemble_each_other_were_trained(kind: type[nn.Module]) -> None:
+    for alike in (0.0, 0.7):
+        torch.manual_seed(0)
+        conv = kind(16, 64, 3)
+        weight = conv.weight.data  # type: ignore[union-attr]
+        weight.normal_()
+        weight += alike * torch.randn_like(weight[..., :1])  # one number for the positions of a row
+        assert first_not_initialized({"conv": conv}) == ("conv" if alike else None)
+
+
+def test_filters_after_some_steps() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.BatchNorm2d(32))
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    x, wanted = torch.rand(64, 1, 8, 8).cumsum(3) / 8, torch.randn(64, 32)
+    assert {entry.ws for entry in normswap.inspect(net, example_input=x).convs} == {"standard"}
+    for _ in range(150):
+        optimizer.zero_grad()
+        F.mse_loss(net(x).relu().mean((2, 3)), wanted).backward()
+        optimizer.step()
+    for norm in (net[1], net[4]):
+        norm.reset_parameters()  # type: ignore[operator]
+    assert {entry.ws for entry in normswap.inspect(net, example_input=x).convs} == {"adaptive"}
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_byobnet"])

@@ -138,7 +138,7 @@ LINEAR: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "times a parameter": lambda net, h, o: h * net.queue[0, 0] / 3 - 1,
     "sum": lambda net, h, o: h + o,
     "pooled": lambda net, h, o: F.max_pool2d(F.avg_pool2d(h, 2), 2),
-    "plus a channel's own number": lambda net, h, o: h + net.queue[0, :, None, None] + net.bn.eps,
+    "plus a channel's own number": lambda net, h, o: h + net.queue[0, :, None, None] + 1e-5,
     "plus learned positions": lambda net, h, o: h + net.other.weight.flatten()[:36].view(6, 6),
     "padded with zeros": lambda net, h, o: F.pad(h, (1, 1)),
     "padded for a maximum": lambda net, h, o: F.max_pool2d(F.pad(h, (1, 1, 1, 1), value=-torch.inf), 3),
