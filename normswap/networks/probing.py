@@ -11,7 +11,7 @@ from normswap.errors import described
 from normswap.layers.norms import OWN
 from normswap.networks.copying import PLAIN, copy_model, copy_with, in_mode
 from normswap.networks.randomness import RandomState, same_randomness
-from normswap.networks.recognition import NormParts, is_registered_norm, is_stepped, norm_parts
+from normswap.networks.recognition import NormParts, is_registered_norm, norm_parts
 
 EXACT = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 """Classes whose forward is torch's own."""
@@ -49,6 +49,19 @@ TURN = "turn the axes in the forward that calls it"
 FAILS = "it does not run by itself"
 
 
+def is_stepped(norm: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Tell whether a norm's input is (T, N, C, *): all steps of all samples, as spiking networks run them at once.
+
+    torch's own norms take none, though a pass without data lets it through.
+    """
+    channels = norm_parts(norm).num_channels
+    return not _is_exact(norm) and len(shape) > 3 and shape[1] != channels and shape[2] == channels
+
+
+def _is_exact(norm: nn.Module) -> bool:
+    return type(norm) in EXACT and "forward" not in vars(norm)
+
+
 def departure(
     norm: nn.Module, then: Sequence[str], shape: tuple[int, ...] | None, known: dict[Hashable, str] | None = None
 ) -> str:
@@ -65,9 +78,9 @@ def departure(
         known: What was found before; norms of one class and configuration run once.
     """
     parts = norm_parts(norm)
-    if type(norm) in EXACT and "forward" not in vars(norm):
+    if _is_exact(norm):
         return ""
-    stepped = shape is not None and is_stepped(shape, parts.num_channels)
+    stepped = shape is not None and is_stepped(norm, shape)
     if shape is not None and stepped:
         shape = (shape[0] * shape[1], *shape[2:])
     elif shape is not None and (len(shape) < 2 or shape[1] != parts.num_channels):

@@ -158,11 +158,6 @@ def norm_parts(norm: nn.Module) -> NormParts:
     return NormParts(channels, float(getattr(norm, "eps", 1e-5)), weight, bias, mean, var)
 
 
-def is_stepped(shape: tuple[int, ...], channels: int) -> bool:
-    """Tell whether a norm's input is (T, N, C, *): all steps of all samples, as spiking networks run them at once."""
-    return len(shape) > 3 and shape[1] != channels and shape[2] == channels
-
-
 def checked_parts(name: str, norm: nn.Module) -> NormParts:
     """Return what a norm computes with, or raise where that makes no sense.
 

@@ -13,7 +13,7 @@ from normswap.layers.convs import WeightStandardized, ws_class
 from normswap.layers.standardization import EPS
 from normswap.networks.inputs import describe
 from normswap.networks.network import Network
-from normswap.networks.probing import departure
+from normswap.networks.probing import departure, is_stepped
 from normswap.networks.recognition import (
     NormParts,
     carried_modules,
@@ -23,7 +23,6 @@ from normswap.networks.recognition import (
     is_batch_norm,
     is_registered_conv,
     is_registered_norm,
-    is_stepped,
     misshapen,
     norm_parts,
     out_channels,
@@ -146,7 +145,7 @@ def _plan_norm(
     then, obstacle = _what_follows(name, norm, facts) if channels else ((), "it has no channels")
     obstacle = misshapen(parts) or obstacle or _read_elsewhere(facts)
     shape = facts.shape if facts else None
-    stepped = shape is not None and is_stepped(shape, channels)
+    stepped = shape is not None and is_stepped(norm, shape)
     if shape is not None and stepped:
         shape = (shape[0] * shape[1], *shape[2:])
     base = NormEntry(

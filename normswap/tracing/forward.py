@@ -19,7 +19,8 @@ from normswap.networks.copying import copy_model, in_mode, meta_copy
 from normswap.networks.garbage import collecting_later
 from normswap.networks.inputs import as_call, readings, tensors_in
 from normswap.networks.network import Network
-from normswap.networks.recognition import is_stepped, norm_parts
+from normswap.networks.probing import is_stepped
+from normswap.networks.recognition import norm_parts
 from normswap.networks.surroundings import Surroundings
 from normswap.tracing.candidates import candidates
 from normswap.tracing.dispatch import Dispatch, Endless
@@ -106,8 +107,8 @@ def trace(
 
 def _misfits(network: Network, found: Trace) -> bool:
     """Tell whether a norm met something else than its channels, which a pass without data may let through."""
-    met = [(facts.shape, norm_parts(network.slots[name]).num_channels) for name, facts in found.norms.items()]
-    return any(shape[1:2] != (channels,) and not is_stepped(shape, channels) for shape, channels in met)
+    met = [(network.slots[name], facts.shape) for name, facts in found.norms.items()]
+    return any(s[1:2] != (norm_parts(norm).num_channels,) and not is_stepped(norm, s) for norm, s in met)
 
 
 def _tries(model: nn.Module, values: list[Any], *, made_up: bool, with_data: bool) -> Iterator[tuple[Any, bool, bool]]:

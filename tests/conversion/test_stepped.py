@@ -162,6 +162,18 @@ def test_what_is_no_batch_norm_of_all_steps_is_refused(norm: type[nn.Module], fo
         normswap.convert(network(norm), example_input=images())
 
 
+class Turn(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
+def test_norms_of_torch_itself_take_no_steps() -> None:
+    """A pass without data lets it through."""
+    model = badnets.trained(nn.Sequential(nn.Conv2d(3, 8, 3), Turn(), nn.BatchNorm2d(8), Turn()))
+    for example in (images()[0], None):
+        assert not any(entry.stepped for entry in normswap.inspect(model, example_input=example).norms)
+
+
 def test_kept_ones_stay_as_they_are() -> None:
     model = network()
     plan = normswap.inspect(model, example_input=images(), exclude=["1"])
