@@ -39,7 +39,7 @@ def main() -> None:
     """Draw both panels."""
     model = mobilenetv2()
     batches = list(synthetic((3, 224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), width_ratios=(1, 1.2))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=(1, 1.2))
     for row, (label, equal) in enumerate((("filters as they are", False), ("equalized", True))):
         converted = normswap.convert(model, groups=1, shrink=10, batches="synthetic", equalize=equal)
         means = group_means(converted, batches)
@@ -62,7 +62,7 @@ def main() -> None:
     right.set_ylabel("answers that are the original's, %")
     right.set_ylim(0, 100)
     right.set_title("one group; solid Lite0, dashed MobileNetV2, dotted text direction", fontsize=9)
-    right.legend(frameon=False, fontsize=8)
+    right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
