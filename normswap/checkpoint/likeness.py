@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from normswap.errors import CheckpointError, PlanMismatch, described
 from normswap.networks.copying import copy_model, in_mode
@@ -32,6 +33,9 @@ WAVES = 4
 TOLERANCE, COARSE = 1e-2, 1e-1
 """Largest difference allowed, relative to the output's size; the second in 16 bits. Rounding stays far below."""
 
+ROUNDING = 1e-4
+"""Share by which inputs are moved, more than another machine rounds: what ranks or cuts off by close values shows."""
+
 HUGE = 1e300
 """No size or sum is as large; what a file says may be, and be a whole number that no float holds."""
 
@@ -48,7 +52,8 @@ Traits = Mapping[str, list[float]]
 def traits_of(model: nn.Module, inputs: Any) -> dict[str, list[float]]:
     """Return what tells the outputs of a network's layers from others, on made-up inputs in eval mode.
 
-    Layers that draw random numbers or remember are left out; a network that does not run on such inputs shows nothing.
+    Layers that draw random numbers or remember are left out, and those that put out something else where inputs are
+    hardly moved: another machine rounds differently. A network that does not run on such inputs shows nothing.
 
     Args:
         model: The network, of which a copy runs.
@@ -111,15 +116,16 @@ class _Bounded(TorchDispatchMode):
 
 
 def _steady(model: nn.Module, inputs: Any) -> dict[str, list[float]]:
-    """Return the traits that are the same whatever is drawn, in two passes of one copy."""
-    first, second = (_traits(model, inputs, seed=seed) for seed in (0, 1))
+    """Return the traits that are the same whatever is drawn and however inputs are rounded."""
+    first, second = _traits(model, inputs, seed=0), _traits(model, inputs, seed=1, moved=True)
     return {name: own for name, own in first.items() if text(name) and _alike(own, second.get(name, []), TOLERANCE)}
 
 
-def _traits(model: nn.Module, inputs: Any, *, seed: int) -> dict[str, list[float]]:
+def _traits(model: nn.Module, inputs: Any, *, seed: int, moved: bool = False) -> dict[str, list[float]]:
     copy = Network(in_mode(copy_model(model), False))
     like = next((p for p in copy.model.parameters() if p.is_floating_point()), torch.empty(0))
     example = materialize(rebuild(inputs), like.device, like.dtype, seed=0)
+    example = tree_map_only(Tensor, _moved, example) if moved else example
     found: dict[str, list[float]] = {INPUT: _traits_in(example)}
     for name, module in copy.modules.items():
         module.register_forward_hook(partial(_note, found, name))
@@ -127,6 +133,13 @@ def _traits(model: nn.Module, inputs: Any, *, seed: int) -> dict[str, list[float
         torch.manual_seed(seed)
         call(copy.model, fresh(example))
     return {name: traits for name, traits in found.items() if all(map(math.isfinite, traits))}
+
+
+def _moved(tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)).to(tensor)
+    return tensor * (1 + max(ROUNDING, torch.finfo(tensor.dtype).eps) * noise)
 
 
 def _note(found: dict[str, list[float]], name: str, module: nn.Module, args: Any, output: Any) -> None:

@@ -141,6 +141,24 @@ def test_what_is_drawn_tells_nothing(tmp_path: Path) -> None:
     normswap.load(tmp_path, model=Restless())
 
 
+class Ranked(Small):
+    """Goes on with what ranks first, by a score that rounding decides."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.late(self.bn2(self.then(self.act(self.bn1(self.first(x))))))
+        order = (1e4 * y.flatten(2)).sin().sum(1).argsort(1)
+        best = y.flatten(2).gather(2, order[:, None, :3].expand(-1, 8, -1))
+        return self.head(best.flatten(1)[:, :8])  # type: ignore[no-any-return]
+
+
+def test_what_another_machine_may_rank_otherwise_tells_nothing() -> None:
+    torch.manual_seed(0)
+    net = normswap.convert(Ranked().eval(), example_input=X)
+    told = traits_of(net, normswap.plan_of(net).inputs)
+    assert {"first", "then", "bn2", "late"} <= told.keys()
+    assert not {"head", ""} & told.keys()
+
+
 def test_a_loop_that_does_not_end_tells_nothing() -> None:
     net = normswap.convert(small(), example_input=X)
     plan = normswap.plan_of(net)
