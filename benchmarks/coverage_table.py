@@ -37,17 +37,12 @@ no input could be made up. The oracle is plain torch: with every new norm comput
 give the original's output to 1e-4. "Wrong" are those that do not; the other columns are what did not get as far, or
 failed a check.
 
-Rows of deepinv, mmcv, pytorch_tcn and tsai are of one state of the code, the last one; tsai's is of the first 29 of
-its 66 networks. The other rows are older: torch_geometric's of a sweep before, the rest of the first one, before the
-faults that it showed were fixed (CHANGELOG.md says which) and the entries that were wrong were corrected. pytorchcv and
-ultralytics have not been swept, nor have the networks of transformers and braindecode that came to the list since. Of
-what the old rows say this has been tried again:
-
-- spikingjelly, all 11 networks that run by themselves: they convert without an example, all checks hold, the oracle is
-  off by 0 in float64. `ms_resnet18` in single step mode never ran: it makes its steps itself.
-- snntorch: all three hold. speechbrain: all 15 with BatchNorm hold, `ECAPA_TDNN` with lengths, `EnhanceResnet` and
-  `MetricDiscriminator` among them. torchaudio: all three with BatchNorm hold.
-- braindecode's `EEGInceptionMI` needs no example and is inspected in 4 s and checked in 33 s on a shared core.
+Rows of braindecode, kornia, monai and transformers are of the first sweep, before the faults that it showed were
+fixed (CHANGELOG.md says which) and the entries that were wrong were corrected; all others are of one day's code,
+tsai's of the first 29 of its 66 networks. pytorchcv has not been swept, nor have the networks of transformers and
+braindecode that came to the list since. braindecode's `EEGInceptionMI` needs no example and is inspected in 4 s and
+checked in 33 s on a shared core. spikingjelly's `ms_resnet18` in single step mode never ran: it makes its steps
+itself.
 
 deepinv's `UNet bias-free` is refused rightly: its norms divide by the deviation and subtract no mean. monai's
 `HoVerNet` takes 9 s for one forward pass at 256 pixels, and `check` needs some fifteen. torch_geometric's `XConv` needs
