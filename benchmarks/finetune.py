@@ -8,7 +8,7 @@ rate, no augmentation; accuracy on the first 3,000 test images at some steps. Ne
 
 import argparse
 from collections.abc import Callable, Iterator
-from itertools import product
+from itertools import count, islice, product
 
 import torch
 import torch.nn.functional as F
@@ -44,23 +44,40 @@ def turned(images: Tensor) -> Tensor:
     return -torch.rot90(images, 1, (2, 3))
 
 
+def steps(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    batch: int,
+    seed: int,
+    seen: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Iterator[int]:
+    """Train without end on images drawn by a seed, and yield the number of each step."""
+    generator = torch.Generator().manual_seed(seed)
+    for step in count(1):
+        rows = torch.randint(len(images), (batch,), generator=generator)
+        optimizer.zero_grad()
+        F.cross_entropy(model(seen(images[rows])), labels[rows]).backward()
+        optimizer.step()
+        yield step
+
+
 def tune(job: Job) -> Job:
     """Fine-tune one network and return its accuracies."""
     images, labels, test_images, test_labels = load()
     seen = turned if job["task"] == "far" else lambda x: x
     test_images, test_labels = seen(test_images[:TEST_IMAGES]), test_labels[:TEST_IMAGES]
     model = (FORMS | OTHERS)[job["form"]](job["seed"])
-    generator = torch.Generator().manual_seed(job["seed"])
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], job["rate"], momentum=0.9)
     curve = [accuracy(model, test_images, test_labels)]
-    for step in range(1, STEPS[job["task"]][-1] + 1):
-        model.train(job["form"] != "BN, frozen")
-        rows = torch.randint(len(images), (job["batch"],), generator=generator)
-        optimizer.zero_grad()
-        F.cross_entropy(model(seen(images[rows])), labels[rows]).backward()
-        optimizer.step()
+    stepping = steps(model, optimizer, images, labels, seen=seen, batch=job["batch"], seed=job["seed"])
+    model.train(job["form"] != "BN, frozen")
+    for step in islice(stepping, STEPS[job["task"]][-1]):
         if step in STEPS[job["task"]]:
             curve.append(accuracy(model, test_images, test_labels))
+            model.train(job["form"] != "BN, frozen")
     return {"curve": [round(value, 2) for value in curve]}
 
 

@@ -7,12 +7,11 @@ images. Needs benchmarks/fashion.py's networks.
 """
 
 import argparse
-from itertools import product
+from itertools import islice, product
 
 import torch
-import torch.nn.functional as F
 from fashion import accuracy, load, original
-from finetune import TEST_IMAGES
+from finetune import TEST_IMAGES, steps
 from function import converted
 from records import Job, run_all, spread
 from torch import nn
@@ -41,13 +40,9 @@ def tune(job: Job) -> Job:
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in held]
     groups = [{"params": part, "lr": rate} for part, rate in zip((filters, others), RATES[job["part"]], strict=True)]
     optimizer = torch.optim.SGD(groups, momentum=0.9)
-    generator = torch.Generator().manual_seed(job["seed"])
     model.train()
-    for _ in range(STEPS):
-        rows = torch.randint(len(images), (BATCH,), generator=generator)
-        optimizer.zero_grad()
-        F.cross_entropy(model(images[rows]), labels[rows]).backward()
-        optimizer.step()
+    for _ in islice(steps(model, optimizer, images, labels, batch=BATCH, seed=job["seed"]), STEPS):
+        pass
     return {"accuracy": round(accuracy(model, test_images[:TEST_IMAGES], test_labels[:TEST_IMAGES]), 2)}
 
 

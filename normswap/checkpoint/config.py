@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from normswap.layers.norms import GroupNormAct, PositionNorm
+from normswap.layers.norms import PositionNorm, takes_steps
 from normswap.planning.plan import Plan
 from normswap.sources.registry import ENTRYPOINT, Source, meta_build
 
@@ -68,8 +68,7 @@ def _layer(module: nn.Module) -> tuple[Any, ...]:
     shapes = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     if isinstance(module, nn.GroupNorm):
         kind = PositionNorm if isinstance(module, PositionNorm) else nn.GroupNorm
-        stepped = isinstance(module, GroupNormAct) and module.stepped
-        return kind.__name__, stepped, module.num_groups, module.eps, shapes
+        return kind.__name__, takes_steps(module), module.num_groups, module.eps, shapes
     return type(module), module.extra_repr(), shapes
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from normswap.layers.matching import scale_and_shift
-from normswap.layers.norms import GroupNormAct, normalized
+from normswap.layers.norms import normalized, takes_steps
 from normswap.networks.hooks import watching
 from normswap.networks.inputs import call, fresh
 from normswap.networks.network import Network
@@ -59,7 +59,7 @@ def match_moments(converted: Network, original: Network, names: Iterable[str], b
         _regress(norm, theirs[name], together, signs[name])
 
     passes = 1 if iter(batches) is batches else PASSES
-    stepped = {name for name, norm in ours.items() if isinstance(norm, GroupNormAct) and norm.stepped}
+    stepped = {name for name, norm in ours.items() if takes_steps(norm)}
     before, then = watching(theirs, remember, stepped=stepped), watching(ours, correct, stepped=stepped)
     with before, then, torch.compiler.set_stance("force_eager"):
         for _ in range(passes):

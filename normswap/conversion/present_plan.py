@@ -7,7 +7,7 @@ from torch import nn
 
 from normswap.errors import CheckpointError
 from normswap.layers.convs import WeightStandardized
-from normswap.layers.norms import ChannelScale, FrozenBatchNorm, GroupNormAct, PositionNorm
+from normswap.layers.norms import ChannelScale, FrozenBatchNorm, GroupNormAct, PositionNorm, takes_steps
 from normswap.networks.network import Network
 from normswap.networks.recognition import has_kernel, is_batch_norm, out_channels
 from normswap.planning.choices import WS, Action, Affine
@@ -75,7 +75,7 @@ def _norm(module: nn.Module, entry: NormEntry) -> NormEntry | None:
     if type(module) in (nn.GroupNorm, GroupNormAct, PositionNorm) and isinstance(module, nn.GroupNorm):
         if not module.affine or module.num_channels != entry.channels or then != entry.then:
             return None
-        alone, stepped = isinstance(module, PositionNorm), isinstance(module, GroupNormAct) and module.stepped
+        alone, stepped = isinstance(module, PositionNorm), takes_steps(module)
         had = (entry.action, entry.groups, entry.eps, entry.per_position, entry.stepped)
         if had == (Action.GROUP_NORM, module.num_groups, module.eps, alone, stepped):
             return entry

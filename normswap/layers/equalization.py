@@ -207,7 +207,7 @@ def equalize(
         nonlocal best, least
         better = error < least
         least = torch.where(better, error, least)
-        best = torch.where(better.repeat_interleave(groups.groups).view(-1, 1, 1), t, best)
+        best = torch.where(groups.by_group(better), t, best)
 
     sign, logs = balanced(groups.centred, alternating(groups.ratio)), torch.zeros_like(ones)
     for part in (steps * 2 // 5, steps - steps * 2 // 5) if bound > 0 else ():

@@ -82,6 +82,11 @@ class GroupNormAct(nn.GroupNorm):
         return super().extra_repr() + (", stepped" if self.stepped else "")
 
 
+def takes_steps(norm: nn.Module) -> bool:
+    """Tell whether the shapes of a norm are (T, N, C, *)."""
+    return isinstance(norm, GroupNormAct) and norm.stepped
+
+
 class PositionNorm(GroupNormAct):
     """Group normalization at each position by itself: a frame, a point or a pixel has statistics of its channels alone.
 

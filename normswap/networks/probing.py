@@ -58,6 +58,11 @@ def is_stepped(norm: nn.Module, shape: tuple[int, ...]) -> bool:
     return not _is_exact(norm) and len(shape) > 3 and shape[1] != channels and shape[2] == channels
 
 
+def as_samples(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape (T·N, C, *) of (T, N, C, *)."""
+    return (shape[0] * shape[1], *shape[2:])
+
+
 def _is_exact(norm: nn.Module) -> bool:
     return type(norm) in EXACT and "forward" not in vars(norm)
 
@@ -82,7 +87,7 @@ def departure(
         return ""
     stepped = shape is not None and is_stepped(norm, shape)
     if shape is not None and stepped:
-        shape = (shape[0] * shape[1], *shape[2:])
+        shape = as_samples(shape)
     elif shape is not None and (len(shape) < 2 or shape[1] != parts.num_channels):
         return (
             f"its input {shape} does not have its {parts.num_channels} channels on axis 1, where GroupNorm takes them: "

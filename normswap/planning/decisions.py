@@ -13,7 +13,7 @@ from normswap.layers.convs import WeightStandardized, ws_class
 from normswap.layers.standardization import EPS
 from normswap.networks.inputs import describe
 from normswap.networks.network import Network
-from normswap.networks.probing import departure, is_stepped
+from normswap.networks.probing import as_samples, departure, is_stepped
 from normswap.networks.recognition import (
     NormParts,
     carried_modules,
@@ -147,7 +147,7 @@ def _plan_norm(
     shape = facts.shape if facts else None
     stepped = shape is not None and is_stepped(norm, shape)
     if shape is not None and stepped:
-        shape = (shape[0] * shape[1], *shape[2:])
+        shape = as_samples(shape)
     base = NormEntry(
         name,
         type(norm).__name__,
