@@ -18,7 +18,6 @@ from normswap.errors import AlreadyConverted, CheckFailed, InvalidOption, NeedsE
 from normswap.networks.copying import copy_model, in_mode, meta_copy
 from normswap.networks.garbage import collecting_later
 from normswap.networks.network import Network
-from normswap.networks.probing import TURN
 from normswap.networks.recognition import refuse_strays
 from normswap.networks.sharing import large_parameters, sparing
 from normswap.networks.surroundings import Surroundings, undisturbed
@@ -345,7 +344,7 @@ def nothing_to_convert(kind: str, plan: Plan, functional_norms: Sequence[str] = 
             f"all {count} norms of {kind} are {left} ({where}: {first.reason}); change include= or exclude="
         )
     first = next(entry for entry in plan.norms if not entry.by_user)
-    teach = "" if first.reason.endswith(TURN) else f"; {TEACH}"
+    teach = "" if first.is_turned else f"; {TEACH}"
     return NothingToConvert(
         f"all {count} norms of {kind} are left alone ({first.name or 'the network'}: {first.reason}){teach}"
     )

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 
 from normswap.conversion.checks import Check, Checks
 from normswap.networks.network import Network
-from normswap.networks.probing import TURN
 from normswap.networks.references import strays
 from normswap.planning.choices import Action
+from normswap.planning.entry import NormEntry
 from normswap.planning.plan import Plan
 from normswap.tracing.facts import Trace
 from normswap.tracing.recorder import Shapes
@@ -18,9 +18,9 @@ TEACH, LEAVE = "or teach it with normswap.register_norm", "or leave it alone wit
 """Ways on with a norm that is not shown to be BatchNorm."""
 
 
-def way_on(reason: str) -> str:
-    """Return what else helps with a norm that stays for a reason."""
-    return LEAVE if reason.endswith(TURN) else f"{TEACH}, {LEAVE}"
+def way_on(entry: NormEntry) -> str:
+    """Return what else helps with a norm that stays, besides what its reason says."""
+    return LEAVE if entry.is_turned else f"{TEACH}, {LEAVE}"
 
 
 def structural_checks(converted: Network, plan: Plan, after: Trace, before: Trace | None) -> Checks:
@@ -93,7 +93,7 @@ def _no_batch_norm(converted: Network, plan: Plan, after: Trace) -> Check:
     left += [f"{where or 'the model'} (calls batch_norm)" for where in after.functional_norms]
     if left:
         stayed = next((entry for entry in plan.norms if entry.name == left[0] and not entry.changes), None)
-        why = "" if stayed is None else f"; {stayed.name}: {stayed.reason}; {way_on(stayed.reason)}"
+        why = "" if stayed is None else f"; {stayed.name}: {stayed.reason}; {way_on(stayed)}"
         return Check(name, False, f"{len(left)} left: {', '.join(left[:3])}{why}")
     done = sum(entry.converts for entry in plan.norms)
     kept_frozen = [entry.by_user for entry in plan.norms if entry.action is Action.FREEZE]

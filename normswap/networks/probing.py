@@ -43,9 +43,6 @@ FRAMEWORK = frozenset(vars(nn.Module()))
 STATISTICS = ("running_mean", "running_var")
 """Buffers that a pass changes as BatchNorm does."""
 
-TURN = "turn the axes in the forward that calls it"
-"""Ends the reason for which a norm stays whose channels are on another axis: nothing could be taught about it."""
-
 FAILS = "it does not run by itself"
 
 
@@ -91,7 +88,7 @@ def departure(
     elif shape is not None and (len(shape) < 2 or shape[1] != parts.num_channels):
         return (
             f"its input {shape} does not have its {parts.num_channels} channels on axis 1, where GroupNorm takes them: "
-            f"{TURN}"
+            "turn the axes in the forward that calls it"
         )
     if _runs_elsewhere(norm):
         return "its forward was replaced by a function that no copy of it can run; make that a class of its own"

@@ -109,6 +109,11 @@ class NormEntry(Entry):
     then: tuple[str, ...] = field(default=(), metadata=ruled(texts))
 
     @property
+    def is_turned(self) -> bool:
+        """Whether its input has the channels on another axis than 1, where GroupNorm takes them."""
+        return self.shape is not None and self.shape[1:2] != (self.channels,)
+
+    @property
     def flaw(self) -> str:
         """What keeps the entry from being applied, else empty."""
         if self.action is Action.STANDARDIZE:
