@@ -209,26 +209,49 @@ def equalize(
         least = torch.where(better, error, least)
         best = torch.where(groups.by_group(better), t, best)
 
-    sign, logs = balanced(groups.centred, alternating(groups.ratio)), torch.zeros_like(ones)
+    sign = balanced(groups.centred, alternating(groups.ratio))
     for part in (steps * 2 // 5, steps - steps * 2 // 5) if bound > 0 else ():
-        first, second = torch.zeros_like(logs), torch.zeros_like(logs)
-        for step in range(part):
-            bent = torch.tanh(logs / bound)
-            t = sign * torch.exp(bound * bent)
+        descent = Descent(best.abs().log(), bound, part)
+        for _ in range(part):
+            t = sign * descent.value.exp()
             error, slope = groups.slope(t, shrink)
             keep(t, error)
-            slope = slope / groups.by_group(error.clamp_min(1e-30)) * (1 - bent.square())
-            first, second = 0.9 * first + 0.1 * slope, 0.99 * second + 0.01 * slope.square()
-            step_size = RATE * (1 + math.cos(math.pi * step / part)) / 2
-            direction = (first / (1 - 0.9 ** (step + 1))) / ((second / (1 - 0.99 ** (step + 1))).sqrt() + 1e-12)
-            logs = logs - step_size * direction
-        t = sign * torch.exp(bound * torch.tanh(logs / bound))
+            descent.step(slope / groups.by_group(error.clamp_min(1e-30)))
+        t = sign * descent.value.exp()
         keep(t, groups.error(t, shrink))
         sign = balanced(groups.centred * best.abs().transpose(1, 2), best.sign())
-        logs = (best.abs().log() / bound).clamp(-0.99, 0.99).atanh() * bound
     t = sign * best.abs()
     keep(t, groups.error(t, shrink))
     return groups.together(best), least.clamp_min(0).sqrt()
+
+
+class Descent:
+    """Steps of Adam on numbers that stay within a bound, as ``bound·tanh(x/bound)``; the rate falls along a cosine.
+
+    Attributes:
+        value: The numbers as they stand.
+    """
+
+    def __init__(self, start: Tensor, bound: float, steps: int) -> None:
+        """Start from numbers, of which the largest are drawn a little away from the bound."""
+        self._bound, self._steps, self._count = bound, steps, 0
+        self._inner = (start / bound).clamp(-0.99, 0.99).atanh() * bound
+        self._first, self._second = torch.zeros_like(start), torch.zeros_like(start)
+        self.value = self._bent()
+
+    def step(self, slope: Tensor) -> None:
+        """Go one step down a slope."""
+        slope = slope * (1 - (self.value / self._bound).square())
+        self._first = 0.9 * self._first + 0.1 * slope
+        self._second = 0.99 * self._second + 0.01 * slope.square()
+        rate = RATE * (1 + math.cos(math.pi * self._count / self._steps)) / 2
+        self._count += 1
+        first, second = self._first / (1 - 0.9**self._count), self._second / (1 - 0.99**self._count)
+        self._inner = self._inner - rate * first / (second.sqrt() + 1e-12)
+        self.value = self._bent()
+
+    def _bent(self) -> Tensor:
+        return self._bound * torch.tanh(self._inner / self._bound)
 
 
 def alternating(like: Tensor) -> Tensor:

@@ -4,14 +4,13 @@ The error is that of `normswap.layers.equalization`, summed over the norms; a sc
 channel whose filter stays keeps ``t = σ``, which s = 1 gives.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from normswap.layers.equalization import BOUND, RATE, STEPS, Moments, alternating
+from normswap.layers.equalization import BOUND, STEPS, Descent, Moments, alternating
 
 FIXED = -1
 """Index of channels whose filters stay."""
@@ -44,7 +43,7 @@ class Reader:
         return (self.unit * self.of_channels(scales)).unsqueeze(0)
 
 
-@torch.enable_grad()
+@torch.no_grad()
 def equalize_jointly(readers: Sequence[Reader], count: int, *, bound: float = BOUND, steps: int = STEPS) -> Tensor:
     """Return (count,) scales, not 0, with which the norms' errors are together no larger than with s = 1.
 
@@ -57,21 +56,30 @@ def equalize_jointly(readers: Sequence[Reader], count: int, *, bound: float = BO
         steps: Steps of Adam.
     """
     groups = [reader.moments.of_groups(reader.num_groups, important=True) for reader in readers]
+    places = [torch.where(reader.index < 0, count, reader.index) for reader in readers]
 
     def total(scales: Tensor) -> Tensor:
-        return torch.stack(
-            [
-                own.error(reader.t(scales).reshape(own.ratio.shape), reader.shrink).sum()
-                for reader, own in zip(readers, groups, strict=True)
-            ]
-        ).sum()
+        errors = [
+            own.error(reader.t(scales).reshape(own.ratio.shape), reader.shrink).sum()
+            for reader, own in zip(readers, groups, strict=True)
+        ]
+        return torch.stack(errors).sum()
+
+    def slope(scales: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the error, and the derivative of its logarithm by log|s|."""
+        error, slopes = scales.new_zeros(()), scales.new_zeros(count + 1)
+        for reader, own, at in zip(readers, groups, places, strict=True):
+            error_of_one, slope_of_one = own.slope(reader.t(scales).reshape(own.ratio.shape), reader.shrink)
+            error = error + error_of_one.sum()
+            slopes.index_add_(0, at, slope_of_one.flatten())
+        return error, slopes[:-1] / error.clamp_min(1e-30)
 
     def balanced_signs(scales: Tensor) -> Tensor:
         gram = scales.new_zeros(count + 1, count + 1)
-        for reader, own in zip(readers, groups, strict=True):
+        for reader, own, at in zip(readers, groups, places, strict=True):
             values = own.centred * reader.t(scales.abs()).reshape(own.ratio.shape).transpose(1, 2)
             products = values.transpose(1, 2) @ values
-            at = torch.where(reader.index < 0, count, reader.index).view(own.groups, own.size)
+            at = at.view(own.groups, own.size)
             share = products / products.diagonal(dim1=1, dim2=2).sum().clamp_min(1e-30)
             gram.index_put_((at.unsqueeze(2), at.unsqueeze(1)), share, accumulate=True)
         return _flipped(gram, torch.cat([scales.sign(), scales.new_ones(1)]))[:-1]
@@ -82,25 +90,22 @@ def equalize_jointly(readers: Sequence[Reader], count: int, *, bound: float = BO
     def keep(scales: Tensor, error: Tensor) -> None:
         nonlocal best, least
         if bool(error < least):
-            best, least = scales.detach().clone(), error.detach()
+            best, least = scales, error
 
     sign = balanced_signs(alternating(centre.unsqueeze(-1)).squeeze(-1) * centre.exp())
-    logs = torch.zeros_like(centre)
+    start = torch.zeros_like(centre)
     for part in (steps * 2 // 5, steps - steps * 2 // 5):
-        logs.requires_grad_()
-        adam = torch.optim.Adam([logs], lr=RATE, betas=(0.9, 0.99), eps=1e-12)
-        for step in range(part):
-            scales = sign * (centre + bound * torch.tanh(logs / bound)).exp()
-            error = total(scales)
+        descent = Descent(start, bound, part)
+        for _ in range(part):
+            scales = sign * (centre + descent.value).exp()
+            error, down = slope(scales)
             keep(scales, error)
-            (logs.grad,) = torch.autograd.grad(error.clamp_min(1e-30).log(), logs)
-            adam.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * step / part)) / 2
-            adam.step()
-        scales = (sign * (centre + bound * torch.tanh(logs / bound)).exp()).detach()
+            descent.step(down)
+        scales = sign * (centre + descent.value).exp()
         keep(scales, total(scales))
         sign = balanced_signs(best)
         keep(sign * best.abs(), total(sign * best.abs()))
-        logs = ((best.abs().log() - centre) / bound).clamp(-0.99, 0.99).atanh().detach() * bound
+        start = best.abs().log() - centre
     return best
 
 
