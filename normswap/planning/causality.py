@@ -21,6 +21,9 @@ from normswap.tracing.facts import Trace
 PADS = frozenset(["constant_pad_nd", "cat"])
 """Operators by which causal layers see nothing but what came before, a cache of it included."""
 
+SHORTER = (1, 2, 3)
+"""Positions that are left off: layers with strides up to 4 then meet their own padding."""
+
 MOST = 2**20
 """Values of an input beyond which it is not run."""
 
@@ -31,8 +34,9 @@ TOLERANCE = 1e-5
 def causal_norms(network: Network, trace: Trace, names: Iterable[str]) -> list[str]:
     """Return the norms whose input depends, along one axis, on what came before and not on what comes later.
 
-    A copy of the unconverted network runs on random values three times: as they are, with others in the later half of
-    an axis, and with others in the earlier half. Norms at which every position stands alone are not among them.
+    A copy of the unconverted network runs on random values: as they are, with others in the later half of an axis, with
+    others in the earlier half, and without the last few. Norms at which every position stands alone are not among them,
+    nor are those behind strided layers with padding on both sides, which at some sizes do not meet the later one.
 
     Args:
         network: The unconverted network.
@@ -57,7 +61,12 @@ def causal_norms(network: Network, trace: Trace, names: Iterable[str]) -> list[s
                         _inputs(network, names, _changed(example, axis, main.shape[axis], later=part))
                         for part in (True, False)
                     )
-                    found |= dict.fromkeys(_causal(before, later, earlier))
+                    causal = list(_causal(before, later, earlier))
+                    for less in SHORTER if causal else ():
+                        shorter = _shortened(example, axis, main.shape[axis], less)
+                        cut = _inputs(network, causal, shorter, to_the_end=False)
+                        causal = [name for name in causal if name not in cut or _begins(before[name], cut[name])]
+                    found |= dict.fromkeys(causal)
         except (Exception, SystemExit):  # whatever the network's own code does with them
             return []
     return [name for name in names if name in found]
@@ -70,8 +79,8 @@ def _may_be_causal(trace: Trace, names: list[str]) -> bool:
     return any(node.name in PADS for graph in trace.graphs for node in graph.nodes)
 
 
-def _inputs(network: Network, names: list[str], example: Any) -> dict[str, Tensor]:
-    """Return what norms read, by name, of their first call."""
+def _inputs(network: Network, names: list[str], example: Any, *, to_the_end: bool = True) -> dict[str, Tensor]:
+    """Return what norms read, by name, of their first call; of a pass that need not reach the end, those before it."""
     copy = Network(in_mode(copy_model(network.model), False))
     seen: dict[str, Tensor] = {}
 
@@ -80,7 +89,11 @@ def _inputs(network: Network, names: list[str], example: Any) -> dict[str, Tenso
 
     torch.manual_seed(0)
     with watching({name: copy.slots[name] for name in names}, look):
-        call(copy.model, fresh(example))
+        try:
+            call(copy.model, fresh(example))
+        except Exception:  # of a network that is made for inputs of one size
+            if to_the_end:
+                raise
     return seen
 
 
@@ -98,6 +111,24 @@ def _changed(example: Any, axis: int, size: int, *, later: bool) -> Any:
         return changed
 
     return tree_map_only(Tensor, other, example)
+
+
+def _shortened(example: Any, axis: int, size: int, less: int) -> Any:
+    """Return the example without the last positions of an axis of the tensors that have it."""
+
+    def cut(tensor: Tensor) -> Tensor:
+        has_it = tensor.ndim > axis and tensor.shape[axis] == size
+        return tensor.narrow(axis, 0, size - less) if has_it else tensor
+
+    return tree_map_only(Tensor, cut, example)
+
+
+def _begins(whole: Tensor, part: Tensor) -> bool:
+    """Tell whether one input of a norm begins with another, of fewer positions."""
+    if part.ndim != whole.ndim or any(size > most for size, most in zip(part.shape, whole.shape, strict=True)):
+        return False
+    start = whole[tuple(slice(size) for size in part.shape)]
+    return float((start - part).abs().amax()) <= TOLERANCE * float(whole.abs().amax())
 
 
 def _causal(before: Mapping[str, Tensor], later: Mapping[str, Tensor], earlier: Mapping[str, Tensor]) -> Iterator[str]:

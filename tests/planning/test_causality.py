@@ -56,6 +56,29 @@ class Points(nn.Module):
         return F.relu(self.bn1(self.a(x)))
 
 
+class Pyramid(nn.Module):
+    """A stem of strides, whose later padding no output meets at even sizes, and maps put beside each other."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        conv, norm = (nn.Conv1d, nn.BatchNorm1d) if rank == 1 else (nn.Conv2d, nn.BatchNorm2d)
+        self.a, self.bn1 = conv(4, CHANNELS, 3, 2, padding=1), norm(CHANNELS)
+        self.b, self.bn2 = conv(CHANNELS, CHANNELS, 3, 2, padding=1), norm(CHANNELS)
+        self.c, self.bn3 = conv(2 * CHANNELS, CHANNELS, 1), norm(CHANNELS)
+        self.d, self.bn4 = conv(CHANNELS, CHANNELS, 3, padding=1), norm(CHANNELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn2(self.b(F.relu(self.bn1(self.a(x))))))
+        return self.bn4(self.d(F.relu(self.bn3(self.c(torch.cat([y, -y], 1))))))  # type: ignore[no-any-return]
+
+
+class Sized(Pyramid):
+    """The same for inputs of 24 positions alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).reshape(len(x), CHANNELS, 6)
+
+
 def same(rank: int) -> nn.Module:
     conv, norm = (nn.Conv1d, nn.BatchNorm1d) if rank == 1 else (nn.Conv2d, nn.BatchNorm2d)
     return nn.Sequential(conv(4, CHANNELS, 3, padding=1), norm(CHANNELS), conv(CHANNELS, 8, 3, padding=1), norm(8))
@@ -69,6 +92,9 @@ NETWORKS: dict[str, tuple[nn.Module, Tensor, int]] = {
     "one step ahead": (Causal(ahead=1), X, 0),
     "padded on both sides": (same(1), X, 0),
     "image": (same(2), torch.randn(2, 4, 12, 12), 0),
+    "strided stem": (Pyramid(1), X, 0),
+    "strided stem of one size": (Sized(1), X, 0),
+    "strided stem of an image": (Pyramid(2), torch.randn(2, 4, 16, 16), 0),
     "spectrogram": (Frames(), SPECTROGRAM, 2),
     "points": (Points(), torch.randn(2, 3, 24), 0),
 }
