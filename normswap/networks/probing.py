@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Collection, Hashable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -234,6 +235,8 @@ def _compared(
     mode, device = "train" if training else "eval", x.device
     parts = norm_parts(in_mode(twin, training))
     running = None if parts.mean is None or parts.var is None else (parts.mean.clone(), parts.var.clone())
+    weight, bias = (None if own is None else own.detach().clone() for own in (parts.weight, parts.bias))
+    held = replace(parts, weight=weight, bias=bias)  # the pass may write to the norm's own
     state = RandomState.now(device)
     x = x.detach().requires_grad_(attached)
     try:
@@ -251,7 +254,7 @@ def _compared(
         if drew:
             state.restore()
         with torch.set_grad_enabled(attached):
-            expected, bound = _batch_norm(parts, x, statistics)
+            expected, bound = _batch_norm(held, x, statistics)
             for module in _modules_after(twin, parts, then, training=training):
                 expected = module(expected)
         if drew and not RandomState.now(device).equals(drawn):

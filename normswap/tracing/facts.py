@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, reduce
 from operator import or_
 from typing import Any
@@ -59,6 +59,15 @@ class NormFacts:
     slices: tuple[Slice, ...] = ()
     reads: tuple[tuple[str, str], ...] = ()
     asked: tuple[str, ...] = ()
+
+    def merged(self, other: "NormFacts") -> "NormFacts":
+        """Return this with what a pass in another mode adds: who else reads it, and a smaller input to fit."""
+        return replace(
+            self,
+            shape=min(self.shape, other.shape, key=_positions),
+            reads=tuple(sorted({*self.reads, *other.reads})),
+            asked=tuple(sorted({*self.asked, *other.asked})),
+        )
 
 
 @dataclass(frozen=True)
@@ -184,13 +193,17 @@ def norm_facts(recorder: Recorder) -> Iterator[tuple[str, NormFacts]]:
         parents = sum(len(graph.nodes[index].parents) for index in indices)
         fed_by = tuple(graph.nodes[index] for index in reach.ends)
         steps = tuple(recorder.norm_steps.get(name, ()))
-        smallest = min(recorder.norm_inputs[name], key=lambda shape: math.prod(shape[2:]))
+        smallest = min(recorder.norm_inputs[name], key=_positions)
         direct = parents == len(indices) and len(fed_by) == 1 and not reach.via
         calls = [graph.nodes[index].parents for index in indices]
         seen = {_named(graph, slices.get(call[0], ())) if len(call) == 1 else () for call in calls}
         parts = seen.pop() if len(seen) == 1 else ()
         own, asked = tuple(reads.get(name, ())), tuple(sorted(recorder.norm_asked.get(name, ())))
         yield name, NormFacts(smallest, fed_by, reach.more, reach.kinds, reach.via, steps, direct, parts, own, asked)
+
+
+def _positions(shape: tuple[int, ...]) -> int:
+    return math.prod(shape[2:])
 
 
 def _named(graph: Graph, slices: tuple[tuple[int, int], ...]) -> tuple[Slice, ...]:

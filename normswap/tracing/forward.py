@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,13 @@ from normswap.networks.recognition import norm_parts
 from normswap.networks.surroundings import Surroundings
 from normswap.tracing.candidates import candidates
 from normswap.tracing.dispatch import Dispatch, Endless
-from normswap.tracing.facts import LayerFacts, Trace, layer_facts, norm_facts
+from normswap.tracing.facts import LayerFacts, NormFacts, Trace, layer_facts, norm_facts
 from normswap.tracing.fitted_size import fitted
 from normswap.tracing.modes import branches_on_mode
 from normswap.tracing.recorder import Recorder
+
+Facts = TypeVar("Facts", NormFacts, LayerFacts)
+"""What a pass shows of one layer."""
 
 MORE_TRIES = 4
 """Example inputs that are tried for a pass without an error once one has reached every norm before its error."""
@@ -134,15 +137,11 @@ def _with_training_pass(
     if not missing and not branches:
         return first
     second = _run(model, example_input, around, training=True, data=first.with_data, edges=edges)
-    if second.left_out(missing) == missing:
-        if not branches or second.stopped_by is not None:
-            return first
-        convs = {name: facts.merged(second.convs.get(name, facts)) for name, facts in first.convs.items()}
-        linears = {name: facts.merged(second.linears.get(name, facts)) for name, facts in first.linears.items()}
-        return replace(first, convs=convs, linears=linears)
+    if second.left_out(missing) == missing and (not branches or second.stopped_by is not None):
+        return first
     return replace(
         first,
-        norms=second.norms | first.norms,
+        norms=_merged(first.norms, second.norms),
         convs=_merged(first.convs, second.convs),
         linears=_merged(first.linears, second.linears),
         shapes=second.shapes | first.shapes,
@@ -151,7 +150,7 @@ def _with_training_pass(
     )
 
 
-def _merged(first: dict[str, LayerFacts], second: dict[str, LayerFacts]) -> dict[str, LayerFacts]:
+def _merged(first: dict[str, Facts], second: dict[str, Facts]) -> dict[str, Facts]:
     shared = {name: facts.merged(second[name]) for name, facts in first.items() if name in second}
     return second | first | shared
 
