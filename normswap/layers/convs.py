@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from normswap.errors import UnsupportedModel
-from normswap.layers.keeping import forget, kept_kernel
+from normswap.layers.keeping import forget, is_transformed, kept_kernel
 from normswap.layers.merging import Seen
 from normswap.layers.standardization import EPS, by_filter, filters, gain_and_offset, kernel, standardize
 
@@ -145,8 +145,11 @@ class WeightStandardized(nn.Module):
         return "weight" not in self._parameters
 
     def standardized_weight(self) -> Tensor:
-        """Return the kernel the convolution uses, of the shape of ``weight``; within `given` the one given there."""
-        if torch.compiler.is_compiling():
+        """Return the kernel the convolution uses, of the shape of ``weight``; within `given` the one given there.
+
+        Code that is compiled, or transformed by ``torch.func``, standardizes for itself.
+        """
+        if torch.compiler.is_compiling() or is_transformed():
             return self.fresh_kernel()
         if (weight := self._proxy()) is not None:
             return _whole_kernel(cast(Tensor, weight), self.ws_gain, self.ws_offset, self.ws_eps, **self._layout())

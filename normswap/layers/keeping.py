@@ -73,12 +73,17 @@ def kept_kernel(conv: "WeightStandardized") -> Tensor | None:
         return None
     if is_in_torch_dispatch_mode() or torch.jit._trace.is_tracing():
         return None
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if is_transformed():
         return None
     kept = KEPT.get(conv)
     if kept is None or not kept.holds(conv, tensors):
         KEPT[conv] = kept = Kept.of(conv, tensors)
     return kept.kernel
+
+
+def is_transformed() -> bool:
+    """Tell whether a function of ``torch.func`` transforms the pass: vmap, grad, jvp."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def forget(conv: nn.Module) -> None:
