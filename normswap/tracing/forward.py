@@ -85,7 +85,10 @@ def trace(
     for value, data, enough in _tries(model, values, made_up=made_up, with_data=with_data):
         if stopped and enough:
             break
-        found = replace(_run(model, value, around, training=False, data=data, edges=edges), made_up=made_up)
+        found = _run(model, value, around, training=False, data=data, edges=edges)
+        if edges and (found.stopped_by is None or not made_up) and (missed := found.left_out(network.norms)):
+            found = _by_classes(model, value, around, found, missed)
+        found = replace(found, made_up=made_up)
         if made_up and _misfits(network, found):
             misfit = misfit or (value, found)
             failures.append(f"{_describe(value)}: {found.stopped_by or 'a norm met another number of channels'}")
@@ -106,6 +109,14 @@ def trace(
     raise NeedsExampleInput(
         f"no forward pass of {network.kind} ran ({tried}); pass {another}example_input=, or --input"
     )
+
+
+def _by_classes(
+    model: nn.Module, example_input: Any, around: Surroundings, first: Trace, missed: Collection[str]
+) -> Trace:
+    """Return a pass that runs more norms once they are of their very classes, as code may ask; else the first."""
+    second = _run(model, example_input, around, training=False, data=first.with_data, edges=True, watched=False)
+    return first if second.left_out(missed) == missed else second
 
 
 def _misfits(network: Network, found: Trace) -> bool:
@@ -156,13 +167,20 @@ def _merged(first: dict[str, Facts], second: dict[str, Facts]) -> dict[str, Fact
 
 
 def _run(
-    model: nn.Module, example_input: Any, around: Surroundings, *, training: bool, data: bool, edges: bool
+    model: nn.Module,
+    example_input: Any,
+    around: Surroundings,
+    *,
+    training: bool,
+    data: bool,
+    edges: bool,
+    watched: bool = True,
 ) -> Trace:
     copy = Network(copy_model(model) if data else meta_copy(model))
     in_mode(copy.model, training)
     device = next((t.device for t in copy.model.parameters()), torch.device("cpu")) if data else torch.device("meta")
     had_data = not any(p.is_meta for p in model.parameters())
-    recorder, stopped_by = Recorder(copy, edges=edges, without_data=had_data and not data), None
+    recorder, stopped_by = Recorder(copy, edges=edges, watched=watched, without_data=had_data and not data), None
     with ExitStack() as stack:
         stack.enter_context(around.undisturbed())
         stack.enter_context(_deeper_calls())

@@ -126,8 +126,17 @@ def test_a_network_that_asks_what_only_batch_norm_has(
     assert type(converted.last) is nn.GroupNorm
 
 
-def test_a_network_that_goes_another_way_by_class() -> None:
-    forward = lambda s, x: s.bn(s.conv(x)) if isinstance(s.bn, nn.BatchNorm2d) else s.conv(x)  # noqa: E731
+CLASSES: dict[str, Callable[[nn.Module], bool]] = {
+    "instance": lambda bn: isinstance(bn, nn.BatchNorm2d),
+    "very class": lambda bn: type(bn) is nn.BatchNorm2d,
+    "one of several": lambda bn: bn.__class__ in (nn.BatchNorm1d, nn.BatchNorm2d),
+    "key": lambda bn: type(bn) in {nn.BatchNorm2d: None},
+}
+
+
+@pytest.mark.parametrize("knows", CLASSES.values(), ids=CLASSES)
+def test_a_network_that_goes_another_way_by_class(knows: Callable[[nn.Module], bool]) -> None:
+    forward = lambda s, x: s.bn(s.conv(x)) if knows(s.bn) else s.conv(x)  # noqa: E731
     model = type("Asks", (Net,), {"forward": forward})(conv=conv(), bn=nn.BatchNorm2d(8))
     says = (
         r"bn ran before and does not any more \(the forward pass goes another way.*leave that layer alone with exclude="
