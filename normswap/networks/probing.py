@@ -241,13 +241,16 @@ def _compared(
     x = x.detach().requires_grad_(attached)
     try:
         with torch.set_grad_enabled(attached):
-            output = _in_steps(twin, x.clone()) if stepped else twin(x.clone())
+            given = x.clone()
+            output = _in_steps(twin, given) if stepped else twin(given)
     except Exception as error:  # whatever the user's own code does
         return f"{FAILS} on {tuple(x.shape)} in {mode} mode ({described(error)})"
     drawn = RandomState.now(device)
     if not isinstance(output, Tensor) or output.shape != x.shape:
         what = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         return f"in {mode} mode it returns {what} for an input {tuple(x.shape)}"
+    if not torch.equal(given, x):
+        return f"in {mode} mode it writes to its input, which may be read once more; have it return a new tensor"
     departures = []
     drew = not drawn.equals(state)
     for statistics in (None, running) if training and running else (running,):
