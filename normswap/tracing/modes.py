@@ -40,6 +40,21 @@ def codes(code: CodeType) -> Iterator[CodeType]:
             yield from codes(constant)
 
 
+@lru_cache(maxsize=1024)
+def words(kind: Any, method: str = "forward") -> frozenset[str]:
+    """Return the names and strings in a method of a class, and in those methods of it that these name."""
+    found, ahead = set[str](), [method]
+    own = [cls for cls in kind.__mro__ if cls is not nn.Module and issubclass(cls, nn.Module)]
+    methods: dict[str, Any] = {name: value for cls in reversed(own) for name, value in vars(cls).items()}
+    while ahead:
+        own_method = methods.pop(ahead.pop(), None)
+        function = inspect.unwrap(own_method) if callable(own_method) else None
+        for code in codes(function.__code__) if inspect.isfunction(function) else ():
+            found.update(code.co_names, (text for text in code.co_consts if isinstance(text, str)))
+        ahead = [name for name in found if name in methods]
+    return frozenset(found)
+
+
 def _reads_to_decide(code: CodeType) -> bool:
     if "training" not in code.co_names:
         return False
