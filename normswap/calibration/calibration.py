@@ -24,7 +24,7 @@ from normswap.networks.inputs import call, fresh, rebuild
 from normswap.networks.network import Network
 from normswap.networks.processes import processes, summed
 from normswap.networks.surroundings import undisturbed
-from normswap.networks.validation import unwrap
+from normswap.networks.validation import must_have_data, unwrap
 from normswap.planning.choices import Action, Affine
 from normswap.planning.measuring import first_batches
 from normswap.planning.plan import Plan
@@ -100,7 +100,7 @@ def calibrate(
         InvalidOption: `steps` is no count, `batches` are none, or a generator is to be gone through several times.
         PlanMismatch: The networks do not belong together.
         CalibrationFailed: There are too few images, they are none that the network takes, or no outputs to compare.
-        UnsupportedModel: A network cannot be copied.
+        UnsupportedModel: A network cannot be copied, or has no data.
     """
     result = calibration(
         converted,
@@ -143,6 +143,8 @@ def calibration(
         raise InvalidOption("steps= goes through the batches many times; pass a list or a DataLoader, no generator")
     plan = plan_of(converted)
     must_fit(Network(unwrap(original)), plan)
+    for model in (converted, original):
+        must_have_data(unwrap(model))
     student, teacher = _working_copy(unwrap(converted)), _working_copy(unwrap(original))
     like = next(student.model.parameters())
     with undisturbed(unwrap(converted)), undisturbed(unwrap(original)), torch.random.fork_rng():
