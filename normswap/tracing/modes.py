@@ -10,19 +10,21 @@ from typing import Any
 
 from torch import nn
 
-from normswap.networks.recognition import is_batch_norm
+from normswap.networks.recognition import has_kernel, is_batch_norm
 
 _DECIDES = ("POP_JUMP", "JUMP_IF", "TO_BOOL", "UNARY_NOT", "COPY", "STORE", "COMPARE", "IS_OP", "RETURN")
 """Instructions after which a flag has been more than handed on to a function such as dropout."""
 
 
 def branches_on_mode(model: nn.Module) -> bool:
-    """Tell whether a module with children, of a class outside torch, decides anything by its flag ``training``.
+    """Tell whether a module with children or a kernel, of a class outside torch, decides anything by ``training``.
 
-    A module without children sees the outputs of no layer but what it is given, and returns.
+    Another one sees the outputs of no layer but what it is given, and returns.
     """
-    containers = (module for module in model.modules() if module._modules and not is_batch_norm(module))
-    return any(_decides(type(module)) for module in containers)  # type: ignore[arg-type]
+    own = (
+        module for module in model.modules() if (module._modules or has_kernel(module)) and not is_batch_norm(module)
+    )
+    return any(_decides(type(module)) for module in own)  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=1024)

@@ -142,6 +142,20 @@ def test_what_leaves_in_train_mode_alone() -> None:
     assert conv_of(Training(nothing, through(nothing)).eval()).reason == "its output leaves the network"
 
 
+class Penalized(nn.Conv2d):
+    """Keeps a penalty on its weight in train mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.penalty = self.weight.abs().sum()
+        return super().forward(x)
+
+
+def test_a_convolution_that_reads_its_weight_in_train_mode_alone_stays_plain() -> None:
+    entry = conv_of(nn.Sequential(Penalized(3, 16, 3), nn.BatchNorm2d(16)).eval())
+    assert (entry.changes, entry.reason) == (False, "its weight is also read by abs")
+
+
 IN_TRAINING: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "a penalty": (lambda net, x: setattr(net, "loss", net.bn.weight.abs().sum()), "its weight is also read by abs"),
     "a constraint": (lambda net, x: net.bn.weight.data.clamp_(0, 1), "its weight is also read by clamp"),
