@@ -22,6 +22,7 @@ def laden() -> Direct:
     norm.register_buffer("mask", torch.arange(8.0))
     norm.register_buffer("hidden", torch.ones(1), persistent=False)
     norm.register_parameter("extra", nn.Parameter(torch.full((3,), 2.0)))
+    norm.gauge = nn.Linear(2, 2)
     norm.lr_scale, norm.tags = 0.1, {"stage": 1}  # type: ignore[assignment]
     norm._register_state_dict_hook(lambda m, state, prefix, _: state.update({f"{prefix}version": torch.ones(1)}))
     return model  # type: ignore[return-value]
@@ -41,7 +42,8 @@ def test_extras_are_carried(inplace: bool) -> None:
         [2] * 3,
     )
     assert (new.mask is mask, new.extra is norm.extra) == (inplace, inplace)
-    assert set(result.state_dict()) >= {"bn.mask", "bn.extra", "bn.version"}
+    assert set(result.state_dict()) >= {"bn.mask", "bn.extra", "bn.version", "bn.gauge.weight"}
+    assert torch.equal(new.gauge.weight, norm.gauge.weight)  # type: ignore[union-attr, arg-type]
     assert "bn.hidden" not in result.state_dict()
     assert not {"bn.running_mean", "bn.num_batches_tracked"} & set(result.state_dict())
     assert not hasattr(new, "momentum")
