@@ -107,7 +107,7 @@ def _marks(conv: "WeightStandardized", tensors: tuple[Tensor | None, ...]) -> tu
 def _places(shape: torch.Size, strides: tuple[int, ...]) -> Tensor:
     """Return places in memory such that every filter, every input channel and every position has one at least."""
     filters, channels, *sides = shape
-    along = torch.arange(max(filters, channels, math.prod(sides)))
+    along = torch.arange(max(filters, channels, math.prod(sides)), device="cpu")
     positions = torch.unravel_index(along % math.prod(sides), sides)
     index = along % filters, along % channels, *positions
     return torch.stack([part * stride for part, stride in zip(index, strides, strict=True)]).sum(0)

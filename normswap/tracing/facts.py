@@ -1,7 +1,7 @@
 """What a forward pass showed: for each norm what feeds it, for each convolution what reads it."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, reduce
 from operator import or_
@@ -62,12 +62,12 @@ class NormFacts:
 
     def merged(self, other: "NormFacts") -> "NormFacts":
         """Return this with what a pass in another mode adds: who else reads it, and a smaller input to fit."""
-        return replace(
-            self,
-            shape=min(self.shape, other.shape, key=_positions),
-            reads=tuple(sorted({*self.reads, *other.reads})),
-            asked=tuple(sorted({*self.asked, *other.asked})),
-        )
+        shape, reads = min(self.shape, other.shape, key=_positions), {*self.reads, *other.reads}
+        return replace(self, shape=shape, reads=tuple(sorted(reads))).asked_for(other.asked)
+
+    def asked_for(self, more: Iterable[str]) -> "NormFacts":
+        """Return this with other attributes that it was asked for."""
+        return replace(self, asked=tuple(sorted({*self.asked, *more})))
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,7 @@ class Trace:
         graphs: The passes themselves.
         stopped_by: The error that ended the pass after everything that counts had run; None where it ran to its end.
         made_up: Whether nobody gave the example.
+        asked: Attributes that code outside of each norm asked it for, whether the norm ran or not (`NormFacts.asked`).
     """
 
     norms: dict[str, NormFacts]
@@ -141,6 +142,7 @@ class Trace:
     graphs: tuple[Graph, ...] = field(default=(), repr=False)
     stopped_by: str | None = None
     made_up: bool = False
+    asked: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     @property
     def samples(self) -> Samples:

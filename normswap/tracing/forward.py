@@ -150,9 +150,10 @@ def _with_training_pass(
     second = _run(model, example_input, around, training=True, data=first.with_data, edges=edges)
     if second.left_out(missing) == missing and (not branches or second.stopped_by is not None):
         return first
+    norms = _merged(first.norms, second.norms)
     return replace(
         first,
-        norms=_merged(first.norms, second.norms),
+        norms={name: facts.asked_for(second.asked.get(name, ())) for name, facts in norms.items()},
         convs=_merged(first.convs, second.convs),
         linears=_merged(first.linears, second.linears),
         shapes=second.shapes | first.shapes,
@@ -213,6 +214,7 @@ def _run(
         functional_norms=tuple(sorted(recorder.functional_norms)),
         graphs=(recorder.graph,) if edges else (),
         stopped_by=stopped_by,
+        asked=recorder.norm_asked,
     )
 
 

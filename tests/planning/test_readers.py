@@ -169,6 +169,16 @@ def test_a_norm_that_is_read_in_train_mode_alone_is_left(run: Callable[[Any, Ten
         normswap.convert(InTraining(nothing, run).eval(), example_input=X)
 
 
+def test_a_norm_that_is_asked_in_train_mode_and_runs_in_eval_mode_is_left() -> None:
+    class Instead(Base):
+        def forward(self, x: Tensor) -> Any:
+            h = self.conv(x)
+            return h / self.bn.running_var.sqrt()[:, None, None] if self.training else self.bn(h)
+
+    with pytest.raises(normswap.NothingToConvert, match="bn: code outside of it asks for its running_var"):
+        normswap.convert(Instead(nothing, nothing).eval(), example_input=X)
+
+
 def test_groups_fit_what_a_norm_sees_in_train_mode_alone() -> None:
     net = InTraining(nothing, lambda net, x: net.bn(net.conv(x[..., :3, :3])))
     norm = normswap.inspect(net.eval(), example_input=X).norms[0]
