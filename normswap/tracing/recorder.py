@@ -128,7 +128,7 @@ class Recorder:
             self.graph.outputs.update(self._reads(tensor))
         if stopped or not self._on_meta:  # numpy has no operators
             self.parameters.note_reads("code outside of torch", self.parameters.unread.values())
-        for tensor in (*outputs, *outlive):
+        for tensor in (*outputs, *(t for t in outlive if not self.parameters.is_own(t))):
             self.parameters.note_reads("what leaves the network", self.parameters.sources([tensor]))
 
     def _held_elsewhere(self) -> list[Tensor]:

@@ -65,6 +65,43 @@ def test_an_average_follows_the_converted_network_as_it_did(noise: float, frozen
     )
 
 
+def test_a_fresh_network_and_its_average_stay_one_function() -> None:
+    torch.manual_seed(0)
+    model = Momentum(0.0, frozen=True).double().eval()
+    for name, norm in model.named_modules():
+        if name.endswith((".1", ".5")):
+            norm.reset_running_stats()  # type: ignore[operator]
+    converted = normswap.convert(model, example_input=X)
+    assert {entry.ws for entry in normswap.plan_of(converted).convs} == {"adaptive"}
+    assert converted.online(X).equal(converted.target(X))  # type: ignore[operator]
+
+
+class Following(Momentum):
+    """Takes a step of the average in its forward, as MoCo does."""
+
+    def __init__(self, *, past_torch: bool) -> None:
+        super().__init__(0.0, frozen=True)
+        self.past_torch = past_torch
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            for own, other in zip(self.target.parameters(), self.online.parameters(), strict=True):
+                if self.past_torch:
+                    own.data = own.data * 0.9 + other.data * 0.1
+                else:
+                    own.mul_(0.9).add_(other, alpha=0.1)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("past_torch", [False, True], ids=["in place", "data"])
+def test_an_average_that_the_forward_takes_is_no_reader(past_torch: bool) -> None:
+    torch.manual_seed(0)
+    plan = normswap.inspect(Following(past_torch=past_torch).double().eval(), example_input=X)
+    assert [(entry.name, entry.converts) for entry in plan.entries] == [
+        (f"{branch}.{place}", True) for branch in ("online", "target") for place in (0, 1, 5)
+    ]
+
+
 def test_layers_apart_are_no_copies() -> None:
     torch.manual_seed(0)
     layers: dict[str, nn.Module] = {str(index): nn.Conv2d(3, 16, 3) for index in range(20)}
