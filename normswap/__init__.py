@@ -1,5 +1,6 @@
 """Turn BatchNorm networks into GroupNorm + Weight Standardization networks that keep what they learned."""
 
+import random
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -132,7 +133,11 @@ if not TYPE_CHECKING:  # to whom every name would exist
         """Import a public name on first use, so that the command line's help needs no torch."""
         if name not in __all__:
             raise AttributeError(f"module 'normswap' has no attribute {name!r}")
-        value = getattr(import_module(f"normswap.{_HOME.get(name, 'errors')}"), name)
+        drawn = random.getstate()  # rich draws from Python's generator as it is imported
+        try:
+            value = getattr(import_module(f"normswap.{_HOME.get(name, 'errors')}"), name)
+        finally:
+            random.setstate(drawn)
         globals()[name] = value
         return value
 

@@ -26,6 +26,7 @@ from normswap.errors import ExportFailed, InvalidOption, NeedsExampleInput, firs
 from normswap.networks.copying import in_mode
 from normswap.networks.inputs import as_call, call, materialize, rebuild, tensors_in, two_samples
 from normswap.networks.network import Network
+from normswap.networks.validation import must_have_data, unwrap
 from normswap.tracing.forward import trace
 
 OPSETS = range(17, 24)
@@ -102,13 +103,14 @@ def export(
     Raises:
         InvalidOption: Unknown format or opset, or the extra ``onnx`` is not installed.
         PlanMismatch: The network was not converted by normswap.
-        UnsupportedModel: It cannot be copied.
+        UnsupportedModel: It cannot be copied, or has no data.
         NeedsExampleInput: The plan records none.
         ExportFailed: The network cannot be traced, the file computes something else, or the place cannot be written;
             nothing is.
     """
     must_be_exportable(Path(path), to, opset)
     plan, path = plan_of(model), Path(path)
+    must_have_data(unwrap(model))
     folded = in_mode(fold(model).cpu(), False)
     if example_input is None and plan.inputs is None:
         raise NeedsExampleInput("the plan records no example input: it held more than tensors; pass example_input=")

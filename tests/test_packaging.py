@@ -58,6 +58,29 @@ def test_types_reach_the_files_of_users(tmp_path: Path) -> None:
     assert 'Module has no attribute "convret"' in errors[2]
 
 
+FIRST_USE = """
+import random
+
+import numpy
+import torch
+from torch import nn
+
+random.seed(0)
+model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+before = random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist()
+import normswap
+
+model = normswap.convert(model, example_input=torch.zeros(2, 3, 9, 9))
+str(normswap.plan_of(model)), normswap.check(model), [getattr(normswap, name) for name in normswap.__all__]
+assert before == (random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist())
+"""
+
+
+def test_first_use_draws_no_random_number() -> None:
+    found = subprocess.run([sys.executable, "-c", FIRST_USE], capture_output=True, text=True)
+    assert not found.returncode, found.stderr
+
+
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[zipfile.ZipFile, list[str]]:
     build = pytest.importorskip("hatchling.build")

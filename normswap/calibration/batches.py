@@ -15,7 +15,7 @@ EVERY, MOST_HELD = 5, 4
 
 
 class Prepared:
-    """Batches without labels, on the device and in the floating type of a parameter."""
+    """Batches without labels, on the device and in the floating type of a parameter; none without a sample."""
 
     def __init__(self, batches: Iterable[Any], like: Tensor) -> None:
         self.batches, self.like = batches, like
@@ -24,8 +24,8 @@ class Prepared:
         return len(self.batches)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self.batches:
-            yield prepared(batch, self.like)
+        made = (prepared(batch, self.like) for batch in self.batches)
+        yield from filter(batch_size, made)
 
 
 class Split:

@@ -17,14 +17,14 @@ from normswap.calibration.supply import PASSES, with_made_up
 from normswap.conversion.carried_plan import carry_plan, must_fit, plan_of
 from normswap.conversion.moments import match_moments
 from normswap.conversion.pipeline import apply, convert
-from normswap.errors import CalibrationFailed, InvalidOption
+from normswap.errors import CalibrationFailed, InvalidOption, described
 from normswap.networks.copying import copy_model, in_mode
 from normswap.networks.hooks import outputs_of
 from normswap.networks.inputs import call, fresh, rebuild
 from normswap.networks.network import Network
 from normswap.networks.processes import processes, summed
 from normswap.networks.surroundings import undisturbed
-from normswap.networks.validation import unwrap
+from normswap.networks.validation import must_have_data, unwrap
 from normswap.planning.choices import Action, Affine
 from normswap.planning.measuring import first_batches
 from normswap.planning.plan import Plan
@@ -97,10 +97,10 @@ def calibrate(
             they resemble.
 
     Raises:
-        InvalidOption: `steps` is negative, or a generator is to be gone through several times.
+        InvalidOption: `steps` is no count, `batches` are none, or a generator is to be gone through several times.
         PlanMismatch: The networks do not belong together.
-        CalibrationFailed: There are too few images, or no outputs to compare.
-        UnsupportedModel: A network cannot be copied.
+        CalibrationFailed: There are too few images, they are none that the network takes, or no outputs to compare.
+        UnsupportedModel: A network cannot be copied, or has no data.
     """
     result = calibration(
         converted,
@@ -135,12 +135,16 @@ def calibration(
 
     With `seen`, scales and affine values are told by these batches, and `batches` are for distillation alone.
     """
-    if steps < 0:
-        raise InvalidOption(f"steps={steps} must not be negative")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise InvalidOption(f"steps={steps!r} must be a whole number and not negative")
+    if not isinstance(batches, Iterable):
+        raise InvalidOption(f"batches={batches!r:.60} must be several batches, as in [images]")
     if steps and isinstance(batches, Iterator):
         raise InvalidOption("steps= goes through the batches many times; pass a list or a DataLoader, no generator")
     plan = plan_of(converted)
     must_fit(Network(unwrap(original)), plan)
+    for model in (converted, original):
+        must_have_data(unwrap(model))
     student, teacher = _working_copy(unwrap(converted)), _working_copy(unwrap(original))
     like = next(student.model.parameters())
     with undisturbed(unwrap(converted)), undisturbed(unwrap(original)), torch.random.fork_rng():
@@ -262,6 +266,16 @@ def _become(model: nn.Module, better: nn.Module) -> None:
     carry_plan(model, plan_of(better))
 
 
+def _seen_by(network: Network, batch: Any) -> Any:
+    """Return what a network makes of images."""
+    try:
+        return call(network.model, fresh(batch))
+    except Exception as error:  # whatever the network's own code does with them
+        raise CalibrationFailed(
+            f"no forward pass ran on the images ({described(error)}); pass batches as the network takes them"
+        ) from error
+
+
 class _Judge:
     """Mean disagreement of outputs with the original's on batches that nothing is learned from."""
 
@@ -275,7 +289,7 @@ class _Judge:
         watched = ({name: network.slots[name] for name in names} for network in (student, self.teacher))
         with outputs_of(next(watched)) as ours, outputs_of(next(watched)) as theirs:
             for batch in self.batches:
-                score = disagreement(call(student.model, fresh(batch)), call(self.teacher.model, fresh(batch)))
+                score = disagreement(_seen_by(student, batch), _seen_by(self.teacher, batch))
                 scores.append(disagreement(ours, theirs) if score is None else score)
         found = [score for score in scores if score is not None]
         if not found:

@@ -115,6 +115,7 @@ def convert(
     from normswap.calibration.images import must_be_folder
     from normswap.checkpoint.folder import claimed, must_be_free, must_take_files
     from normswap.checkpoint.making import make
+    from normswap.networks.validation import must_have_data
 
     if not force:
         must_be_free(target)
@@ -123,6 +124,7 @@ def convert(
         must_be_folder(images)
     with claimed(target) if first_process() else nullcontext():
         network, source, example_input = open_named(out, model, opening, options)
+        must_have_data(network)
         out.note(f"converting {model} …")
         with torchrun(chosen):
             made = make(

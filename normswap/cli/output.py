@@ -7,6 +7,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stdout
 from functools import partial, wraps
 from typing import Any
 
@@ -144,7 +145,8 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
             warnings.simplefilter("error", errors.AlreadyConverted)
             warnings.showwarning = partial(_warn, warnings.showwarning)
             try:
-                function(out, **arguments)
+                with redirect_stdout(sys.stderr) if as_json else nullcontext():  # networks print, too
+                    function(out, **arguments)
             except errors.AlreadyConverted as warning:
                 sys.exit(out.fail(errors.NothingToConvert(str(warning))))
             except errors.NormswapError as error:

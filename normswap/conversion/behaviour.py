@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._pytree import tree_map_only
 
 from normswap.conversion.checks import Check
@@ -260,10 +261,12 @@ def _train_equals_eval(model: nn.Module, plan: Plan, inputs: Any) -> Check:
 
 def _unsteady(model: nn.Module, inputs: Any) -> list[nn.Module]:
     """Return the layers without children that train mode changes by more than a norm: those that draw random numbers,
-    as recurrent ones with dropout do, and those whose hooks move what they keep, as ``nn.utils.spectral_norm`` does.
+    as recurrent ones with dropout do, and those whose hooks move what they keep, as ``nn.utils.spectral_norm`` does, or
+    that compute a parameter and move it, as its parametrization does.
     """
     twin, found, before = copy_model(model), set[str](), dict[str, bytes]()
     kept = dict[str, list[Tensor]]()
+    lists = [name for name, module in twin.named_modules() if isinstance(module, ParametrizationList)]
 
     def entering(name: str, module: nn.Module, _: Any) -> None:
         kept[name] = [buffer.clone() for buffer in module.buffers()]
@@ -273,8 +276,9 @@ def _unsteady(model: nn.Module, inputs: Any) -> list[nn.Module]:
             found.add(name)
         before[name] = _random_state()
 
-    def leaving(name: str, *_: Any) -> None:
-        if before[name] != _random_state():
+    def leaving(name: str, module: nn.Module, *_: Any) -> None:
+        moved = name.rpartition(".")[0] in lists and not all(map(torch.equal, kept[name], module.buffers()))
+        if moved or before[name] != _random_state():
             found.add(name)
 
     for name, module in twin.named_modules():

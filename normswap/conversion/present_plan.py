@@ -73,7 +73,7 @@ def _conv(module: nn.Module, entry: ConvEntry) -> ConvEntry | None:
 def _norm(module: nn.Module, entry: NormEntry) -> NormEntry | None:
     then = module.then if isinstance(module, (GroupNormAct, ChannelScale, FrozenBatchNorm)) else ()
     if type(module) in (nn.GroupNorm, GroupNormAct, PositionNorm) and isinstance(module, nn.GroupNorm):
-        if not module.affine or module.num_channels != entry.channels or then != entry.then:
+        if module.weight is None or module.bias is None or module.num_channels != entry.channels or then != entry.then:
             return None
         alone, stepped = isinstance(module, PositionNorm), takes_steps(module)
         had = (entry.action, entry.groups, entry.eps, entry.per_position, entry.stepped)

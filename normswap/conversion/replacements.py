@@ -18,7 +18,7 @@ from normswap.layers.norms import ChannelScale, FrozenBatchNorm, GroupNormAct, P
 from normswap.layers.standardization import gain_and_offset
 from normswap.networks.inputs import rebuild, tensors_in
 from normswap.networks.network import Network
-from normswap.networks.recognition import carried_modules, norm_parts
+from normswap.networks.recognition import carried_modules, is_batch_norm, norm_parts
 from normswap.networks.sharing import can_be_shared
 from normswap.networks.surroundings import undisturbed
 from normswap.networks.validation import is_finite, not_finite
@@ -160,6 +160,7 @@ def _norm(entry: NormEntry, old: nn.Module, like: Tensor) -> nn.GroupNorm | Chan
         new._parameters[key] = value
     used = [id(value) for value in (parts.weight, parts.bias, parts.mean, parts.var) if value is not None]
     carry_state(old, new, used)
+    _carry_idle(old, new)
     _try_hooks(entry.name, new)
     return new
 
@@ -173,7 +174,15 @@ def _frozen(entry: NormEntry, old: nn.Module) -> FrozenBatchNorm:
         )
     new = FrozenBatchNorm(old, eps=entry.eps, then=_then(entry, old))
     carry_state(old, new)
+    _carry_idle(old, new)
     return new
+
+
+def _carry_idle(old: nn.Module, new: nn.Module) -> None:
+    """Give a norm's replacement the children that did not run, but for those that are what it replaces."""
+    for name, child in old.named_children():
+        if not hasattr(new, name) and not any(map(is_batch_norm, child.modules())):
+            new.add_module(name, child)
 
 
 def _then(entry: NormEntry, old: nn.Module) -> dict[str, nn.Module]:

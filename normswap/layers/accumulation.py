@@ -21,8 +21,8 @@ def accumulate(model: nn.Module) -> Iterator[None]:
     >>> optimizer.step()
 
     Every backward pass gives the weights the gradients that it gives them without; they may be clipped, dropped and
-    asked for at any time. It costs the memory of the kernels. Other threads, copies and compiled code standardize for
-    themselves, as do filters whose weight is pruned or parametrized.
+    asked for at any time. It costs the memory of the kernels. Other threads, copies, compiled code and functions of
+    ``torch.func`` standardize for themselves, as do filters whose weight is pruned or parametrized.
 
     Args:
         model: A converted network; not inside DistributedDataParallel or FSDP.

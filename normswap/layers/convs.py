@@ -1,5 +1,6 @@
 """The weight-standardized convolutions a converted network holds."""
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from normswap.errors import UnsupportedModel
-from normswap.layers.keeping import forget, kept_kernel
-from normswap.layers.merging import Seen
+from normswap.layers.keeping import forget, is_transformed, kept_kernel
+from normswap.layers.merging import Seen, may_write
 from normswap.layers.standardization import EPS, by_filter, filters, gain_and_offset, kernel, standardize
 
 GIVEN: ContextVar[Mapping[nn.Module, Callable[[], Tensor]]] = ContextVar("given kernels", default=MappingProxyType({}))
@@ -72,7 +73,9 @@ class WeightStandardized(nn.Module):
         if "weight" not in own.get("_parameters", ()):
             raise AttributeError(f"{type(self).__name__} has no weight")
         weight, seen = own["_parameters"]["weight"], own.get("_ws_seen")
-        if not weight.requires_grad and (seen is None or not seen.holds_for(weight)):
+        if weight.requires_grad or torch.compiler.is_compiling():
+            return weight
+        if (seen is None or not seen.holds_for(weight)) and may_write(sys._getframe(1)):
             own["_ws_seen"] = Seen.of(weight)
         return weight
 
@@ -145,8 +148,11 @@ class WeightStandardized(nn.Module):
         return "weight" not in self._parameters
 
     def standardized_weight(self) -> Tensor:
-        """Return the kernel the convolution uses, of the shape of ``weight``; within `given` the one given there."""
-        if torch.compiler.is_compiling():
+        """Return the kernel the convolution uses, of the shape of ``weight``; within `given` the one given there.
+
+        Code that is compiled, or transformed by ``torch.func``, standardizes for itself.
+        """
+        if torch.compiler.is_compiling() or is_transformed():
             return self.fresh_kernel()
         if (weight := self._proxy()) is not None:
             return _whole_kernel(cast(Tensor, weight), self.ws_gain, self.ws_offset, self.ws_eps, **self._layout())

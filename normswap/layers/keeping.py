@@ -73,12 +73,17 @@ def kept_kernel(conv: "WeightStandardized") -> Tensor | None:
         return None
     if is_in_torch_dispatch_mode() or torch.jit._trace.is_tracing():
         return None
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if is_transformed():
         return None
     kept = KEPT.get(conv)
     if kept is None or not kept.holds(conv, tensors):
         KEPT[conv] = kept = Kept.of(conv, tensors)
     return kept.kernel
+
+
+def is_transformed() -> bool:
+    """Tell whether a function of ``torch.func`` transforms the pass: vmap, grad, jvp."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def forget(conv: nn.Module) -> None:
@@ -102,7 +107,7 @@ def _marks(conv: "WeightStandardized", tensors: tuple[Tensor | None, ...]) -> tu
 def _places(shape: torch.Size, strides: tuple[int, ...]) -> Tensor:
     """Return places in memory such that every filter, every input channel and every position has one at least."""
     filters, channels, *sides = shape
-    along = torch.arange(max(filters, channels, math.prod(sides)))
+    along = torch.arange(max(filters, channels, math.prod(sides)), device="cpu")
     positions = torch.unravel_index(along % math.prod(sides), sides)
     index = along % filters, along % channels, *positions
     return torch.stack([part * stride for part, stride in zip(index, strides, strict=True)]).sum(0)

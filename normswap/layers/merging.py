@@ -1,15 +1,52 @@
 """Notice what a tool writes into the weight of a frozen layer, as it does that merges an adapter."""
 
+import dis
 from dataclasses import dataclass
+from functools import lru_cache
+from types import CodeType, FrameType
 from typing import Self
 
 import torch
 from torch import Tensor
 
+HARMLESS = frozenset(
+    """device dim dtype element_size get_device grad is_contiguous is_cpu is_cuda is_floating_point is_meta layout ndim
+    nelement new_empty new_full new_ones new_tensor new_zeros numel requires_grad requires_grad_ shape size
+    stride""".split()
+)
+"""Attributes of a tensor through which nothing is written to it."""
+
+
+TESTS = ("POP_JUMP", "JUMP_IF", "TO_BOOL", "UNARY_NOT")
+"""Instructions that take the truth of what they get, as behind ``hasattr``; a weight has none."""
+
+
+def may_write(asking: FrameType) -> bool:
+    """Tell whether code that asks for a weight may go on to write to it; a size or a type is all that much code takes.
+
+    Args:
+        asking: The frame of the code, at the instruction that asks.
+    """
+    return _may_write(asking.f_code, asking.f_lasti)
+
+
+@lru_cache(maxsize=4096)
+def _may_write(code: CodeType, place: int) -> bool:
+    """Tell whether the instruction behind a place is one by which what it gets may be written to."""
+    steps = list(dis.get_instructions(code))
+    at = max(index for index, step in enumerate(steps) if step.offset <= place)
+    at += steps[at].opname == "PRECALL"  # of Python 3.11; CALL follows
+    one, then, *_ = [*steps[at + 1 : at + 3], None, None]
+    if one is None or one.opname.startswith(TESTS):
+        return one is None
+    if one.opname == "LOAD_CONST" and one.argval is None and then is not None:
+        return then.opname != "IS_OP"
+    return one.opname not in ("LOAD_ATTR", "LOAD_METHOD") or one.argval not in HARMLESS
+
 
 @dataclass(frozen=True)
 class Seen:
-    """A frozen weight as it was when code asked a layer for it by name.
+    """A frozen weight as it was when code that may write to it asked a layer for it by name.
 
     Training reaches parameters through an optimizer, averaging and loading through state dicts; all of these count the
     changes of a tensor. A merge asks the layer for ``weight``, of which it needs no gradient, and writes through

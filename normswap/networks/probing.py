@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Collection, Hashable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -231,24 +232,29 @@ def _compared(
     mode, device = "train" if training else "eval", x.device
     parts = norm_parts(in_mode(twin, training))
     running = None if parts.mean is None or parts.var is None else (parts.mean.clone(), parts.var.clone())
+    weight, bias = (None if own is None else own.detach().clone() for own in (parts.weight, parts.bias))
+    held = replace(parts, weight=weight, bias=bias)  # the pass may write to the norm's own
     state = RandomState.now(device)
     x = x.detach().requires_grad_(attached)
     try:
         with torch.set_grad_enabled(attached):
-            output = _in_steps(twin, x.clone()) if stepped else twin(x.clone())
+            given = x.clone()
+            output = _in_steps(twin, given) if stepped else twin(given)
     except Exception as error:  # whatever the user's own code does
         return f"{FAILS} on {tuple(x.shape)} in {mode} mode ({described(error)})"
     drawn = RandomState.now(device)
     if not isinstance(output, Tensor) or output.shape != x.shape:
         what = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         return f"in {mode} mode it returns {what} for an input {tuple(x.shape)}"
+    if not torch.equal(given, x):
+        return f"in {mode} mode it writes to its input, which may be read once more; have it return a new tensor"
     departures = []
     drew = not drawn.equals(state)
     for statistics in (None, running) if training and running else (running,):
         if drew:
             state.restore()
         with torch.set_grad_enabled(attached):
-            expected, bound = _batch_norm(parts, x, statistics)
+            expected, bound = _batch_norm(held, x, statistics)
             for module in _modules_after(twin, parts, then, training=training):
                 expected = module(expected)
         if drew and not RandomState.now(device).equals(drawn):

@@ -1,8 +1,10 @@
 """Which modules are BatchNorm-like and which are convolutions: decided by what they hold, or taught by the user."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 from torch import Tensor, nn
@@ -171,9 +173,25 @@ def checked_parts(name: str, norm: nn.Module) -> NormParts:
         raise UnsupportedModel(f"{name}: what it computes with is unknown ({described(error)}); {advice}") from error
     if not isinstance(parts, NormParts):
         raise UnsupportedModel(f"{name}: what it computes with is a {type(parts).__name__}, no NormParts; {advice}")
-    if is_registered_norm(norm) and (flaw := misshapen(parts)):
+    if is_registered_norm(norm) and (flaw := _ill_made(parts) or misshapen(parts)):
         raise UnsupportedModel(f"{name}: {flaw}; {advice}")
     return parts
+
+
+def _ill_made(parts: NormParts) -> str:
+    """Return which part of a norm is of a type that nothing can be computed with; empty where none is."""
+    if type(parts.num_channels) is not int:
+        return f"its num_channels is {parts.num_channels!r:.60}, no whole number"
+    if not isinstance(parts.eps, (int, float)) or not 0 <= parts.eps < math.inf:
+        return f"its eps is {parts.eps!r:.60}, no number of at least 0"
+    for key in ("weight", "bias", "mean", "var"):
+        if not isinstance(value := getattr(parts, key), (Tensor, NoneType)):
+            return f"its {key} is a {type(value).__name__}, no tensor"
+    then: Any = parts.then
+    if then is not None and not isinstance(then, dict):
+        return f"its then is a {type(then).__name__}, no dict of modules by name"
+    strange = [(name, module) for name, module in (then or {}).items() if not isinstance(module, nn.Module)]
+    return f"its then holds {strange[0][0]}, a {type(strange[0][1]).__name__} and no module" if strange else ""
 
 
 def misshapen(parts: NormParts) -> str:

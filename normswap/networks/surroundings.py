@@ -134,7 +134,8 @@ class Surroundings:
             self._walk_all((kind, _attributes(value)))
             slots = [slot for cls in kind.__mro__ for slot in _slots(cls)]
             if slots:
-                self._later(_restore_slots, value, {slot: slot.__get__(value) for slot in slots if _has(slot, value)})
+                held = {slot: slot.__get__(value) if _has(slot, value) else MISSING for slot in slots}
+                self._later(_restore_slots, value, held)
 
     def _later(self, restore: Callable[..., None], *values: Any) -> None:
         self._restores.append(functools.partial(restore, *values))
@@ -234,7 +235,10 @@ def _has(slot: Any, value: Any) -> bool:
 
 def _restore_slots(value: Any, saved: dict[Any, Any]) -> None:
     for slot, content in saved.items():
-        if not _has(slot, value) or slot.__get__(value) is not content:
+        now = slot.__get__(value) if _has(slot, value) else MISSING
+        if content is MISSING and now is not MISSING:
+            slot.__delete__(value)
+        elif now is not content:
             slot.__set__(value, content)
 
 

@@ -84,6 +84,17 @@ def _runs_its_forward(model: nn.Module) -> bool:
     return bool(names & {"__call__", "forward", "_call_impl", "_wrapped_call_impl"})
 
 
+def must_have_data(model: nn.Module) -> None:
+    """Raise where a tensor of a network is on the meta device, and has no values to compute with.
+
+    Raises:
+        UnsupportedModel: With the tensor's name.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise UnsupportedModel(f"{name} has no data (meta device); load the network's weights first")
+
+
 def must_be_finite(model: nn.Module, *, but: Collection[str] = ()) -> None:
     """Raise where a parameter holds NaN or infinity: nothing that is computed with it means anything.
 

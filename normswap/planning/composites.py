@@ -1,9 +1,7 @@
 """Norms for one place: modules that hold several BatchNorms and choose between them, by mode, domain or width."""
 
-import inspect
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -12,7 +10,7 @@ from normswap.networks.network import Network
 from normswap.networks.recognition import norm_parts
 from normswap.tracing.facts import Trace
 from normswap.tracing.graph import Kind
-from normswap.tracing.modes import codes
+from normswap.tracing.modes import words
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 
@@ -100,22 +98,7 @@ def _for_one_place(
 
 def _speaks_of(kind: Any, name: str) -> bool:
     """Tell whether the code that a module's forward runs names a part of it, or makes names up."""
-    return not _words(kind).isdisjoint((name.rpartition(".")[2], *_MAKES_NAMES_UP))
-
-
-@lru_cache(maxsize=1024)
-def _words(kind: Any) -> frozenset[str]:
-    """Return the names and strings in a class's forward, and in those methods of it that these name."""
-    found, ahead = set[str](), ["forward"]
-    own = [cls for cls in kind.__mro__ if cls is not nn.Module and issubclass(cls, nn.Module)]
-    methods: dict[str, Any] = {name: value for cls in reversed(own) for name, value in vars(cls).items()}
-    while ahead:
-        method = methods.pop(ahead.pop(), None)
-        function = inspect.unwrap(method) if callable(method) else None
-        for code in codes(function.__code__) if inspect.isfunction(function) else ():
-            found.update(code.co_names, (text for text in code.co_consts if isinstance(text, str)))
-        ahead = [name for name in found if name in methods]
-    return frozenset(found)
+    return not words(kind).isdisjoint((name.rpartition(".")[2], *_MAKES_NAMES_UP))
 
 
 def _by_chance(branches: list[_Branch], never: Collection[str]) -> Iterator[tuple[list[_Branch], str]]:

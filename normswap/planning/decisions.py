@@ -29,6 +29,7 @@ from normswap.networks.recognition import (
 )
 from normswap.planning.choices import WS, Action, Affine, Keep, Over, To
 from normswap.planning.composites import choices
+from normswap.planning.copies import copies
 from normswap.planning.entry import ConvEntry, NormEntry
 from normswap.planning.equalizing import equalize_norms
 from normswap.planning.fitting import fit_norms
@@ -98,7 +99,7 @@ def make_plan(network: Network, trace: Trace, options: Options, look: Look = lam
         if name in network.convs or name in trace.convs
     }
     options.must_apply(network.modules, norms, convs)
-    convs = _share_fate_of_tied_weights(convs, network)
+    convs = _in_the_form_of_copies(_share_fate_of_tied_weights(convs, network), network)
     norms = fit_norms(norms, options, network, convs, trained)
     norms, scales, advice = equalize_norms(network, trace, norms, convs, options, look(norms.values()))
     planned: dict[str, NormEntry | ConvEntry] = {**norms, **convs}
@@ -407,6 +408,17 @@ def _share_fate_of_tied_weights(convs: Mapping[str, ConvEntry], network: Network
             elif len(forms) > 1:
                 tied[name] = replace(entry, ws=WS.ADAPTIVE, reason=f"{entry.reason}; shares its weight")
     return tied
+
+
+def _in_the_form_of_copies(convs: Mapping[str, ConvEntry], network: Network) -> dict[str, ConvEntry]:
+    """Give a layer and the one that its filters are averaged into one form: the adaptive, where one has that."""
+    agreed = dict(convs)
+    changed = {name: network.slots[name] for name, entry in convs.items() if entry.changes}
+    for name, other in copies(changed).items():
+        if convs[name].ws is WS.STANDARD and convs[other].ws is WS.ADAPTIVE:
+            reason = f"{other} holds nearly the same filters, as a moving average does, and its own are fixed"
+            agreed[name] = replace(convs[name], ws=WS.ADAPTIVE, reason=reason)
+    return agreed
 
 
 def _labels(nodes: Iterable[Node], more: bool) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from normswap.layers.convs import WeightStandardized
 from normswap.networks.network import Network
 from normswap.networks.recognition import rows_of
 from normswap.planning.choices import WS
+from normswap.planning.copies import copies
 from normswap.planning.entry import ConvEntry, NormEntry
 from normswap.planning.options import Options
 from normswap.planning.unseen import layer_follows, network_follows
@@ -68,6 +69,7 @@ def freedoms(
             norm that reads one layer, are free.
     """
     layers: dict[str, str] = {}
+    twins = copies({name: network.slots[name] for name in (*trace.convs, *trace.linears) if name in network.slots})
     places, obstacles = dict[str, tuple[Place, ...]](), dict[str, str]()
     for name, entry in norms.items():
         obstacles[name] = _norm_obstacle(trace.norms.get(name), entry)
@@ -77,6 +79,8 @@ def freedoms(
         for layer, start, stop in places[name]:
             if layer not in layers:
                 layers[layer] = _layer_obstacle(network, layer, trace, able, convs, options)
+            if not layers[layer] and layer in twins:
+                layers[layer] = f"{twins[layer]} holds nearly the filters of {layer}, as a moving average does"
             if not layers[layer] and rows_of(network.slots[layer]) != stop - start:
                 layers[layer] = f"{layer} is no layer with one filter per channel"
     unsure, known = set[str](), dict[Hashable, bool | None]()

@@ -62,8 +62,9 @@ def num_groups_for(
     """
     if to not in list(To):
         raise InvalidOption(f"to={to!r} is not one of {', '.join(repr(choice.value) for choice in To)}")
-    for option, value in (("groups", groups), ("group_size", group_size)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+    either = group_size is not None
+    for option, value, needed in (("groups", groups, not either), ("group_size", group_size, False)):
+        if (value is not None or needed) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise InvalidOption(f"{option}={value!r} must be a whole number of at least 1")
     if to == To.LAYER:
         return 1

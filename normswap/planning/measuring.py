@@ -46,9 +46,12 @@ class Seen:
 
 
 def first_batches(batches: Iterable[Any]) -> list[Any]:
-    """Return as many of the first batches as make up the samples that tell, of all processes together."""
+    """Return as many of the first batches as make up the samples that tell, of all processes together.
+
+    Batches without a sample are left out.
+    """
     few, count = list[Any](), 0
-    for batch in batches:
+    for batch in filter(batch_size, batches):
         few.append(batch)
         count += batch_size(batch) * processes()
         if count >= SAMPLES:

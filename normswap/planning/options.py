@@ -1,6 +1,6 @@
 """What a user can ask of a conversion, checked before anything is looked at."""
 
-import math
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
@@ -120,9 +120,13 @@ class Options:
         if isinstance(counted, str):
             raise InvalidOption(f"groups={counted!r} must be a whole number of at least 1, or 'auto'")
         num_groups_for(1, groups=counted, group_size=self.group_size, to=self.to)
-        if self.shrink is not None and not (isinstance(self.shrink, (int, float)) and 0 <= self.shrink < math.inf):
+        if self.shrink is not None and not (
+            isinstance(self.shrink, (int, float)) and 0 <= self.shrink <= sys.float_info.max
+        ):
             raise InvalidOption(f"shrink={self.shrink!r} must be a number of at least 0")
         for pattern, option, value in self.overrides:
+            if not isinstance(pattern, str):
+                raise InvalidOption(f"the pattern {pattern!r} in overrides= must be text that names layers")
             if option not in OVERRIDABLE:
                 allowed = ", ".join(map(repr, OVERRIDABLE))
                 raise InvalidOption(f"the option in overrides[{pattern!r}]={option!r} is not one of {allowed}")

@@ -1,12 +1,15 @@
 """What a plan warns of: what the trace met, and what torch does not see."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normswap.networks.network import Network
 from normswap.networks.recognition import (
     fold_methods,
+    is_batch_norm,
     is_registered_norm,
     is_unknown_norm,
     norm_parts,
@@ -17,6 +20,7 @@ from normswap.planning.choices import Action, Affine
 from normswap.planning.entry import NormEntry
 from normswap.planning.statistics import drowned
 from normswap.tracing.facts import Trace
+from normswap.tracing.modes import words
 
 
 def plan_warnings(network: Network, norms: Mapping[str, NormEntry], trace: Trace) -> Iterator[str]:
@@ -73,7 +77,7 @@ def plan_warnings(network: Network, norms: Mapping[str, NormEntry], trace: Trace
         )
     for name in trace.functional_norms:
         yield f"{name or 'the model'} calls batch_norm itself, without a module; it still depends on the batch"
-    fusing = [name for name, m in network.modules.items() if fold_methods(m)]
+    fusing = [name for name, m in network.modules.items() if fold_methods(m) or _folds_by_mode(m)]
     if fusing and norms:
         yield (
             f"{len(fusing)} modules can fold BatchNorm into convolutions ({fusing[0] or 'the model'}, …); "
@@ -81,6 +85,13 @@ def plan_warnings(network: Network, norms: Mapping[str, NormEntry], trace: Trace
         )
     for where in stray_norms(network.model):
         yield f"{where} keeps BatchNorm where torch does not register it; it stays as it is: use nn.ModuleList"
+
+
+def _folds_by_mode(module: nn.Module) -> bool:
+    """Tell whether a module looks at a norm's statistics as its mode is set, as one that caches a folded kernel."""
+    kind: Any = type(module)
+    asks = any("running_var" in words(kind, mode) for mode in ("train", "eval"))
+    return asks and not is_batch_norm(module) and any(map(is_batch_norm, module.modules()))
 
 
 def _is_live(network: Network, name: str) -> bool:

@@ -1,8 +1,8 @@
 """What a forward pass showed: for each norm what feeds it, for each convolution what reads it."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache, reduce
 from operator import or_
 from typing import Any
@@ -59,6 +59,15 @@ class NormFacts:
     slices: tuple[Slice, ...] = ()
     reads: tuple[tuple[str, str], ...] = ()
     asked: tuple[str, ...] = ()
+
+    def merged(self, other: "NormFacts") -> "NormFacts":
+        """Return this with what a pass in another mode adds: who else reads it, and a smaller input to fit."""
+        shape, reads = min(self.shape, other.shape, key=_positions), {*self.reads, *other.reads}
+        return replace(self, shape=shape, reads=tuple(sorted(reads))).asked_for(other.asked)
+
+    def asked_for(self, more: Iterable[str]) -> "NormFacts":
+        """Return this with other attributes that it was asked for."""
+        return replace(self, asked=tuple(sorted({*self.asked, *more})))
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,7 @@ class Trace:
         graphs: The passes themselves.
         stopped_by: The error that ended the pass after everything that counts had run; None where it ran to its end.
         made_up: Whether nobody gave the example.
+        asked: Attributes that code outside of each norm asked it for, whether the norm ran or not (`NormFacts.asked`).
     """
 
     norms: dict[str, NormFacts]
@@ -132,6 +142,7 @@ class Trace:
     graphs: tuple[Graph, ...] = field(default=(), repr=False)
     stopped_by: str | None = None
     made_up: bool = False
+    asked: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     @property
     def samples(self) -> Samples:
@@ -184,13 +195,17 @@ def norm_facts(recorder: Recorder) -> Iterator[tuple[str, NormFacts]]:
         parents = sum(len(graph.nodes[index].parents) for index in indices)
         fed_by = tuple(graph.nodes[index] for index in reach.ends)
         steps = tuple(recorder.norm_steps.get(name, ()))
-        smallest = min(recorder.norm_inputs[name], key=lambda shape: math.prod(shape[2:]))
+        smallest = min(recorder.norm_inputs[name], key=_positions)
         direct = parents == len(indices) and len(fed_by) == 1 and not reach.via
         calls = [graph.nodes[index].parents for index in indices]
         seen = {_named(graph, slices.get(call[0], ())) if len(call) == 1 else () for call in calls}
         parts = seen.pop() if len(seen) == 1 else ()
         own, asked = tuple(reads.get(name, ())), tuple(sorted(recorder.norm_asked.get(name, ())))
         yield name, NormFacts(smallest, fed_by, reach.more, reach.kinds, reach.via, steps, direct, parts, own, asked)
+
+
+def _positions(shape: tuple[int, ...]) -> int:
+    return math.prod(shape[2:])
 
 
 def _named(graph: Graph, slices: tuple[tuple[int, int], ...]) -> tuple[Slice, ...]:

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,13 @@ from normswap.networks.recognition import norm_parts
 from normswap.networks.surroundings import Surroundings
 from normswap.tracing.candidates import candidates
 from normswap.tracing.dispatch import Dispatch, Endless
-from normswap.tracing.facts import LayerFacts, Trace, layer_facts, norm_facts
+from normswap.tracing.facts import LayerFacts, NormFacts, Trace, layer_facts, norm_facts
 from normswap.tracing.fitted_size import fitted
 from normswap.tracing.modes import branches_on_mode
 from normswap.tracing.recorder import Recorder
+
+Facts = TypeVar("Facts", NormFacts, LayerFacts)
+"""What a pass shows of one layer."""
 
 MORE_TRIES = 4
 """Example inputs that are tried for a pass without an error once one has reached every norm before its error."""
@@ -82,7 +85,10 @@ def trace(
     for value, data, enough in _tries(model, values, made_up=made_up, with_data=with_data):
         if stopped and enough:
             break
-        found = replace(_run(model, value, around, training=False, data=data, edges=edges), made_up=made_up)
+        found = _run(model, value, around, training=False, data=data, edges=edges)
+        if edges and (found.stopped_by is None or not made_up) and (missed := found.left_out(network.norms)):
+            found = _by_classes(model, value, around, found, missed)
+        found = replace(found, made_up=made_up)
         if made_up and _misfits(network, found):
             misfit = misfit or (value, found)
             failures.append(f"{_describe(value)}: {found.stopped_by or 'a norm met another number of channels'}")
@@ -103,6 +109,14 @@ def trace(
     raise NeedsExampleInput(
         f"no forward pass of {network.kind} ran ({tried}); pass {another}example_input=, or --input"
     )
+
+
+def _by_classes(
+    model: nn.Module, example_input: Any, around: Surroundings, first: Trace, missed: Collection[str]
+) -> Trace:
+    """Return a pass that runs more norms once they are of their very classes, as code may ask; else the first."""
+    second = _run(model, example_input, around, training=False, data=first.with_data, edges=True, watched=False)
+    return first if second.left_out(missed) == missed else second
 
 
 def _misfits(network: Network, found: Trace) -> bool:
@@ -134,15 +148,12 @@ def _with_training_pass(
     if not missing and not branches:
         return first
     second = _run(model, example_input, around, training=True, data=first.with_data, edges=edges)
-    if second.left_out(missing) == missing:
-        if not branches or second.stopped_by is not None:
-            return first
-        convs = {name: facts.merged(second.convs.get(name, facts)) for name, facts in first.convs.items()}
-        linears = {name: facts.merged(second.linears.get(name, facts)) for name, facts in first.linears.items()}
-        return replace(first, convs=convs, linears=linears)
+    if second.left_out(missing) == missing and (not branches or second.stopped_by is not None):
+        return first
+    norms = _merged(first.norms, second.norms)
     return replace(
         first,
-        norms=second.norms | first.norms,
+        norms={name: facts.asked_for(second.asked.get(name, ())) for name, facts in norms.items()},
         convs=_merged(first.convs, second.convs),
         linears=_merged(first.linears, second.linears),
         shapes=second.shapes | first.shapes,
@@ -151,19 +162,26 @@ def _with_training_pass(
     )
 
 
-def _merged(first: dict[str, LayerFacts], second: dict[str, LayerFacts]) -> dict[str, LayerFacts]:
+def _merged(first: dict[str, Facts], second: dict[str, Facts]) -> dict[str, Facts]:
     shared = {name: facts.merged(second[name]) for name, facts in first.items() if name in second}
     return second | first | shared
 
 
 def _run(
-    model: nn.Module, example_input: Any, around: Surroundings, *, training: bool, data: bool, edges: bool
+    model: nn.Module,
+    example_input: Any,
+    around: Surroundings,
+    *,
+    training: bool,
+    data: bool,
+    edges: bool,
+    watched: bool = True,
 ) -> Trace:
     copy = Network(copy_model(model) if data else meta_copy(model))
     in_mode(copy.model, training)
     device = next((t.device for t in copy.model.parameters()), torch.device("cpu")) if data else torch.device("meta")
     had_data = not any(p.is_meta for p in model.parameters())
-    recorder, stopped_by = Recorder(copy, edges=edges, without_data=had_data and not data), None
+    recorder, stopped_by = Recorder(copy, edges=edges, watched=watched, without_data=had_data and not data), None
     with ExitStack() as stack:
         stack.enter_context(around.undisturbed())
         stack.enter_context(_deeper_calls())
@@ -196,6 +214,7 @@ def _run(
         functional_norms=tuple(sorted(recorder.functional_norms)),
         graphs=(recorder.graph,) if edges else (),
         stopped_by=stopped_by,
+        asked=recorder.norm_asked,
     )
 
 

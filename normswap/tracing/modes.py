@@ -10,19 +10,21 @@ from typing import Any
 
 from torch import nn
 
-from normswap.networks.recognition import is_batch_norm
+from normswap.networks.recognition import has_kernel, is_batch_norm
 
 _DECIDES = ("POP_JUMP", "JUMP_IF", "TO_BOOL", "UNARY_NOT", "COPY", "STORE", "COMPARE", "IS_OP", "RETURN")
 """Instructions after which a flag has been more than handed on to a function such as dropout."""
 
 
 def branches_on_mode(model: nn.Module) -> bool:
-    """Tell whether a module with children, of a class outside torch, decides anything by its flag ``training``.
+    """Tell whether a module with children or a kernel, of a class outside torch, decides anything by ``training``.
 
-    A module without children sees the outputs of no layer but what it is given, and returns.
+    Another one sees the outputs of no layer but what it is given, and returns.
     """
-    containers = (module for module in model.modules() if module._modules and not is_batch_norm(module))
-    return any(_decides(type(module)) for module in containers)  # type: ignore[arg-type]
+    own = (
+        module for module in model.modules() if (module._modules or has_kernel(module)) and not is_batch_norm(module)
+    )
+    return any(_decides(type(module)) for module in own)  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=1024)
@@ -38,6 +40,21 @@ def codes(code: CodeType) -> Iterator[CodeType]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from codes(constant)
+
+
+@lru_cache(maxsize=1024)
+def words(kind: Any, method: str = "forward") -> frozenset[str]:
+    """Return the names and strings in a method of a class, and in those methods of it that these name."""
+    found, ahead = set[str](), [method]
+    own = [cls for cls in kind.__mro__ if cls is not nn.Module and issubclass(cls, nn.Module)]
+    methods: dict[str, Any] = {name: value for cls in reversed(own) for name, value in vars(cls).items()}
+    while ahead:
+        own_method = methods.pop(ahead.pop(), None)
+        function = inspect.unwrap(own_method) if callable(own_method) else None
+        for code in codes(function.__code__) if inspect.isfunction(function) else ():
+            found.update(code.co_names, (text for text in code.co_consts if isinstance(text, str)))
+        ahead = [name for name in found if name in methods]
+    return frozenset(found)
 
 
 def _reads_to_decide(code: CodeType) -> bool:

@@ -9,6 +9,9 @@ from normswap.networks.network import Network
 COPIES = ("to_copy", "detach", "alias")
 """Operators whose result still counts as the parameter they read."""
 
+AVERAGES = frozenset("mul add sub lerp copy".split())
+"""Operators by which a parameter is averaged into another; that alone makes nothing of its values."""
+
 
 def storage_of(tensor: Tensor) -> int:
     """Return a number that stands for the memory a tensor looks at; one of its own where it has none.
@@ -57,6 +60,11 @@ class Parameters:
                 self._owners.setdefault(leaf, []).append(name)
                 if name in network.norms and key in ("running_mean", "running_var"):
                     self._statistics[id(tensor)] = name
+        self._own = frozenset(index for index, leaf in self._leaves.items() if leaf in self.learned)
+
+    def is_own(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor is a parameter itself, which the network holds whatever is written to it."""
+        return id(tensor) in self._own
 
     def leaf(self, tensor: Tensor) -> str | None:
         """Return the name of the parameter that a tensor is, or a copy of; None where it is none."""
@@ -101,10 +109,14 @@ class Parameters:
                 self.unread.pop(id(tensor), None)
 
     def note_constant(self, operator: str, operands: list[Tensor], made: list[Tensor], sources: frozenset[str]) -> None:
-        """Note a result made from parameters alone; a cast of a parameter still counts as that parameter."""
+        """Note a result made from parameters alone; a cast of a parameter still counts as that parameter.
+
+        What an average is for is known by what reads it: data, another operator, or whoever holds it after the pass.
+        """
         for tensor in made:
             self._sources[id(tensor)] = sources | self._sources.get(id(tensor), frozenset())
             if operator in COPIES and (leaf := self.leaf(operands[0])) is not None:
                 self._leaves[id(tensor)] = self.unread[id(tensor)] = leaf
                 return
-        self.note_reads(operator, [leaf for leaf in map(self.leaf, operands) if leaf is not None])
+        if operator not in AVERAGES:
+            self.note_reads(operator, sources)

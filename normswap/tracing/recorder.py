@@ -27,6 +27,7 @@ class Recorder:
     Args:
         network: The copy that is about to run; its modules receive hooks.
         edges: Follow tensors from operator to operator; without, only shapes and calls of batch_norm are noted.
+        watched: Note what norms are asked for, too; they are of a class of their own meanwhile.
         without_data: Whether the network had data and this copy has none, so that no tensor without data is a constant.
 
     Attributes:
@@ -41,7 +42,9 @@ class Recorder:
         functional_norms: Modules that call batch_norm themselves, with statistics of no norm.
     """
 
-    def __init__(self, network: Network, *, edges: bool = True, without_data: bool = False) -> None:
+    def __init__(
+        self, network: Network, *, edges: bool = True, watched: bool = True, without_data: bool = False
+    ) -> None:
         self.graph = Graph()
         self.parameters = Parameters(network)
         self.shapes: dict[str, Shapes] = {}
@@ -70,7 +73,7 @@ class Recorder:
         for name, module in network.modules.items():
             if not isinstance(module, torch.jit.ScriptModule):
                 self._hook(name, module, is_norm=name in network.norms)
-        if edges:
+        if edges and watched:
             plain = {n: norm for n, norm in network.norms.items() if not isinstance(norm, torch.jit.ScriptModule)}
             watch(plain, self._asked)
 
@@ -125,7 +128,7 @@ class Recorder:
             self.graph.outputs.update(self._reads(tensor))
         if stopped or not self._on_meta:  # numpy has no operators
             self.parameters.note_reads("code outside of torch", self.parameters.unread.values())
-        for tensor in (*outputs, *outlive):
+        for tensor in (*outputs, *(t for t in outlive if not self.parameters.is_own(t))):
             self.parameters.note_reads("what leaves the network", self.parameters.sources([tensor]))
 
     def _held_elsewhere(self) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """Batches to learn from and to judge by."""
 
+import copy
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -44,6 +45,18 @@ def test_a_generator_is_read_once_and_no_further_than_it_takes(
     assert len(seen) < 45, "256 samples tell, and those that are held back judge"
     with pytest.raises(normswap.InvalidOption, match="no generator"):
         normswap.calibrate(converted, original, stream(), steps=5)
+
+
+def test_batches_without_a_sample_are_left_out(
+    converted: nn.Module, original: nn.Module, digits: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> None:
+    batches, empty = list(digits[0][:128].split(16)), digits[0][:0]
+    again = copy.deepcopy(converted)
+    normswap.calibrate(again, original, batches, steps=3)
+    normswap.calibrate(converted, original, [batches[0], empty, *batches[1:], empty], steps=3)
+    assert converted(digits[0][:8]).equal(again(digits[0][:8]))
+    with pytest.raises(normswap.CalibrationFailed, match="pass more"):
+        normswap.calibrate(converted, original, [empty, empty])
 
 
 def test_one_batch_is_split(

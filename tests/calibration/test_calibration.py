@@ -185,8 +185,14 @@ def test_bad_input_is_named(converted: nn.Module, original: nn.Module) -> None:
         normswap.calibrate(original, original, [one, one])
     with pytest.raises(normswap.PlanMismatch, match="no such layer|was made for"):
         normswap.calibrate(converted, nn.Sequential(nn.BatchNorm2d(1)), [one, one])
-    with pytest.raises(normswap.InvalidOption, match="must not be negative"):
-        normswap.calibrate(converted, original, [one, one], steps=-1)
+    for steps in (-1, 1.5, True):
+        with pytest.raises(normswap.InvalidOption, match=f"steps={steps} must be a whole number and not negative"):
+            normswap.calibrate(converted, original, [one, one], steps=steps)  # type: ignore[arg-type]
+    with pytest.raises(normswap.InvalidOption, match="batches=None must be several batches"):
+        normswap.calibrate(converted, original, None)  # type: ignore[arg-type]
+    for wrong in (one.repeat(1, 2, 1, 1), one.long()):
+        with pytest.raises(normswap.CalibrationFailed, match=r"no forward pass ran on the images .*; pass batches as"):
+            normswap.calibrate(converted, original, [wrong, wrong])
 
 
 def test_several_inputs_and_outputs() -> None:

@@ -147,6 +147,10 @@ def no_affine(model: Any) -> None:
     model[3] = nn.GroupNorm(4, 16, affine=False)
 
 
+def no_bias(model: Any) -> None:
+    model[3].bias = None
+
+
 def cut_off(model: Any) -> None:
     del model[3]
 
@@ -168,6 +172,7 @@ REFUSED = {
     no_norm: "3: has become a Sequential that a checkpoint cannot describe",
     layer_norm: "3: has become a LayerNorm that",
     no_activation: "1: has become a GroupNorm that",
+    no_bias: "3: has become a GroupNorm that",
     no_affine: "3: has become a GroupNorm that",
     cut_off: "3: was converted and is no part of the network any more",
     other_channels: "2: has become a Conv2d that",

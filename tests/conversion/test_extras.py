@@ -22,6 +22,7 @@ def laden() -> Direct:
     norm.register_buffer("mask", torch.arange(8.0))
     norm.register_buffer("hidden", torch.ones(1), persistent=False)
     norm.register_parameter("extra", nn.Parameter(torch.full((3,), 2.0)))
+    norm.gauge = nn.Linear(2, 2)
     norm.lr_scale, norm.tags = 0.1, {"stage": 1}  # type: ignore[assignment]
     norm._register_state_dict_hook(lambda m, state, prefix, _: state.update({f"{prefix}version": torch.ones(1)}))
     return model  # type: ignore[return-value]
@@ -41,7 +42,8 @@ def test_extras_are_carried(inplace: bool) -> None:
         [2] * 3,
     )
     assert (new.mask is mask, new.extra is norm.extra) == (inplace, inplace)
-    assert set(result.state_dict()) >= {"bn.mask", "bn.extra", "bn.version"}
+    assert set(result.state_dict()) >= {"bn.mask", "bn.extra", "bn.version", "bn.gauge.weight"}
+    assert torch.equal(new.gauge.weight, norm.gauge.weight)  # type: ignore[union-attr, arg-type]
     assert "bn.hidden" not in result.state_dict()
     assert not {"bn.running_mean", "bn.num_batches_tracked"} & set(result.state_dict())
     assert not hasattr(new, "momentum")
@@ -126,8 +128,17 @@ def test_a_network_that_asks_what_only_batch_norm_has(
     assert type(converted.last) is nn.GroupNorm
 
 
-def test_a_network_that_goes_another_way_by_class() -> None:
-    forward = lambda s, x: s.bn(s.conv(x)) if isinstance(s.bn, nn.BatchNorm2d) else s.conv(x)  # noqa: E731
+CLASSES: dict[str, Callable[[nn.Module], bool]] = {
+    "instance": lambda bn: isinstance(bn, nn.BatchNorm2d),
+    "very class": lambda bn: type(bn) is nn.BatchNorm2d,
+    "one of several": lambda bn: bn.__class__ in (nn.BatchNorm1d, nn.BatchNorm2d),
+    "key": lambda bn: type(bn) in {nn.BatchNorm2d: None},
+}
+
+
+@pytest.mark.parametrize("knows", CLASSES.values(), ids=CLASSES)
+def test_a_network_that_goes_another_way_by_class(knows: Callable[[nn.Module], bool]) -> None:
+    forward = lambda s, x: s.bn(s.conv(x)) if knows(s.bn) else s.conv(x)  # noqa: E731
     model = type("Asks", (Net,), {"forward": forward})(conv=conv(), bn=nn.BatchNorm2d(8))
     says = (
         r"bn ran before and does not any more \(the forward pass goes another way.*leave that layer alone with exclude="

@@ -47,6 +47,32 @@ def test_gradients_are_those_of_separate_passes(ws: str) -> None:
         assert (gradient - expected[name]).abs().max() <= 1e-6 * expected[name].abs().max().clamp_min(1e-12), name
 
 
+class Mapped(nn.Sequential):
+    """Runs its convolution on one sample at a time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self[1](torch.vmap(lambda sample: self[0](sample[None])[0])(x))  # type: ignore[no-any-return]
+
+
+def test_functions_of_torch_func_standardize_for_themselves() -> None:
+    model = normswap.convert(warm(Mapped(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))), example_input=torch.zeros(2, 3, 6, 6))
+    assert isinstance(model[0], WeightStandardized)  # type: ignore[index]
+    x, own = torch.randn(2, 3, 6, 6), dict(model.named_parameters())
+
+    def loss(values: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(model, values, (x,)).square().mean()  # type: ignore[no-any-return]
+
+    model(x).square().mean().backward()
+    expected = {name: gradient.clone() for name, gradient in gradients(model).items()}
+    model.zero_grad()
+    with normswap.accumulate(model):
+        model(x).square().mean().backward()
+        found = torch.func.grad(loss)(own)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients(model)[name], gradient)
+        torch.testing.assert_close(found[name], gradient)
+
+
 def test_filters_are_standardized_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, calls = converted("resnet18"), []
     plain = accumulation.SharedKernel.__init__

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import normswap
 from normswap.layers.convs import WeightStandardized, WSConv2d
-from normswap.layers.keeping import KEPT
+from normswap.layers.keeping import KEPT, _places
 
 EPS = 1e-6
 
@@ -376,3 +376,12 @@ def test_threads_get_what_one_gets() -> None:
         thread.join()
     assert len(found) == 80
     assert all(close(output, expected(conv, X)) for output in found)
+
+
+def test_the_default_device_is_not_where_values_are_looked_at() -> None:
+    conv, x = layer().requires_grad_(False), torch.randn(1, 6, 5, 5)
+    _places.cache_clear()
+    with torch.device("meta"):
+        found = conv(x)
+    assert KEPT[conv].places.is_cpu
+    assert found.equal(conv(x))

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -116,6 +117,31 @@ def test_averages_of_frozen_filters_are_standardized_as_filters(kind: type[nn.Mo
     filters = average.weight.clone()
     fresh = ws_class(kind).of(kind(4, 6, 3), adaptive=True)
     fresh.load_state_dict({**ws.state_dict(), "weight": filters})
+    torch.testing.assert_close(average.standardized_weight(), fresh.standardized_weight(), rtol=0, atol=0)
+
+
+def its_size(ws: nn.Module) -> Any:
+    return sum(module.weight.numel() for module in ws.modules() if hasattr(module, "weight"))  # type: ignore[misc, operator]
+
+
+def its_type(ws: Any) -> Any:
+    return X.to(ws.weight.dtype), X.to(ws.weight.device), ws.weight is not None, ws.weight.shape
+
+
+@KINDS
+@pytest.mark.parametrize("ask", [its_size, its_type])
+def test_averages_through_data_are_filters_though_a_tool_asked_for_sizes(
+    kind: type[nn.Module], ask: Callable[[Any], Any]
+) -> None:
+    _, ws = both(kind)
+    average = copy.deepcopy(ws).requires_grad_(False)
+    with torch.no_grad():
+        ws.weight.mul_(2).add_(torch.randn_like(ws.weight))
+    for mine, theirs in zip(average.parameters(), ws.parameters(), strict=True):
+        ask(average)
+        mine.data = 0.5 * mine.data + 0.5 * theirs.data
+    fresh = ws_class(kind).of(kind(4, 6, 3), adaptive=True)
+    fresh.load_state_dict({**ws.state_dict(), "weight": average._parameters["weight"]})
     torch.testing.assert_close(average.standardized_weight(), fresh.standardized_weight(), rtol=0, atol=0)
 
 

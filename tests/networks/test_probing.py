@@ -95,6 +95,17 @@ def large_ghosts(self: Any, x: Tensor) -> Tensor:
     return torch.cat([EXACTLY(self, part) for part in parts])
 
 
+def clipping(self: Any, x: Tensor) -> Tensor:
+    self.weight.data.clamp_(0.1, 1)
+    return EXACTLY(self, x)
+
+
+def in_place(self: Any, x: Tensor) -> Tensor:
+    y = EXACTLY(self, x)
+    x.zero_()
+    return y
+
+
 def masked(self: Any, y: Tensor, x: Tensor) -> Tensor:
     return y * self.mask[:, None, None]
 
@@ -117,6 +128,8 @@ DRAWS = "mode its forward draws random numbers"
 DEPARTING: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "gamma is 1 + weight": (lambda: subclass(by_hand(lambda w: 1 + w)), OFF),
     "gamma is positive": (lambda: subclass(by_hand(torch.abs)), OFF),
+    "clips its gamma": (lambda: subclass(clipping), OFF),
+    "writes to its input": (lambda: subclass(in_place), "in eval mode it writes to its input"),
     "flips": (lambda: subclass(after(lambda s, y, x: y.flip(-1))), OFF),
     "transposes": (lambda: subclass(after(lambda s, y, x: y.mT.reshape_as(y))), OFF),
     "rolls channels": (lambda: subclass(after(lambda s, y, x: y.roll(1, 1))), OFF),

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 import normswap
@@ -29,6 +31,32 @@ def test_registering_nonsense(call: Callable[[], Any], message: str) -> None:
         call()
     assert message in str(caught.value)
     assert before == (recognition._NORMS, recognition._CONVS)
+
+
+class Taught(nn.BatchNorm2d):
+    """A class that functions which return nonsense are given for."""
+
+
+ILL_MADE: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "half a channel": (lambda m: (8.5,), "its num_channels is 8.5, no whole number"),
+    "no epsilon": (lambda m: (8, None), "its eps is None, no number of at least 0"),
+    "an epsilon below zero": (lambda m: (8, -1.0), "its eps is -1.0, no number of at least 0"),
+    "an array": (lambda m: (8, 1e-5, m.weight.detach().numpy()), "its weight is a ndarray, no tensor"),
+    "a list of modules": (
+        lambda m: (8, 1e-5, None, None, None, None, [nn.ReLU()]), "its then is a list, no dict of modules by name",
+    ),
+    "a function": (
+        lambda m: (8, 1e-5, None, None, None, None, {"act": F.relu}), "its then holds act, a function and no module",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("made", "message"), ILL_MADE.values(), ids=ILL_MADE)
+def test_parts_that_make_no_sense(made: Callable[[Any], Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(recognition._NORMS, Taught, lambda m: normswap.NormParts(*made(m)))
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Taught(8))
+    with pytest.raises(normswap.UnsupportedModel, match=f"^1: {message}; correct it, or the function given to"):
+        normswap.convert(model, example_input=torch.zeros(2, 3, 8, 8))
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,7 @@ def in_place(self: Any, x: Tensor) -> None:
 
 def slots(self: Any, x: Tensor) -> None:
     SLOTS.count += 1
+    SLOTS.unset = x
 
 
 def odd_objects(self: Any, x: Tensor) -> None:
@@ -215,10 +216,14 @@ STEPS: dict[str, Callable[[Any, Tensor], None]] = {
 }
 
 
+def _slots() -> dict[str, Any]:
+    return {name: getattr(SLOTS, name) for name in Slots.__slots__ if hasattr(SLOTS, name)}
+
+
 def world(model: Any, step: Any) -> Any:
     """Return all that a step may change, as data."""
     own = {key: value for key, value in vars(model).items() if key not in HELD}
-    of_the_file = CACHE, NESTED, LOG, ORDERED, COUNTS, LAST, SEEN, CALLS, BUFFER, SLOTS.count, ARRAY, "new" in REGISTRY
+    of_the_file = CACHE, NESTED, LOG, ORDERED, COUNTS, LAST, SEEN, CALLS, BUFFER, _slots(), ARRAY, "new" in REGISTRY
     of_tools = (
         vars(METER),
         Meter.total,

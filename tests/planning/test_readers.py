@@ -41,6 +41,15 @@ class Holder:
         vars(self).update(fields)
 
 
+class InTraining(Base):
+    """Runs the norm, and in train mode something else first."""
+
+    def forward(self, x: Tensor) -> Any:
+        if self.training:
+            self.run(self, x)
+        return self.bn(self.conv(x))
+
+
 def nothing(net: Any) -> None:
     del net
 
@@ -131,6 +140,67 @@ def test_what_else_reads_it_keeps_it_plain(run: Callable[[Any, Tensor], Any]) ->
 
 def test_what_leaves_in_train_mode_alone() -> None:
     assert conv_of(Training(nothing, through(nothing)).eval()).reason == "its output leaves the network"
+
+
+class Penalized(nn.Conv2d):
+    """Keeps a penalty on its weight in train mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.penalty = self.weight.abs().sum()
+        return super().forward(x)
+
+
+def test_a_convolution_that_reads_its_weight_in_train_mode_alone_stays_plain() -> None:
+    entry = conv_of(nn.Sequential(Penalized(3, 16, 3), nn.BatchNorm2d(16)).eval())
+    assert (entry.changes, entry.reason) == (False, "its weight is also read by abs")
+
+
+IN_TRAINING: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
+    "a penalty": (lambda net, x: setattr(net, "loss", net.bn.weight.abs().sum()), "its weight is also read by abs"),
+    "a constraint": (lambda net, x: net.bn.weight.data.clamp_(0, 1), "its weight is also read by clamp"),
+    "its statistics": (lambda net, x: setattr(net, "loss", net.bn.running_mean.norm()), "asks for its running_mean"),
+}
+
+
+@pytest.mark.parametrize(("run", "reason"), IN_TRAINING.values(), ids=IN_TRAINING)
+def test_a_norm_that_is_read_in_train_mode_alone_is_left(run: Callable[[Any, Tensor], Any], reason: str) -> None:
+    with pytest.raises(normswap.NothingToConvert, match=f"bn: .*{reason}"):
+        normswap.convert(InTraining(nothing, run).eval(), example_input=X)
+
+
+def test_a_norm_that_is_asked_in_train_mode_and_runs_in_eval_mode_is_left() -> None:
+    class Instead(Base):
+        def forward(self, x: Tensor) -> Any:
+            h = self.conv(x)
+            return h / self.bn.running_var.sqrt()[:, None, None] if self.training else self.bn(h)
+
+    with pytest.raises(normswap.NothingToConvert, match="bn: code outside of it asks for its running_var"):
+        normswap.convert(Instead(nothing, nothing).eval(), example_input=X)
+
+
+def test_groups_fit_what_a_norm_sees_in_train_mode_alone() -> None:
+    net = InTraining(nothing, lambda net, x: net.bn(net.conv(x[..., :3, :3])))
+    norm = normswap.inspect(net.eval(), example_input=X).norms[0]
+    assert (norm.shape, norm.groups) == ((2, 16, 1, 1), 1)
+
+
+class Dense(nn.Module):
+    """A convolution that more norms read than a plan lists, and in train mode an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norms = nn.Conv2d(3, 16, 3), nn.ModuleList(nn.BatchNorm2d(16) for _ in range(12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        y: Tensor = sum(norm(h) for norm in self.norms)
+        return y + h.sigmoid() if self.training else y
+
+
+def test_a_reader_in_train_mode_is_seen_behind_many_others() -> None:
+    entry = conv_of(Dense().eval())
+    assert (entry.changes, entry.reason) == (False, "its output is read by <sigmoid>")
 
 
 LINEAR: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {

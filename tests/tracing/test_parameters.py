@@ -17,7 +17,9 @@ def test_a_copy_of_a_parameter_counts_as_it_and_arithmetic_does_not() -> None:
     assert parameters.leaf(scaled) is None
     assert parameters.holds(scaled)
     assert parameters.sources([scaled, model[0].bias]) == {"0.weight", "0.bias"}
-    assert parameters.reads == {"0.weight": {"mul"}}
+    assert parameters.reads == {}  # as an average is made; who reads that is known by what it was made from
+    parameters.note_constant("abs", [scaled], [scaled.abs()], frozenset({"0.weight"}))
+    assert parameters.reads == {"0.weight": {"abs"}}
 
 
 def test_data_is_no_parameter() -> None:
