@@ -1,6 +1,6 @@
 """Check what a trace shows: shapes, and BatchNorm left in any slot or any operator."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from normswap.conversion.checks import Check, Checks
 from normswap.networks.network import Network
@@ -32,7 +32,8 @@ def structural_checks(converted: Network, plan: Plan, after: Trace, before: Trac
         after: A trace of it.
         before: A trace of the network before conversion, where it is at hand.
     """
-    return Checks((_same_shapes(plan, after, before), _no_batch_norm(converted, plan, after)))
+    functional = {*after.functional_norms, *(() if before is None else before.functional_norms)}
+    return Checks((_same_shapes(plan, after, before), _no_batch_norm(converted, plan, sorted(functional))))
 
 
 def left_behind(converted: Network) -> Iterator[Check]:
@@ -85,12 +86,12 @@ def _planned_shapes(plan: Plan, after: Trace) -> Check:
     return Check("shapes", True, f"{len(planned)} module outputs keep their shape")
 
 
-def _no_batch_norm(converted: Network, plan: Plan, after: Trace) -> Check:
+def _no_batch_norm(converted: Network, plan: Plan, functional: Iterable[str]) -> Check:
     name = "no BatchNorm left"
     stay = (entry for entry in plan.norms if entry.by_user or entry.action is Action.FREEZE)
     on_purpose = {name for entry in stay for name in (entry.name, *entry.aliases)}
     left = [norm for norm in converted.norms if norm not in on_purpose]
-    left += [f"{where or 'the model'} (calls batch_norm)" for where in after.functional_norms]
+    left += [f"{where or 'the model'} (calls batch_norm)" for where in functional]
     if left:
         stayed = next((entry for entry in plan.norms if entry.name == left[0] and not entry.changes), None)
         why = "" if stayed is None else f"; {stayed.name}: {stayed.reason}; {way_on(stayed)}"

@@ -72,6 +72,23 @@ def functional(model: nn.Module) -> None:
     model.between = Functional()
 
 
+class InTraining(nn.Module):
+    """Calls batch_norm in train mode alone, with the batch's statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.bn(self.conv(x))
+        return F.batch_norm(y, None, None, training=True) if self.training else y
+
+
+def test_a_function_that_runs_in_train_mode_alone_is_found() -> None:
+    with pytest.raises(normswap.CheckFailed, match="^no BatchNorm left: 1 left: the model .calls batch_norm."):
+        normswap.convert(InTraining(), example_input=torch.zeros(2, 3, 8, 8))
+
+
 SABOTAGE = {
     "shape": (coarser, "shapes", r"pool: \(\(2, 8, 6, 6\),\) became \(\(2, 8, 4, 4\),\)"),
     "module that no longer runs": (silent, "shapes", "between ran before and does not any more"),
