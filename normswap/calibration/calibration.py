@@ -19,6 +19,7 @@ from normswap.conversion.moments import match_moments
 from normswap.conversion.pipeline import apply, convert
 from normswap.errors import CalibrationFailed, InvalidOption, described
 from normswap.networks.copying import copy_model, in_mode
+from normswap.networks.devices import own_device
 from normswap.networks.hooks import outputs_of
 from normswap.networks.inputs import call, fresh, rebuild
 from normswap.networks.network import Network
@@ -119,6 +120,7 @@ def calibrate(
     return converted
 
 
+@own_device()
 def calibration(
     converted: nn.Module,
     original: nn.Module,

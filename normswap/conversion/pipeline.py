@@ -16,6 +16,7 @@ from normswap.conversion.structure import AROUND, TEACH, structural_checks
 from normswap.conversion.surgery import operate
 from normswap.errors import AlreadyConverted, CheckFailed, InvalidOption, NeedsExampleInput, NothingToConvert
 from normswap.networks.copying import copy_model, in_mode, meta_copy
+from normswap.networks.devices import own_device
 from normswap.networks.garbage import collecting_later
 from normswap.networks.network import Network
 from normswap.networks.recognition import refuse_strays
@@ -121,6 +122,7 @@ def convert_beside(
     return _converted(model, example_input, batches, _applied_beside, check=True, options=Options.of(**options))
 
 
+@own_device()
 def _converted(
     model: nn.Module,
     example_input: Any,
@@ -155,6 +157,7 @@ def _converted(
     return converted
 
 
+@own_device()
 def inspect(
     model: nn.Module,
     *,
@@ -184,6 +187,7 @@ def inspect(
     return _inspected(network, example_input, wanted, images, Surroundings(network.model))[0]
 
 
+@own_device()
 def apply(model: nn.Module, plan: Plan | str | PathLike[str], *, inplace: bool = False) -> nn.Module:
     """Replace the layers that `plan` names, and nothing else.
 
@@ -314,7 +318,7 @@ def _nothing_to_do(network: Network, plan: Plan, before: Trace) -> None:
         warnings.warn(
             f"{network.kind} was converted before ({standardized} weight-standardized convolutions); unchanged",
             AlreadyConverted,
-            stacklevel=4,
+            stacklevel=5,
         )
     else:
         raise nothing_to_convert(network.kind, plan, before.functional_norms)

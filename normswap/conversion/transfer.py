@@ -16,6 +16,7 @@ from normswap.conversion.surgery import fill
 from normswap.errors import TransferFailed
 from normswap.layers.convs import WeightStandardized
 from normswap.networks.copying import copy_model
+from normswap.networks.devices import own_device
 from normswap.networks.inputs import materialize, rebuild, tensors_in
 from normswap.networks.network import Network
 from normswap.networks.validation import unwrap
@@ -71,6 +72,7 @@ class _Changes:
     not_set: dict[str, str] = field(default_factory=dict)
 
 
+@own_device()
 def transfer(converted: nn.Module, target: nn.Module, *, example_input: Any = None) -> Transferred:
     """Fill a network that its framework built with GroupNorm, so that it computes what a converted one does.
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from normswap.errors import InvalidOption
 from normswap.limits import MAX_SIDE
+from normswap.networks.devices import users_device
 
 FEW_VALUES = 2**16
 """Values of a tensor of whole numbers that are recorded where they are alike."""
@@ -121,7 +122,8 @@ def readings(value: Any, model: nn.Module) -> Iterator[Any]:
 def call(model: nn.Module, example_input: Any) -> Any:
     """Return the model's output for a tensor, a tuple of positional arguments or a dict of keyword arguments."""
     args, kwargs = as_call(example_input)
-    return model(*args, **kwargs)
+    with users_device():
+        return model(*args, **kwargs)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 from normswap.errors import NeedsExampleInput, described
 from normswap.layers.convs import given
 from normswap.networks.copying import copy_model, in_mode, meta_copy
+from normswap.networks.devices import users_device
 from normswap.networks.garbage import collecting_later
 from normswap.networks.inputs import as_call, readings, tensors_in
 from normswap.networks.network import Network
@@ -194,6 +195,8 @@ def _run(
         if not edges:
             _standardize_nothing(copy, stack)
         stack.enter_context(Dispatch(recorder))
+        if data:
+            stack.enter_context(users_device())
         try:
             output = copy.model(*args, **kwargs)
             recorder.finish(list(tensors_in(output)))
