@@ -111,7 +111,7 @@ class NormEntry(Entry):
     @property
     def is_turned(self) -> bool:
         """Whether its input has the channels on another axis than 1, where GroupNorm takes them."""
-        return self.shape is not None and self.shape[1:2] != (self.channels,)
+        return self.shape is not None and self.channels in self.shape and self.shape[1:2] != (self.channels,)
 
     @property
     def flaw(self) -> str:
