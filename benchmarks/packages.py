@@ -61,7 +61,15 @@ def pytorchcv() -> Iterator[Sample]:
         families.setdefault(build.__module__, []).append(name)
     found = filter(None, map(_small_of, families.values()))
     for _, name, shape in sorted(found)[:FAMILIES]:
-        yield Sample(name, functools.partial(_pytorchcv, name), floats(2, *shape))
+        yield Sample(name, functools.partial(_pytorchcv, name), TAKES.get(name, floats(2, *shape)))
+
+
+TAKES: dict[str, Callable[[], Any]] = {
+    "voca8flame": lambda: (floats(2, 1, 16, 29)(), torch.tensor([3, 5])),
+    "raft_things": lambda: (floats(2, 3, 128, 128)(), floats(2, 3, 128, 128)()),
+    "lednet_cityscapes": floats(2, 3, 128, 256),
+}
+"""What some networks of pytorchcv take: something beside one image, or one of which their smallest map is no point."""
 
 
 def _pytorchcv(name: str) -> nn.Module:
