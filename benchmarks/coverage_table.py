@@ -43,9 +43,9 @@ speech is, had been refused for another length (CHANGELOG.md says what was chang
 `voca8flame`, `raft_things` and `lednet_cityscapes` had been built or called in ways in which they do not run, or on
 maps of a single point. A network has 60 s of the processor; monai's `HighResNet` needed more and had 300 s.
 
-Of pytorchcv the list holds one small network of each of 60 families, those of which it is the smallest. Of braindecode
-it leaves out five that interpolate electrodes before another network of the list and hold no BatchNorm, and `REVE`,
-which downloads where electrodes are.
+Of pytorchcv the list holds one small network of each of the 60 families that have the smallest ones. Of braindecode it
+leaves out five that interpolate electrodes before another network of the list and hold no BatchNorm, and `REVE`, which
+downloads where electrodes are.
 
 deepinv's `UNet bias-free` is refused rightly: its norms divide by the deviation and subtract no mean. So is lightly's
 `ResNetGenerator split norms`, of which each norm holds statistics of parts of the batch. monai's `HoVerNet` takes 9 s

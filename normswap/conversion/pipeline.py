@@ -83,8 +83,8 @@ def convert(
             `groups`, `group_size` and `to` for norms, and `ws` for convolutions.
         inplace: Change `model` instead of a copy. Parameters stay the same objects, so an optimizer made before stays
             valid.
-        check: Look for weights that are not finite, trace the result and compare every module's output shape; in
-            place, on a twin without data before anything is changed.
+        check: Look for weights that are not finite, trace the result and compare every module's output shape, but for
+            sizes that follow from values; in place, on a twin without data before anything is changed.
 
     Returns:
         The converted network; `normswap.plan_of` tells what was done.
