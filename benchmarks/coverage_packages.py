@@ -30,7 +30,7 @@ from normswap.networks.copying import in_mode
 from normswap.networks.inputs import rebuild, tensors_in
 from normswap.networks.recognition import is_batch_norm
 
-SECONDS = 60
+SECONDS = 300
 """Of the processor; a network that takes more is reported so."""
 
 TOLERANCE = 1e-4

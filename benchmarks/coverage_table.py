@@ -37,19 +37,20 @@ no input could be made up. The oracle is plain torch: with every new norm comput
 give the original's output to 1e-4. "Wrong" are those that do not; the other columns are what did not get as far, or
 failed a check.
 
-Rows of braindecode, kornia, monai and transformers are of the first sweep, before the faults that it showed were
-fixed (CHANGELOG.md says which) and the entries that were wrong were corrected; all others are of one day's code,
-tsai's of the first 29 of its 66 networks. pytorchcv has not been swept, nor have the networks of transformers and
-braindecode that came to the list since. braindecode's `EEGInceptionMI` needs no example and is inspected in 4 s and
-checked in 33 s on a shared core. spikingjelly's `ms_resnet18` in single step mode never ran: it makes its steps
-itself.
+All rows are of one day's code; those of braindecode, kornia, monai, pytorchcv, transformers and tsai are of one state
+of it, but for networks that were run again. transformers' `FastSpeech2ConformerModel`, which predicts how long its
+speech is, had been refused for another length (CHANGELOG.md says what was changed). Its `UVDocModel` and pytorchcv's
+`voca8flame`, `raft_things` and `lednet_cityscapes` had been built or called in ways in which they do not run, or on
+maps of a single point. A network has 60 s of the processor; monai's `HighResNet` needed more and had 300 s.
 
-deepinv's `UNet bias-free` is refused rightly: its norms divide by the deviation and subtract no mean. monai's
-`HoVerNet` takes 9 s for one forward pass at 256 pixels, and `check` needs some fifteen. torch_geometric's `XConv` needs
-a library that is not on PyPI.
+Of pytorchcv the list holds one small network of each of the 60 families that have the smallest ones. Of braindecode it
+leaves out five that interpolate electrodes before another network of the list and hold no BatchNorm, and `REVE`, which
+downloads where electrodes are.
 
-kornia's `HourglassBackbone` is off in float32, in which the original itself is off its float64 outputs by as much; in
-float64 it is exact to 3e-8, and the oracle now runs in float64.
+deepinv's `UNet bias-free` is refused rightly: its norms divide by the deviation and subtract no mean. So is lightly's
+`ResNetGenerator split norms`, of which each norm holds statistics of parts of the batch. monai's `HoVerNet` takes 9 s
+for one forward pass at 256 pixels, and `check` needs some fifteen. torch_geometric's `XConv` needs a library that is
+not on PyPI. spikingjelly's `ms_resnet18` in single step mode never ran: it makes its steps itself.
 """
 
 STATUSES = ("ok", "check fails", "wrong", "refused", "too slow", "not buildable", "does not run by itself")

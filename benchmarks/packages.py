@@ -61,7 +61,15 @@ def pytorchcv() -> Iterator[Sample]:
         families.setdefault(build.__module__, []).append(name)
     found = filter(None, map(_small_of, families.values()))
     for _, name, shape in sorted(found)[:FAMILIES]:
-        yield Sample(name, functools.partial(_pytorchcv, name), floats(2, *shape))
+        yield Sample(name, functools.partial(_pytorchcv, name), TAKES.get(name, floats(2, *shape)))
+
+
+TAKES: dict[str, Callable[[], Any]] = {
+    "voca8flame": lambda: (floats(2, 1, 16, 29)(), torch.tensor([3, 5])),
+    "raft_things": lambda: (floats(2, 3, 128, 128)(), floats(2, 3, 128, 128)()),
+    "lednet_cityscapes": floats(2, 3, 128, 256),
+}
+"""What some networks of pytorchcv take: something beside one image, or one of which their smallest map is no point."""
 
 
 def _pytorchcv(name: str) -> nn.Module:
@@ -199,7 +207,8 @@ def transformers() -> Iterator[Sample]:
          "neck_hidden_sizes": [8, 8, 16, 16], "fusion_hidden_size": 16, "use_batch_norm_in_fusion_residual": True},
          pixels),
         ("PPLCNetForImageClassification", "PPLCNetConfig", {"scale": 0.25}, pixels),
-        ("UVDocModel", "UVDocConfig", {}, {"pixel_values": floats(2, 3, 96, 96)}),
+        ("UVDocModel", "UVDocConfig", {"backbone_config": {"model_type": "uvdoc_backbone",
+         "out_features": [f"stage{stage}" for stage in range(1, 7)]}}, {"pixel_values": floats(2, 3, 96, 96)}),
         ("LayoutLMv2Model", "LayoutLMv2Config", {}, None),
         ("ASTModel", "ASTConfig", {}, None),
         ("ClapAudioModel", "ClapAudioConfig", {"spec_size": 64, "num_mel_bins": 16, "patch_embeds_hidden_size": 16,

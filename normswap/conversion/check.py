@@ -7,6 +7,7 @@ from torch import nn
 from normswap.conversion.behaviour import behaviour_checks
 from normswap.conversion.carried_plan import plan_of
 from normswap.conversion.checks import Checks
+from normswap.conversion.sizes import disturbed
 from normswap.conversion.structure import left_behind, structural_checks
 from normswap.networks.devices import own_device
 from normswap.networks.inputs import rebuild
@@ -46,8 +47,10 @@ def check(converted: nn.Module, original: nn.Module | None = None, *, example_in
     reached = [entry.name for entry in plan.norms if entry.shape is not None]
     after = trace(network, example_input, until=reached, edges=False)
     how: dict[str, Any] = {"until": reached, "edges": False, "with_data": after.with_data}
-    before = None if original is None else trace(Network(unwrap(original)), after.example, **how)
-    structural = structural_checks(network, plan, after, before)
+    first = None if original is None else Network(unwrap(original))
+    before = None if first is None else trace(first, after.example, **how)
+    others = disturbed(first or network, plan, before or after)
+    structural = structural_checks(network, plan, after, before, others)
     stopped = after.stopped_by is not None
     behaviour = behaviour_checks(network.model, plan, original, after.example, after.samples, stopped=stopped)
     return Checks((*left_behind(network), *structural.rows, *behaviour))

@@ -12,6 +12,7 @@ from normswap.conversion.carried_plan import carried_plan, carry_plan, must_fit
 from normswap.conversion.moments import match_moments
 from normswap.conversion.present_plan import joined
 from normswap.conversion.replacements import rewritten_filters
+from normswap.conversion.sizes import disturbed
 from normswap.conversion.structure import AROUND, TEACH, structural_checks
 from normswap.conversion.surgery import operate
 from normswap.errors import AlreadyConverted, CheckFailed, InvalidOption, NeedsExampleInput, NothingToConvert
@@ -82,8 +83,8 @@ def convert(
             `groups`, `group_size` and `to` for norms, and `ws` for convolutions.
         inplace: Change `model` instead of a copy. Parameters stay the same objects, so an optimizer made before stays
             valid.
-        check: Look for weights that are not finite, trace the result and compare every module's output shape; in
-            place, on a twin without data before anything is changed.
+        check: Look for weights that are not finite, trace the result and compare every module's output shape, but for
+            sizes that follow from values; in place, on a twin without data before anything is changed.
 
     Returns:
         The converted network; `normswap.plan_of` tells what was done.
@@ -148,10 +149,10 @@ def _converted(
     original = in_mode(copy_model(network.model), False) if seen else None
     if inplace and check:  # on a twin, so that a model that does not pass stays as it is
         twin = copy_model(network.model) if before.with_data else meta_copy(network.model)
-        _checked(_applied(Network(twin), plan), plan, before, around)
+        _checked(_applied(Network(twin), plan), network, plan, before, around)
     converted = applied(network, plan)
     if check and not inplace:
-        _checked(converted, plan, before, around)
+        _checked(converted, network, plan, before, around)
     if original is not None:
         _matched(converted, original, plan, images)
     return converted
@@ -355,7 +356,7 @@ def nothing_to_convert(kind: str, plan: Plan, functional_norms: Sequence[str] = 
 
 
 @collecting_later()
-def _checked(converted: nn.Module, plan: Plan, before: Trace, around: Surroundings) -> nn.Module:
+def _checked(converted: nn.Module, original: Network, plan: Plan, before: Trace, around: Surroundings) -> nn.Module:
     network = Network(converted)
     try:
         after = trace(
@@ -366,7 +367,7 @@ def _checked(converted: nn.Module, plan: Plan, before: Trace, around: Surroundin
         raise CheckFailed(
             f"once converted, {what}; {AROUND}, or convert with check=False to look at the result"
         ) from error
-    checks = structural_checks(network, plan, after, before)
+    checks = structural_checks(network, plan, after, before, disturbed(original, plan, before, around))
     if not checks:
         failed = checks.failed[0]
         raise CheckFailed(f"{failed.name}: {failed.detail}; convert with check=False to look at the result")

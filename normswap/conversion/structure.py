@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 
 from normswap.conversion.checks import Check, Checks
+from normswap.conversion.sizes import agree
 from normswap.networks.network import Network
 from normswap.networks.references import strays
 from normswap.planning.choices import Action
@@ -23,7 +24,9 @@ def way_on(entry: NormEntry) -> str:
     return LEAVE if entry.is_turned else f"{TEACH}, {LEAVE}"
 
 
-def structural_checks(converted: Network, plan: Plan, after: Trace, before: Trace | None) -> Checks:
+def structural_checks(
+    converted: Network, plan: Plan, after: Trace, before: Trace | None, others: Iterable[Trace]
+) -> Checks:
     """Return the checks of a converted network's structure.
 
     Args:
@@ -31,9 +34,12 @@ def structural_checks(converted: Network, plan: Plan, after: Trace, before: Trac
         plan: What it was converted by.
         after: A trace of it.
         before: A trace of the network before conversion, where it is at hand.
+        others: Traces with other values (`normswap.conversion.sizes.disturbed`) of the network before conversion, where
+            that is at hand, else of the converted one; read where shapes differ.
     """
     functional = {*after.functional_norms, *(() if before is None else before.functional_norms)}
-    return Checks((_same_shapes(plan, after, before), _no_batch_norm(converted, plan, sorted(functional))))
+    shapes = _planned_shapes(plan, after, others) if before is None else _same_shapes(plan, after, before, others)
+    return Checks((shapes, _no_batch_norm(converted, plan, sorted(functional))))
 
 
 def left_behind(converted: Network) -> Iterator[Check]:
@@ -46,20 +52,29 @@ def left_behind(converted: Network) -> Iterator[Check]:
                 yield Check("no layer left behind", False, f"{what}; take it off or convert again")
 
 
-def _same_shapes(plan: Plan, after: Trace, before: Trace | None) -> Check:
-    name = "shapes"
-    if before is None:
-        return _planned_shapes(plan, after)
-    given_up = _inside_norms(plan)
+def _same_shapes(plan: Plan, after: Trace, before: Trace, others: Iterable[Trace]) -> Check:
+    name, given_up = "shapes", _inside_norms(plan)
     if gone := [module for module in before.shapes if module not in after.shapes and not given_up(module)]:
         why = (
             after.stopped_by or "the forward pass goes another way, as one does that asks whether a layer is BatchNorm"
         )
         return Check(name, False, f"{gone[0] or 'the network'} ran before and does not any more ({why}); {AROUND}")
-    for module, shapes in before.shapes.items():
-        if after.shapes.get(module, shapes) != shapes:
-            return Check(name, False, f"{module or 'the network'}: {shapes} became {after.shapes[module]}")
-    return Check(name, True, f"{len(before.shapes)} module outputs keep their shape")
+    other = [module for module, shapes in before.shapes.items() if after.shapes.get(module, shapes) != shapes]
+    passes = [before, *others] if other else []
+    for module in other:
+        shapes, found = before.shapes[module], after.shapes[module]
+        if not agree(shapes, found, _met(module, passes)):
+            return Check(name, False, f"{module or 'the network'}: {shapes} became {found}")
+    return _kept(len(before.shapes), len(other))
+
+
+def _met(module: str, passes: Iterable[Trace]) -> list[Shapes]:
+    return [one.shapes[module] for one in passes if module in one.shapes]
+
+
+def _kept(count: int, moving: int) -> Check:
+    but = f", but for {moving} of which sizes follow from values" if moving else ""
+    return Check("shapes", True, f"{count} module outputs keep their shape{but}")
 
 
 def _inside_norms(plan: Plan) -> Callable[[str], bool]:
@@ -74,16 +89,18 @@ def _inside_norms(plan: Plan) -> Callable[[str], bool]:
     return inside
 
 
-def _planned_shapes(plan: Plan, after: Trace) -> Check:
+def _planned_shapes(plan: Plan, after: Trace, others: Iterable[Trace]) -> Check:
     """Compare with what the plan knows: the smallest shape that each norm met."""
     planned: dict[str, Shapes] = {e.name: (e.shape,) for e in plan.norms if e.shape is not None and e.changes}
-    for name, shapes in planned.items():
-        found = after.shapes.get(name)
-        if found is None:
-            return Check("shapes", False, f"{name} ran before and does not any more")
-        if not set(shapes) <= set(found):
-            return Check("shapes", False, f"{name or 'the network'}: {shapes} became {found}")
-    return Check("shapes", True, f"{len(planned)} module outputs keep their shape")
+    if gone := [norm for norm in planned if norm not in after.shapes]:
+        return Check("shapes", False, f"{gone[0]} ran before and does not any more")
+    other = [norm for norm, shapes in planned.items() if not set(shapes) <= set(after.shapes[norm])]
+    passes = [after, *others] if other else []
+    for norm in other:
+        shapes, found = planned[norm], after.shapes[norm]
+        if not agree(shapes, found, _met(norm, passes), in_part=True):
+            return Check("shapes", False, f"{norm or 'the network'}: {shapes} became {found}")
+    return _kept(len(planned), len(other))
 
 
 def _no_batch_norm(converted: Network, plan: Plan, functional: Iterable[str]) -> Check:
