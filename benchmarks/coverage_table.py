@@ -41,16 +41,17 @@ All rows are of one day's code; those of braindecode, kornia, monai, pytorchcv, 
 of it, but for networks that were run again. transformers' `FastSpeech2ConformerModel`, which predicts how long its
 speech is, had been refused for another length (CHANGELOG.md says what was changed). Its `UVDocModel` and pytorchcv's
 `voca8flame`, `raft_things` and `lednet_cityscapes` had been built or called in ways in which they do not run, or on
-maps of a single point. A network has 60 s of the processor; monai's `HighResNet` needed more and had 300 s.
+maps of a single point. A network had 60 s of the processor; monai's `HighResNet` and `HoVerNet` needed more and had
+300 s.
 
 Of pytorchcv the list holds one small network of each of the 60 families that have the smallest ones. Of braindecode it
 leaves out five that interpolate electrodes before another network of the list and hold no BatchNorm, and `REVE`, which
 downloads where electrodes are.
 
 deepinv's `UNet bias-free` is refused rightly: its norms divide by the deviation and subtract no mean. So is lightly's
-`ResNetGenerator split norms`, of which each norm holds statistics of parts of the batch. monai's `HoVerNet` takes 9 s
-for one forward pass at 256 pixels, and `check` needs some fifteen. torch_geometric's `XConv` needs a library that is
-not on PyPI. spikingjelly's `ms_resnet18` in single step mode never ran: it makes its steps itself.
+`ResNetGenerator split norms`, of which each norm holds statistics of parts of the batch. torch_geometric's `XConv`
+needs a library that is not on PyPI. spikingjelly's `ms_resnet18` in single step mode never ran: it makes its steps
+itself.
 """
 
 STATUSES = ("ok", "check fails", "wrong", "refused", "too slow", "not buildable", "does not run by itself")
