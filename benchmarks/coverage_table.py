@@ -15,7 +15,8 @@ HEAD = """# Coverage
 Every network with BatchNorm that these zoos can build, converted with default options. The table is written by
 `python benchmarks/coverage.py --zoo ZOO`; one line per network is in `benchmarks/results`. "With data" are the networks
 below 30 M parameters and 2 GFLOPs: their norms got random statistics, as if trained, and the same `check` as users get
-ran on real tensors, the kernels were compared, and the state after saving and loading.
+ran on real tensors, the kernels were compared, and the state after saving and loading. Times of this sweep are of
+cores on which the tests ran, too: two to four times those of idle ones.
 
 """
 
