@@ -27,7 +27,7 @@ from normswap.networks.processes import processes, summed
 from normswap.networks.surroundings import undisturbed
 from normswap.networks.validation import must_have_data, unwrap
 from normswap.planning.choices import Action, Affine
-from normswap.planning.measuring import first_batches
+from normswap.planning.measuring import first_batches, must_be_batches
 from normswap.planning.plan import Plan
 
 TRIALS = 20
@@ -139,8 +139,7 @@ def calibration(
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
         raise InvalidOption(f"steps={steps!r} must be a whole number and not negative")
-    if not isinstance(batches, Iterable):
-        raise InvalidOption(f"batches={batches!r:.60} must be several batches, as in [images]")
+    must_be_batches(batches)
     if steps and isinstance(batches, Iterator):
         raise InvalidOption("steps= goes through the batches many times; pass a list or a DataLoader, no generator")
     plan = plan_of(converted)

@@ -268,17 +268,20 @@ def _unsteady(model: nn.Module, inputs: Any) -> list[nn.Module]:
     kept = dict[str, list[Tensor]]()
     lists = [name for name, module in twin.named_modules() if isinstance(module, ParametrizationList)]
 
+    def moved(name: str, module: nn.Module) -> bool:
+        return not all(map(torch.equal, kept[name], module.buffers()))
+
     def entering(name: str, module: nn.Module, _: Any) -> None:
         kept[name] = [buffer.clone() for buffer in module.buffers()]
 
     def entered(name: str, module: nn.Module, _: Any) -> None:
-        if not all(map(torch.equal, kept[name], module.buffers())):
+        if moved(name, module):
             found.add(name)
         before[name] = _random_state()
 
     def leaving(name: str, module: nn.Module, *_: Any) -> None:
-        moved = name.rpartition(".")[0] in lists and not all(map(torch.equal, kept[name], module.buffers()))
-        if moved or before[name] != _random_state():
+        computed = name.rpartition(".")[0] in lists
+        if (computed and moved(name, module)) or before[name] != _random_state():
             found.add(name)
 
     for name, module in twin.named_modules():

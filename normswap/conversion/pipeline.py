@@ -27,7 +27,7 @@ from normswap.networks.validation import must_be_finite, refuse_unsupported, unw
 from normswap.planning.choices import Action, Affine
 from normswap.planning.decisions import make_plan, recorded
 from normswap.planning.entry import NormEntry
-from normswap.planning.measuring import Images, first_batches, prepared, reference, watch
+from normswap.planning.measuring import Images, first_batches, must_be_batches, prepared, reference, watch
 from normswap.planning.options import Options, Wishes
 from normswap.planning.plan import Plan, as_plan
 from normswap.planning.synthetic import synthetic
@@ -247,8 +247,7 @@ def _few(network: Network, batches: Any) -> Any:
         if batches not in (None, "synthetic"):
             raise InvalidOption(f"batches={batches!r} is neither batches of images nor 'synthetic'")
         return batches
-    if not isinstance(batches, Iterable):
-        raise InvalidOption(f"batches={batches!r:.60} must be several batches, as in [images]")
+    must_be_batches(batches)
     like = reference(network.model)
     found = first_batches(prepared(batch, like) for batch in batches)
     if not found:

@@ -102,7 +102,7 @@ def _changed(example: Any, axis: int, size: int, *, later: bool) -> Any:
     generator = torch.Generator().manual_seed(1)
 
     def other(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point() or tensor.ndim <= axis or tensor.shape[axis] != size:
+        if not tensor.is_floating_point() or not _has(tensor, axis, size):
             return tensor
         noise = torch.randn(tensor.shape, generator=generator).to(tensor)
         start, length = (size // 2, size - size // 2) if later else (0, size // 2)
@@ -117,10 +117,13 @@ def _shortened(example: Any, axis: int, size: int, less: int) -> Any:
     """Return the example without the last positions of an axis of the tensors that have it."""
 
     def cut(tensor: Tensor) -> Tensor:
-        has_it = tensor.ndim > axis and tensor.shape[axis] == size
-        return tensor.narrow(axis, 0, size - less) if has_it else tensor
+        return tensor.narrow(axis, 0, size - less) if _has(tensor, axis, size) else tensor
 
     return tree_map_only(Tensor, cut, example)
+
+
+def _has(tensor: Tensor, axis: int, size: int) -> bool:
+    return tensor.ndim > axis and tensor.shape[axis] == size
 
 
 def _begins(whole: Tensor, part: Tensor) -> bool:

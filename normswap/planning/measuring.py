@@ -45,6 +45,16 @@ class Seen:
         self.second.append(flat.square_().mean(-1))
 
 
+def must_be_batches(batches: Any) -> None:
+    """Raise where batches are none, as a number is.
+
+    Raises:
+        InvalidOption: They cannot be gone through.
+    """
+    if not isinstance(batches, Iterable):
+        raise InvalidOption(f"batches={batches!r:.60} must be several batches, as in [images]")
+
+
 def first_batches(batches: Iterable[Any]) -> list[Any]:
     """Return as many of the first batches as make up the samples that tell, of all processes together.
 
