@@ -16,11 +16,18 @@ channels of a group, is
 
 So it needs each sample's first and second moment per channel and nothing else, A does not depend on t at all, and all
 the others are matrix-vector products with the moments.
+
+What counts is not the norm's output but the network's. To first order an error e of the channels, the same at all
+positions, moves the outputs by ``J·e``, and the shift by o is one: ``e = o·u`` with ``u = 1/t``. With K, an estimate of
+``Jᵀ·J``, in the place of ``diag(γ²)``, ``D = uᵀ·K·u``, so that scales and signs let the shifts of a group's channels
+cancel in the outputs, too. The squares of o and D are both quadratic forms in the signs, and signs make their product
+small.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -31,6 +38,9 @@ from normswap.layers.standardization import filters, kernel
 
 STEPS, RATE = 60, 0.15
 """Steps of Adam on log|t|, and its highest rate; it falls along a cosine."""
+
+SCATTER = 0.2
+"""Share of what channels' means scatter by themselves that counts as left however well they balance on the samples."""
 
 BOUND = 0.7
 """Largest log|t|. Wider spreads keep a little more of the function and act as a higher learning rate afterwards."""
@@ -46,7 +56,9 @@ class Moments:
         ratio: (B, C) running mean over deviation, r.
         live: (B, C) running variance over the deviation's square: 1 but for BatchNorm's epsilon.
         weight: (B, C) γ.
-        importance: (B, C) what scales are fitted for instead of γ: what the network's outputs make of each channel.
+        slopes: (B, M, C) what scales are fitted for instead of γ: an error e of the channels counts
+            ``|slopes·e|² + |apart·e|²``. M is 0 where nothing tells what channels are together.
+        apart: (B, C).
     """
 
     first: Tensor
@@ -54,28 +66,33 @@ class Moments:
     ratio: Tensor
     live: Tensor
     weight: Tensor
-    importance: Tensor | None = None
+    slopes: Tensor
+    apart: Tensor
 
     def of_groups(self, num_groups: int, *, important: bool = False) -> "_Groups":
-        """Return the same, group by group, weighted by γ, or by importance where it is known."""
-        weight = self.importance if important and self.importance is not None else self.weight
-        return _Groups(self, weight, num_groups)
+        """Return the same, group by group, weighted by γ, or by what the network's outputs make of the channels."""
+        if important:
+            return _Groups(self, self.slopes, self.apart, num_groups, scatter=SCATTER)
+        return _Groups(self, self.slopes[:, :0], self.weight, num_groups, scatter=0)
 
 
 class _Groups:
-    """Moments of B·G groups of k channels, and the error of t on them; (B·G, N, k) and (B·G, k, 1)."""
+    """Moments of B·G groups of k channels, and the error of t on them; (B·G, N, k), (B·G, M, k) and (B·G, k, 1)."""
 
-    def __init__(self, moments: Moments, weight: Tensor, num_groups: int) -> None:
+    def __init__(self, moments: Moments, slopes: Tensor, apart: Tensor, num_groups: int, *, scatter: float) -> None:
         self.norms, channels = moments.first.shape[0], moments.first.shape[-1]
         self.groups, self.size = num_groups, channels // num_groups
         ratio = moments.ratio[:, None]
         self.first = self._samples(moments.first + ratio)
         self.second = self._samples(moments.second + 2 * ratio * moments.first + ratio.square())
         self.centred = self._samples(moments.first - moments.first.mean(1, keepdim=True))
+        self.scatter = scatter * self.centred.square().sum(1).unsqueeze(-1)
         self.ratio, self.live = self._channels(moments.ratio), self._channels(moments.live)
-        self.power = self._channels(weight.square())
+        self.slopes, self.apart = self._samples(slopes), self._channels(apart.square())
+        power = slopes.square().sum(1) + apart.square()
+        self.power = self._channels(power)
         self.spread = self.second @ self.power
-        self.total = (weight.square() * moments.second.mean(1)).sum(1).clamp_min(1e-30)
+        self.total = (power * moments.second.mean(1)).sum(1).clamp_min(1e-30)
 
     def _samples(self, values: Tensor) -> Tensor:
         split: Tensor = values.unflatten(-1, (self.groups, self.size))
@@ -89,7 +106,7 @@ class _Groups:
         return values.reshape(self.norms, self.groups * self.size)
 
     def error(self, t: Tensor, shrink: float) -> Tensor:
-        """Return the (B,) mean square error of the norms' outputs, relative to their mean square."""
+        """Return the (B,) mean square error that the norms' outputs make, relative to what they make themselves."""
         return self._compared(t, shrink).error
 
     def slope(self, t: Tensor, shrink: float) -> tuple[Tensor, Tensor]:
@@ -107,7 +124,9 @@ class _Groups:
         by_second = self.second.transpose(1, 2) @ by_own_var + own.level * by_var
         slope = t * (by_first[..., :1] + self.ratio * by_running) + 2 * t.square() * by_second
         slope = slope / self.size - own.share * by_first[..., 1:]
-        slope = slope - 2 * own.share / t * own.off.square().sum(1, keepdim=True)
+        off, scattered = own.off.square().sum(1, keepdim=True), self._scattered(t)
+        by_inverse = self.slopes.transpose(1, 2) @ own.moved + self.apart / t
+        slope = slope + 2 * own.inverse * scattered - 2 / t * by_inverse * (off + scattered.sum(1, keepdim=True))
         return own.error, slope / (self.first.shape[1] * self.by_group(self.total))
 
     def _compared(self, t: Tensor, shrink: float) -> "_Compared":
@@ -120,10 +139,25 @@ class _Groups:
         above, below = var + eps, (own_var.clamp_min(0) + eps).clamp_min(1e-30)
         ratio = (above / below).sqrt()
         off = ratio * own_mean - mean
-        inverse = (share / t).sum(1, keepdim=True)
-        moved = (ratio - 1).square() * self.spread - 2 * (ratio - 1) * off * mixed + off.square() * inverse
-        error = self._of_norms(moved.mean(1, keepdim=True)) / self.total
-        return _Compared(error, mean, level, share, own_mean, mixed, above, below, ratio, off, inverse)
+        moved = self.slopes @ (1 / t)
+        inverse = moved.square().sum(1, keepdim=True) + (self.apart / t.square()).sum(1, keepdim=True)
+        errors = (ratio - 1).square() * self.spread - 2 * (ratio - 1) * off * mixed + off.square() * inverse
+        error = errors.sum(1, keepdim=True) + self._scattered(t).sum(1, keepdim=True) * inverse
+        error = self._of_norms(error) / (self.first.shape[1] * self.total)
+        return _Compared(error, mean, level, share, own_mean, mixed, above, below, ratio, off, moved, inverse)
+
+    def _scattered(self, t: Tensor) -> Tensor:
+        """Return the part of each channel, (B·G, k, 1), in the squares of the shifts that count as left in any case."""
+        return self.scatter * (t / self.size).square()
+
+    def balanced(self, t: Tensor, *, means_alone: bool = False) -> Tensor:
+        """Return signs with which the groups' means scatter less than with those of t, and move the outputs less."""
+        size = t.abs()
+        means = SignedSum(self.centred * size.transpose(1, 2), (self.scatter * size.square()).sum(1, keepdim=True))
+        if means_alone:
+            return balanced([means], t.sign())
+        moves = SignedSum(self.slopes / size.transpose(1, 2), (self.apart / size.square()).sum(1, keepdim=True))
+        return balanced([means, moves], t.sign())
 
     def _of_norms(self, values: Tensor) -> Tensor:
         """Return the (B,) sums of (B·G, 1, 1) values over the groups of a norm."""
@@ -141,13 +175,14 @@ class _Compared(NamedTuple):
         error: (B,).
         running: M, (B·G, 1, 1).
         level: (B·G, k, 1) mean square of each channel at t = 1.
-        share: γ²/t, (B·G, k, 1).
+        share: What each channel counts, over t, (B·G, k, 1).
         mean: m, (B·G, N, 1).
         mixed: B, (B·G, N, 1).
         above: V + ε, (B·G, 1, 1).
         below: v + ε, (B·G, N, 1).
         ratio: ρ, (B·G, N, 1).
         off: o, (B·G, N, 1).
+        moved: What a shift of 1 does to the outputs, (B·G, M, 1).
         inverse: D, (B·G, 1, 1).
     """
 
@@ -161,6 +196,7 @@ class _Compared(NamedTuple):
     below: Tensor
     ratio: Tensor
     off: Tensor
+    moved: Tensor
     inverse: Tensor
 
 
@@ -182,10 +218,11 @@ def drift_of(moments: Moments, *, num_groups: int, shrink: float, t: Tensor | No
 def equalize(
     moments: Moments, *, num_groups: int, shrink: float, bound: float = BOUND, steps: int = STEPS
 ) -> tuple[Tensor, Tensor]:
-    """Return scale and sign of every channel, and the drift that is left with them.
+    """Return scale and sign of every channel, and the error that is left with them.
 
-    Signs are flipped, the best one first, until none makes the group means of the samples scatter less; then log|t| is
-    fitted by Adam; two fifths of the way the signs are looked at again, with the scales known. Nothing is random.
+    Signs are flipped, the best one first, until none makes the group means of the samples scatter less and move the
+    outputs less; then log|t| is fitted by Adam; two fifths of the way the signs are looked at again, with the scales
+    known. Nothing is random.
 
     Args:
         moments: Of B norms of one size.
@@ -195,7 +232,7 @@ def equalize(
         steps: Steps of Adam.
 
     Returns:
-        t, (B, C), and the drift, (B,), weighted by importance where it is known: never larger than with t = 1.
+        t, (B, C), and the root of the relative error that was made small, (B,), never larger than with t = 1.
     """
     groups = moments.of_groups(num_groups, important=True)
     ones = torch.ones_like(groups.ratio)
@@ -209,8 +246,8 @@ def equalize(
         least = torch.where(better, error, least)
         best = torch.where(groups.by_group(better), t, best)
 
-    sign = balanced(groups.centred, alternating(groups.ratio))
-    for part in (steps * 2 // 5, steps - steps * 2 // 5) if bound > 0 else ():
+    sign = groups.balanced(groups.balanced(alternating(groups.ratio), means_alone=True))
+    for part in filter(None, (steps * 2 // 5, steps - steps * 2 // 5) if bound > 0 else ()):
         descent = Descent(best.abs().log(), bound, part)
         for _ in range(part):
             t = sign * descent.value.exp()
@@ -219,7 +256,7 @@ def equalize(
             descent.step(slope / groups.by_group(error.clamp_min(1e-30)))
         t = sign * descent.value.exp()
         keep(t, groups.error(t, shrink))
-        sign = balanced(groups.centred * best.abs().transpose(1, 2), best.sign())
+        sign = groups.balanced(best)
     t = sign * best.abs()
     keep(t, groups.error(t, shrink))
     return groups.together(best), least.clamp_min(0).sqrt()
@@ -261,27 +298,62 @@ def alternating(like: Tensor) -> Tensor:
     return signs
 
 
-def balanced(values: Tensor, signs: Tensor) -> Tensor:
-    """Flip signs, the best one of each group first, until none makes the square of the signed sum smaller.
+class SignedSum:
+    """The squares of the sums of some channels' values, each with a sign, and what flipping one would make of them."""
+
+    def __init__(self, values: Tensor, rest: Tensor | float = 0.0) -> None:
+        """Keep values of channels.
+
+        Args:
+            values: (groups, N, k); for each of N samples a value per channel.
+            rest: (groups, 1, 1) what the squares have beside them.
+        """
+        self._values, self._across = values, values.transpose(1, 2)
+        power = values.square().sum(1).unsqueeze(-1)
+        self._power, self._rest = 4 * power, rest
+        self._least = 1e-9 * (power.sum(1, keepdim=True) + rest).clamp_min(1e-30)
+        self._products = self._across @ values if values.shape[2] <= 2 * values.shape[1] else None  # else they are more
+
+    def start(self, signs: Tensor) -> None:
+        """Take signs, (groups, k, 1)."""
+        self._pull = self._across @ (self._values @ signs)
+
+    def flipped(self, signs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the squares as they stand, (groups, 1, 1), and with each sign flipped, (groups, k, 1)."""
+        pulled = signs * self._pull
+        total = pulled.sum(1, keepdim=True) + self._rest
+        return total.maximum(self._least), torch.sub(total + self._power, pulled, alpha=4).maximum(self._least)
+
+    def change(self, rows: Tensor, at: Tensor, by: Tensor) -> None:
+        """Take other signs of a channel of each group."""
+        if self._products is not None:
+            column = self._products[rows, at].unsqueeze(-1)
+        else:
+            column = self._across @ self._values[rows, :, at].unsqueeze(-1)
+        self._pull = self._pull + by.view(-1, 1, 1) * column
+
+
+def balanced(sums: Sequence[SignedSum], signs: Tensor) -> Tensor:
+    """Flip signs, the best one of each group first, until none makes the product of squares of signed sums smaller.
 
     Args:
-        values: (groups, N, k); for each of N samples a value per channel.
+        sums: Of (groups, *, k) values.
         signs: (groups, k, 1) to start from.
     """
-    signs = signs.clone()
-    across = values.transpose(1, 2)
-    pull, power = across @ (values @ signs), values.square().sum(1).unsqueeze(-1)
-    products = across @ values if values.shape[2] <= 2 * values.shape[1] else None  # else they are more than the values
-    least, rows = 1e-9 * power.sum((1, 2)), torch.arange(len(values), device=values.device)
+    signs, rows = signs.clone(), torch.arange(len(signs), device=signs.device)
+    for own in sums:
+        own.start(signs)
     for _ in range(4 * signs.shape[1]):
-        gain, at = (signs * pull - power).squeeze(-1).max(1)
-        helps = gain > least
+        totals, flipped = zip(*(own.flipped(signs) for own in sums), strict=True)
+        share, at = reduce(torch.mul, (after / before for before, after in zip(totals, flipped, strict=True))).min(1)
+        share, at = share.squeeze(1), at.squeeze(1)
+        helps = share < 1 - 1e-6
         if not helps.any():
             break
         change = torch.where(helps, -2 * signs[rows, at, 0], 0.0)
         signs[rows, at, 0] += change
-        column = across @ values[rows, :, at].unsqueeze(-1) if products is None else products[rows, at].unsqueeze(-1)
-        pull = pull + change.view(-1, 1, 1) * column
+        for own in sums:
+            own.change(rows, at, change)
     return signs
 
 

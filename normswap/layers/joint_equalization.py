@@ -47,7 +47,9 @@ class Reader:
 def equalize_jointly(readers: Sequence[Reader], count: int, *, bound: float = BOUND, steps: int = STEPS) -> Tensor:
     """Return (count,) scales, not 0, with which the norms' errors are together no larger than with s = 1.
 
-    As in `equalize`: signs are flipped first, then log|s| is fitted, with another look at the signs on the way.
+    As in `equalize`: signs are flipped first, then log|s| is fitted, with another look at the signs on the way. They
+    make the sum small of how far means scatter and how far they move the outputs, each in units of what the channels
+    would do by themselves.
 
     Args:
         readers: The norms.
@@ -77,11 +79,12 @@ def equalize_jointly(readers: Sequence[Reader], count: int, *, bound: float = BO
     def balanced_signs(scales: Tensor) -> Tensor:
         gram = scales.new_zeros(count + 1, count + 1)
         for reader, own, at in zip(readers, groups, places, strict=True):
-            values = own.centred * reader.t(scales.abs()).reshape(own.ratio.shape).transpose(1, 2)
-            products = values.transpose(1, 2) @ values
+            size = reader.t(scales.abs()).reshape(own.ratio.shape).transpose(1, 2)
             at = at.view(own.groups, own.size)
-            share = products / products.diagonal(dim1=1, dim2=2).sum().clamp_min(1e-30)
-            gram.index_put_((at.unsqueeze(2), at.unsqueeze(1)), share, accumulate=True)
+            for values, apart in ((own.centred * size, 0.0), (own.slopes / size, own.apart.transpose(1, 2) / size**2)):
+                products = values.transpose(1, 2) @ values
+                alone = products.diagonal(dim1=1, dim2=2).sum() + torch.as_tensor(apart).sum()
+                gram.index_put_((at.unsqueeze(2), at.unsqueeze(1)), products / alone.clamp_min(1e-30), accumulate=True)
         return _flipped(gram, torch.cat([scales.sign(), scales.new_ones(1)]))[:-1]
 
     best = readers[0].unit.new_ones(count)

@@ -27,8 +27,8 @@ from normswap.tracing.facts import Trace
 Scales = dict[str, tuple[float, ...]]
 """A factor for every output channel, by layer."""
 
-NARROW, BRIEF = 0.35, 3
-"""Largest log|t| where only filters tell, and steps to fit it: neither 0.7 nor twelve steps kept more."""
+NARROW, BRIEF = 0.35, 2
+"""Largest log|t| where only filters tell, and steps to fit it: neither 0.7 nor more steps kept more."""
 
 LOSS, LESS = 0.1, 4
 """Sum of the squared drifts from which most answers are lost, and how many times less one group must leave to be named.
@@ -92,11 +92,9 @@ def equalize_norms(
             size = entry.channels, entry.groups, entry.groups_asked, group_candidates(entry), bool(own.places)
             alike.setdefault((*size, seen, norm_parts(network.slots[entry.name]).mean.device), []).append(entry.name)  # type: ignore[union-attr]
     untold = any(is_free and not seen for *_, is_free, seen, _ in alike)
-    told = (
-        {name: own for graph in reversed(trace.graphs) for name, own in responses(network, graph).items()}
-        if untold
-        else {}
-    )
+    then, told = {name: entry.then for name, entry in norms.items()}, dict[str, Seen]()
+    for graph in reversed(trace.graphs) if untold else ():
+        told |= responses(network, graph, then)
     for (*_, is_free, seen, _), names in alike.items():
         entries = [found[name] for name in names]
         made = (
@@ -285,8 +283,8 @@ def _from_filters(
     moments = moments_of([told[name] for name in names], network, names)
     groups, shrink = entries[0].groups or 1, options.shrink_for(entries[0].groups_asked, equalized=True)
     plain = drift_of(moments, num_groups=groups, shrink=shrink, t=_unscaled(network, entries).to(moments.first))
-    fits, left = equalize(moments, num_groups=groups, shrink=shrink, bound=NARROW, steps=BRIEF)
-    less = (left / plain.clamp_min(1e-30)).tolist()
+    fits, _ = equalize(moments, num_groups=groups, shrink=shrink, bound=NARROW, steps=BRIEF)
+    less = (drift_of(moments, num_groups=groups, shrink=shrink, t=fits) / plain.clamp_min(1e-30)).tolist()
     made = []
     for entry, t, share in zip(entries, fits, less, strict=True):
         drift = rounded(entry.drift * min(share, 1.0)) if entry.drift is not None else None

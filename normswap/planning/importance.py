@@ -11,18 +11,22 @@ from torch.utils._pytree import tree_leaves
 from normswap.networks.hooks import watching
 from normswap.networks.inputs import batch_size, call, fresh, rows_of, tensors_in
 from normswap.networks.network import Network
-from normswap.networks.processes import processes, rank, summed
+from normswap.networks.processes import joined, processes, rank
 
-SAMPLES = 16
-"""Samples of all processes together of which gradients are taken; their activations are kept for the backward pass."""
+SAMPLES, AT_ONCE = 32, 16
+"""Samples of all processes together of which gradients are taken; and at once, as activations are kept for that."""
+
+APART = 0.4
+"""Share of what the outputs make of channels that counts for each by itself: of what they make of channels together, a
+few samples leave ways open that others would close."""
 
 
 class Importance:
     """How far the outputs move where a channel is shifted everywhere, by norm and channel.
 
-    The outputs are mixed with random signs, anew for every sample: the mean square of the mixture's derivative is that
-    of all outputs' (Hutchinson's estimate of the Gauss-Newton matrix' diagonal). A network through which no gradient
-    passes has nothing to tell.
+    The outputs are mixed with random signs, anew for every sample: the mean square of what a shift of several channels
+    does to the mixtures is that of all outputs' (Hutchinson's estimate of the Gauss-Newton matrix). A network through
+    which no gradient passes has nothing to tell.
 
     Args:
         network: In eval mode; parameters and buffers stay as they are.
@@ -33,7 +37,7 @@ class Importance:
     def __init__(self, network: Network, names: Iterable[str], stepped: Collection[str] = ()) -> None:
         self._model, self._stepped = network.model, stepped
         self._norms = {name: network.slots[name] for name in names}
-        self._sums: dict[str, Tensor] = {}
+        self._slopes: dict[str, list[Tensor]] = {}
         self._seen, self._able = 0, True
 
     def pieces(self, batch: Any) -> Iterator[tuple[Any, bool]]:
@@ -45,7 +49,7 @@ class Importance:
         whole = not isinstance(batch, list) and all(
             isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == size for leaf in tree_leaves(batch)
         )
-        step = max(SAMPLES // processes(), 1) if whole else size
+        step = max(min(SAMPLES // processes(), AT_ONCE), 1) if whole else size
         while self._able and self._seen * processes() < SAMPLES and start < size:
             yield rows_of(batch, slice(start, start + step)) if whole else batch, True
             start += step if self._able else 0
@@ -63,15 +67,25 @@ class Importance:
         for name, slope in slopes:
             slope = slope.flatten(0, 1) if name in self._stepped else slope
             moved = slope.double().sum(tuple(range(2, slope.ndim))) if slope.ndim > 2 else slope.double()
-            self._sums[name] = self._sums.get(name, 0) + moved.square().sum(0)
+            self._slopes.setdefault(name, []).append(moved)
         self._seen += batch_size(rows)
         return True
 
     def found(self) -> dict[str, Tensor]:
-        """Return the (C,) root mean square derivatives by the input of each norm, by name, of all processes."""
+        """Return the derivatives by the input of each norm, by name, of all processes.
+
+        (M, C), a row for every sample, or C rows with the same products where that is less.
+        """
         if not self._able:
             return {}
-        return {name: summed(value).sqrt() for name, value in self._sums.items() if bool(value.isfinite().all())}
+        rows = {name: joined(torch.cat(slopes)) for name, slopes in self._slopes.items()}
+        return {name: _fewer(own) for name, own in rows.items() if bool(own.isfinite().all())}
+
+
+def _fewer(rows: Tensor) -> Tensor:
+    """Return no more rows than columns, R with ``Rᵀ·R = rowsᵀ·rows``."""
+    count, channels = rows.shape
+    return rows if count <= channels else torch.linalg.qr(rows.cpu(), mode="r").R.to(rows.device)
 
 
 @contextmanager
@@ -114,17 +128,20 @@ def _mixture(outputs: Iterable[Tensor], first: int, size: int) -> Tensor | None:
     return torch.stack(terms).sum() if terms else None
 
 
-def weighted(importance: Tensor | None, gamma: Tensor, unit: Tensor) -> Tensor:
-    """Return the (C,) weights of a norm's channels: what the outputs make of them, and a tenth of what γ does.
+def weighted(slopes: Tensor | None, gamma: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what an error of a norm's channels counts: together, (M, C), and (C,) each by itself.
 
-    Channels that none of a few samples reached, behind a ReLU, may be needed by others.
+    An error e counts ``|rows·e|² + |own·e|²``. Channels that none of a few samples reached, behind a ReLU, may be
+    needed by others, so that a tenth of γ² is added.
 
     Args:
-        importance: (C,) root mean square derivatives by the norm's input; None for γ alone.
+        slopes: (M, C) derivatives by the norm's input; None for γ alone.
         gamma: (C,) γ as it acts on x/unit.
         unit: (C,) in which the moments of x are given.
     """
-    if importance is None or not bool(importance.any()):
-        return gamma
-    moved = (importance.to(gamma) * unit).square()
-    return (moved / moved.mean() + 0.1 * gamma.square() / gamma.square().mean().clamp_min(1e-30)).sqrt()
+    if slopes is None or not bool(slopes.any()):
+        return gamma.new_empty(0, len(gamma)), gamma
+    rows = (slopes / slopes.abs().amax()).to(gamma) * unit
+    rows = rows / rows.square().sum(0).mean().sqrt()
+    by_gamma = gamma.square() / gamma.square().mean().clamp_min(1e-30)
+    return rows * (1 - APART) ** 0.5, (APART * rows.square().sum(0) + 0.1 * by_gamma).sqrt()

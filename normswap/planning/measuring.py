@@ -31,12 +31,12 @@ SAMPLES = 256
 @dataclass
 class Seen:
     """First and second moments, (N, C) each, of one norm's input over the positions of each sample; and what the
-    outputs make of its channels, (C,), where a gradient tells.
+    outputs make of its channels, (M, C), where a gradient tells.
     """
 
     first: list[Tensor] = field(default_factory=list)
     second: list[Tensor] = field(default_factory=list)
-    importance: Tensor | None = None
+    slopes: Tensor | None = None
 
     def add(self, values: Tensor) -> None:
         """Count samples (N, C, *) in units of BatchNorm's running deviation; they are overwritten."""
@@ -134,7 +134,7 @@ def watch(network: Network, norms: Iterable[NormEntry], batches: Iterable[Any]) 
             if count * processes() >= SAMPLES:
                 break
     for name, told in importance.found().items():
-        seen[name].importance = told
+        seen[name].slopes = told
     for found in seen.values() if processes() > 1 else ():
         found.first, found.second = [joined(torch.cat(found.first))], [joined(torch.cat(found.second))]
     for name, found in seen.items():
@@ -178,5 +178,6 @@ def moments_of(seen: Sequence[Seen], network: Network, names: Iterable[str]) -> 
     # γ as it acts on x/unit, whatever a constant channel's unit is
     gammas = torch.stack([loud(own.affine(first)[0]) for own in parts]) * unit / (var + eps).sqrt()
     second = torch.stack([values[:count] for values in seconds])
-    weights = torch.stack([*map(weighted, (one.importance for one in seen), gammas, unit)])
-    return Moments(first, second, mean / unit, var / unit.square(), gammas, weights)
+    rows, own = zip(*map(weighted, (one.slopes for one in seen), gammas, unit), strict=True)
+    slopes = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    return Moments(first, second, mean / unit, var / unit.square(), gammas, slopes, torch.stack(own))

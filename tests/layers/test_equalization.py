@@ -1,6 +1,7 @@
 """Scales and signs as tensor maths, against GroupNorm itself on samples with the moments."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from normswap.layers.equalization import (
     BOUND,
     Moments,
+    SignedSum,
     alternating,
     balanced,
     deviation,
@@ -37,7 +39,16 @@ def moments(x: Tensor, weight: Tensor, mean: Tensor, var: Tensor) -> Moments:
     unit = var.sqrt()
     y = (x - mean.view(1, -1, 1, 1)) / unit.view(1, -1, 1, 1)
     ones = torch.ones_like(mean)
-    return Moments(y.mean((2, 3))[None], y.square().mean((2, 3))[None], (mean / unit)[None], ones[None], weight[None])
+    both = y.mean((2, 3))[None], y.square().mean((2, 3))[None]
+    none = weight.new_empty(1, 0, len(weight))
+    return Moments(*both, (mean / unit)[None], ones[None], weight[None], none, weight[None])
+
+
+def heard(seen: Moments, number: int = 5) -> Moments:
+    """Return the same with outputs that read the channels together."""
+    generator = torch.Generator().manual_seed(3)
+    slopes = torch.randn(len(seen.first), number, seen.first.shape[-1], generator=generator).double()
+    return replace(seen, slopes=slopes, apart=0.1 * seen.weight)
 
 
 def drift_shown(x: Tensor, weight: Tensor, mean: Tensor, var: Tensor, scale: Tensor, num_groups: int) -> float:
@@ -57,7 +68,8 @@ def test_the_drift_is_what_group_norm_shows(num_groups: int) -> None:
     seen = drift_of(moments(x, *norm), num_groups=num_groups, shrink=SHRINK)
     # without scales the channels stand in units of their deviations
     assert float(seen) == pytest.approx(drift_shown(x, *norm, ones / norm[2].sqrt(), num_groups), rel=1e-6)
-    t, left = equalize(moments(x, *norm), num_groups=num_groups, shrink=SHRINK)
+    t, _ = equalize(moments(x, *norm), num_groups=num_groups, shrink=SHRINK)
+    left = drift_of(moments(x, *norm), num_groups=num_groups, shrink=SHRINK, t=t)
     assert float(left) == pytest.approx(drift_shown(x, *norm, t[0] / norm[2].sqrt(), num_groups), rel=1e-6)
 
 
@@ -78,7 +90,7 @@ def test_norms_together_are_as_each_alone() -> None:
     x, *norm = samples()
     one = moments(x, *norm)
     other = moments(x.flip(0) * 2, norm[0].flip(0), norm[1] * 2, norm[2] * 4)
-    both = Moments(*(torch.cat([getattr(one, k), getattr(other, k)]) for k in vars(one) if k != "importance"))
+    both = Moments(*(torch.cat([getattr(one, k), getattr(other, k)]) for k in vars(one)))
     together, drifts = equalize(both, num_groups=2, shrink=SHRINK)
     for index, alone in enumerate((one, other)):
         t, drift = equalize(alone, num_groups=2, shrink=SHRINK)
@@ -88,40 +100,42 @@ def test_norms_together_are_as_each_alone() -> None:
 
 def test_a_channel_by_itself_has_no_freedom() -> None:
     x, *norm = samples()
-    t, drift = equalize(moments(x, *norm), num_groups=8, shrink=SHRINK)
+    t, _ = equalize(moments(x, *norm), num_groups=8, shrink=SHRINK)
     assert torch.equal(t, torch.ones(1, 8).double())
-    assert float(drift) == pytest.approx(float(drift_of(moments(x, *norm), num_groups=8, shrink=SHRINK)[0]))
 
 
 def test_signs_by_hand() -> None:
     values = torch.tensor([[[3.0, 1.0, 2.0, 2.0]]])
-    signs = balanced(values, torch.ones(1, 4, 1))
+    signs = balanced([SignedSum(values)], torch.ones(1, 4, 1))
     assert float((values @ signs).abs()) == 0
     assert alternating(torch.zeros(2, 3, 1)).squeeze(-1).tolist() == [[1, -1, 1], [1, -1, 1]]
 
 
 @pytest.mark.parametrize("number", [3, 40], ids=["few samples", "many samples"])
 def test_signs_are_flipped_the_best_one_first(number: int) -> None:
-    values = torch.randn(2, number, 12, generator=torch.Generator().manual_seed(1)).double()
+    generator = torch.Generator().manual_seed(1)
+    values, others = (torch.randn(2, number, 12, generator=generator).double() for _ in range(2))
     expected = torch.ones(2, 12, 1).double()
-    for group, signs in zip(values, expected, strict=True):
+    for group, other, signs in zip(values, others, expected, strict=True):
+
+        def left(signs: Tensor, group: Tensor = group, other: Tensor = other) -> float:
+            return float((group @ signs).square().sum() * ((other @ signs).square().sum() + 2))
+
         while True:
-            left = (group @ signs).square().sum()
-            tries = torch.stack(
-                [(group @ torch.cat([signs[:c], -signs[c : c + 1], signs[c + 1 :]])) for c in range(12)]
-            )
-            best = tries.square().sum((1, 2)).argmin()
-            if tries[best].square().sum() >= left:
+            tries = [left(torch.cat([signs[:c], -signs[c : c + 1], signs[c + 1 :]])) for c in range(12)]
+            if min(tries) >= left(signs):
                 break
-            signs[best] *= -1
+            signs[tries.index(min(tries))] *= -1
     assert (expected < 0).any()
-    assert torch.equal(balanced(values, torch.ones(2, 12, 1).double()), expected)
+    sums = [SignedSum(values), SignedSum(others, torch.full((2, 1, 1), 2.0).double())]
+    assert torch.equal(balanced(sums, torch.ones(2, 12, 1).double()), expected)
 
 
+@pytest.mark.parametrize("important", [False, True])
 @pytest.mark.parametrize("num_groups", [1, 4])
-def test_the_slope_is_the_one_of_autograd(num_groups: int) -> None:
+def test_the_slope_is_the_one_of_autograd(num_groups: int, *, important: bool) -> None:
     x, *norm = samples()
-    groups = moments(x, *norm).of_groups(num_groups)
+    groups = heard(moments(x, *norm)).of_groups(num_groups, important=important)
     start = torch.randn(groups.ratio.shape, generator=torch.Generator().manual_seed(2)).double() / 3
     logs = start.requires_grad_()
     error = groups.error(alternating(logs) * logs.exp(), SHRINK)
@@ -129,6 +143,26 @@ def test_the_slope_is_the_one_of_autograd(num_groups: int) -> None:
     found, slope = groups.slope((alternating(logs) * logs.exp()).detach(), SHRINK)
     torch.testing.assert_close(found, error.detach())
     torch.testing.assert_close(slope, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("num_groups", [1, 2])
+def test_shifts_cancel_in_what_the_outputs_make_of_them(num_groups: int) -> None:
+    x, *norm = samples(channels=32)
+    seen = heard(moments(x, *norm))
+
+    def moved(t: Tensor) -> float:
+        """Return the square of what outputs make of the difference of GroupNorm and BatchNorm."""
+        scale = t[0] / norm[2].sqrt()
+        scaled = rescaled(norm[0], *norm[1:], scale, eps=0.0)
+        eps = float(damping(*scaled[1:], shrink=60.0, num_groups=num_groups))
+        affine = closed_form(scaled[0], 0 * norm[1], *scaled[1:], eps=0.0, norm_eps=eps, num_groups=num_groups)
+        off = F.group_norm(x * scale.view(1, -1, 1, 1), num_groups, *affine, eps)
+        off = (off - F.batch_norm(x, *norm[1:], norm[0], eps=0.0)).mean((2, 3)) / norm[0]  # in units of y
+        return float((off @ seen.slopes[0].mT).square().sum())
+
+    fits = (equalize(one, num_groups=num_groups, shrink=60.0)[0] for one in (seen, moments(x, *norm)))
+    together, by_gamma = map(moved, fits)
+    assert together < 0.5 * by_gamma < 0.5 * moved(torch.ones(1, 32).double())
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-3])

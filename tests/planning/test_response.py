@@ -63,13 +63,66 @@ def test_a_network_without_activations_answers_to_constants_as_told(
         before = dict(seen)
         model(x + constants[..., None, None])
     network = Network(model)
-    told = responses(network, trace(network, torch.randn(2, 3, 8, 8)).graphs[0])
+    told = responses(network, trace(network, torch.randn(2, 3, 8, 8)).graphs[0], {})
     assert told.keys() == norms.keys()
     for name, module in norms.items():
         moved = (seen[name] - before[name]).flatten(2).mean(2) if seen[name].ndim > 2 else seen[name] - before[name]
         moved = moved / (module.running_var + module.eps).sqrt()
         (first,) = told[name].first
         torch.testing.assert_close(first / first.norm(), moved / moved.norm(), atol=1e-4, rtol=1e-3)
+
+
+def test_a_network_without_activations_answers_to_errors_as_told() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        conv(3, 8), norm(8), conv(8, 8), norm(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    )
+    model.eval()
+    shift = torch.zeros(8, requires_grad=True)
+
+    def shifted(shift: torch.Tensor) -> torch.Tensor:
+        return model[1:](model[0](torch.ones(1, 3, 8, 8)) + shift.view(1, 8, 1, 1))[0]
+
+    jacobian = torch.autograd.functional.jacobian(shifted, shift)
+    network = Network(model)
+    told = responses(network, trace(network, torch.randn(2, 3, 8, 8)).graphs[0], {})["1"].slopes
+    assert told is not None
+    assert told.shape == (CONSTANTS, 8)
+    signs = told @ torch.linalg.pinv(jacobian)
+    torch.testing.assert_close(signs, signs.sign(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(signs @ jacobian, told, atol=1e-4, rtol=1e-3)
+
+
+class Together(nn.BatchNorm2d):
+    """A norm with its activation, as timm's are."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(super().forward(x))
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["beside", "inside"])
+def test_behind_a_rectifier_means_move_with_contrast(monkeypatch: pytest.MonkeyPatch, *, inside: bool) -> None:
+    monkeypatch.setattr("normswap.planning.response.OWN", 0)
+    torch.manual_seed(0)
+    first = norm(8, Together if inside else nn.BatchNorm2d)
+    model = nn.Sequential(conv(1, 8), first, *([] if inside else [nn.ReLU()]), conv(8, 8), norm(8)).eval()
+    network, last = Network(model), len(model) - 1
+    graph = trace(network, torch.randn(2, 1, 8, 8)).graphs[0]
+    told = responses(network, graph, {"1": ("act",)} if inside else {})[str(last)].first[0]
+
+    z = torch.randn(100_000, 1) * first.weight.abs() + first.bias  # what the norm makes of normal channels
+    slope = (z > 0).float().mean(0)
+    by_constant = model[0].weight.sum((1, 2, 3)) / (first.running_var + first.eps).sqrt() * first.weight * slope
+    by_contrast = ((1.05 * (z - first.bias) + first.bias).relu() - z.relu()).mean(0) / 0.05
+    ways = torch.stack([by_constant, by_contrast]) @ model[last - 1].weight.sum((2, 3)).T
+    ways = (ways / (model[last].running_var + model[last].eps).sqrt()).detach()
+    assert torch.linalg.matrix_rank(told, rtol=1e-4) == 2
+    left = told.T - ways.T @ torch.linalg.lstsq(ways.T, told.T).solution
+    assert float(left.norm() / told.norm()) < 0.03
 
 
 @pytest.mark.parametrize("groups", [1, 4])
@@ -92,7 +145,7 @@ def test_what_cannot_be_followed_is_left_to_chance() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(conv(3, 8), norm(8), nn.PixelShuffle(2), conv(2, 8), norm(8)).eval()
     network = Network(model)
-    told = responses(network, trace(network, torch.randn(2, 3, 8, 8)).graphs[0])
+    told = responses(network, trace(network, torch.randn(2, 3, 8, 8)).graphs[0], {})
     sums = model[3].weight.detach().sum((2, 3)) / (model[4].running_var + model[4].eps).sqrt()[:, None]
     (first,) = told["4"].first
     assert torch.linalg.matrix_rank(first) == 2  # two channels behind the shuffle, each with moves of its own
@@ -130,7 +183,7 @@ def test_moves_that_grow_without_end_are_left_to_chance(size: float) -> None:
     with torch.no_grad():
         model[1].weight.mul_(size)
     network = Network(model)
-    told = responses(network, trace(network, torch.randn(2, 3, 8, 8)).graphs[0])
+    told = responses(network, trace(network, torch.randn(2, 3, 8, 8)).graphs[0], {})
     assert told.keys() == {"3", "5"}
     for seen in told.values():
         (first,) = seen.first
@@ -143,7 +196,7 @@ def test_channels_move_by_themselves_the_more_the_fewer_an_input_has() -> None:
         torch.manual_seed(0)
         model = nn.Sequential(conv(channels, 16), norm(16), conv(16, 16), norm(16)).eval()
         model[0].weight.data[:] = 1
-        told = responses(Network(model), trace(Network(model), torch.randn(2, channels, 8, 8)).graphs[0])
+        told = responses(Network(model), trace(Network(model), torch.randn(2, channels, 8, 8)).graphs[0], {})
         values = torch.linalg.svdvals(told["3"].first[0]).square()
         return float(values[0] / values.sum())
 
