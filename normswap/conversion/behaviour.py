@@ -28,6 +28,7 @@ from normswap.networks.inputs import (
     tensors_in,
     vary,
 )
+from normswap.networks.randomness import uniform
 from normswap.networks.sharing import sparing
 from normswap.networks.surroundings import undisturbed
 from normswap.networks.validation import unwrap
@@ -175,7 +176,7 @@ def _opened(model: nn.Module, inputs: Any) -> nn.Module:
         for parameter in opened.parameters():
             if parameter.is_floating_point() and parameter.numel() and float(parameter.abs().max()) < CLOSED:
                 fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
-                values = (torch.rand(parameter.shape, generator=generator) + 0.5) / fan_in
+                values = (uniform(parameter.shape, generator) + 0.5) / fan_in
                 parameter.data = torch.empty_like(parameter).copy_(values)
     try:
         return opened if _is_finite(_output(opened, inputs)) else model

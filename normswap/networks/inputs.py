@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 
 from normswap.errors import InvalidOption
 from normswap.limits import MAX_SIDE
-from normswap.networks.devices import users_device
+from normswap.networks.randomness import normal, uniform
+from normswap.networks.settings import users_settings
 
 FEW_VALUES = 2**16
 """Values of a tensor of whole numbers that are recorded where they are alike."""
@@ -122,7 +123,7 @@ def readings(value: Any, model: nn.Module) -> Iterator[Any]:
 def call(model: nn.Module, example_input: Any) -> Any:
     """Return the model's output for a tensor, a tuple of positional arguments or a dict of keyword arguments."""
     args, kwargs = as_call(example_input)
-    with users_device():
+    with users_settings():
         return model(*args, **kwargs)
 
 
@@ -202,8 +203,8 @@ def materialize(value: Any, device: torch.device, dtype: torch.dtype, *, seed: i
         if says_something(tensor):
             return tensor.detach().clone().to(device, kind)
         if tensor.is_meta and tensor.ndim == 1:  # shares of a length, times, levels of noise
-            return torch.rand(tensor.shape, generator=generator).to(device, kind)
-        return torch.randn(tensor.shape, generator=generator).to(device, kind)
+            return uniform(tensor.shape, generator).to(device, kind)
+        return normal(tensor.shape, generator).to(device, kind)
 
     return tree_map_only(Tensor, made, value)
 
@@ -232,7 +233,7 @@ def vary(value: Any, samples: Samples, *, seed: int) -> Any:
     generator = torch.Generator().manual_seed(seed)
 
     def other(tensor: Tensor) -> Tensor:
-        noise = torch.randn(tensor.shape, generator=generator).to(tensor.device, tensor.dtype)
+        noise = normal(tensor.shape, generator).to(tensor.device, tensor.dtype)
         return noise if tensor.is_floating_point() else tensor
 
     def rows(tensor: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from normswap.networks.network import Network
+from normswap.networks.randomness import normal
 from normswap.networks.recognition import norm_parts
 from normswap.planning.measuring import Seen
 from normswap.tracing.graph import LAYERS, PASSING, Graph, Kind, Node
@@ -83,7 +84,7 @@ class _Walk:
         alike = [move for move in before if move is not None and len(move.slope) == channels]
         made: Move | None = None
         if node.kind is Kind.INPUT:
-            made = Move(self._random(channels), torch.ones(channels))
+            made = self._drawn(channels)
         elif node.kind in LAYERS:
             made = self._through_filters(node, before[0])
         elif node.kind is Kind.NORM:
@@ -97,11 +98,14 @@ class _Walk:
         elif alike:
             made = Move(alike[0].channels * alike[0].slope, torch.ones_like(alike[0].slope))
         if made is not None and not made.channels.square().sum() <= LARGEST**2:  # NaN is no smaller
-            made = Move(self._random(channels), torch.ones(channels)) if node.kind in LAYERS else None
+            made = self._drawn(channels) if node.kind in LAYERS else None
         self._moves.append(made)
 
     def _random(self, channels: int) -> Tensor:
-        return torch.randn(CONSTANTS, channels, generator=self._generator)
+        return normal((CONSTANTS, channels), self._generator)
+
+    def _drawn(self, channels: int) -> Move:
+        return Move(self._random(channels), torch.ones(channels, dtype=torch.float32))
 
     def _joined(self, node: Node) -> Move | None:
         parts = [self._moves[parent] if parent >= 0 else None for parent, _ in node.slices]
