@@ -26,7 +26,7 @@ class Kept:
         tensors: Filters, gain and offset themselves.
         marks: What torch tells of them: version, place and layout; and of the pass: how autocast stands.
         places: Where in the filters a value is looked at.
-        values: What was there, and the gain.
+        values: What was there, and gain and offset.
     """
 
     kernel: Tensor
@@ -114,9 +114,8 @@ def _places(shape: torch.Size, strides: tuple[int, ...]) -> Tensor:
 
 
 def _values(tensors: tuple[Tensor | None, ...], places: Tensor) -> tuple[Tensor, ...]:
-    """Return some of the filters' values, and one of the constants, which change together."""
-    weight, gain, _ = tensors
+    """Return some of the filters' values, and the constants, of which there is one a filter."""
+    weight, *constants = tensors
     with torch.no_grad():
         flat = weight.as_strided((weight.numel(),), (1,))  # type: ignore[union-attr]
-        found = flat.take(places)
-        return (found,) if gain is None else (found, gain.clone())
+        return flat.take(places), *(value.clone() for value in constants if value is not None)
