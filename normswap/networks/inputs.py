@@ -212,8 +212,10 @@ def materialize(value: Any, device: torch.device, dtype: torch.dtype, *, seed: i
 def says_something(tensor: Tensor) -> bool:
     """Tell whether the values of floats matter: one number a sample (a length, a time, a level of noise), or a mask.
 
-    Values that are all zero, or not finite, are placeholders.
+    Those of a sparse tensor are where they are for a reason. Values that are all zero, or not finite, are placeholders.
     """
+    if tensor.layout is not torch.strided:
+        return True
     if tensor.is_meta or not tensor.numel():
         return False
     if tensor.ndim < 2:
@@ -223,7 +225,9 @@ def says_something(tensor: Tensor) -> bool:
 
 
 def may_name_samples(value: Any, samples: Samples) -> bool:
-    """Tell whether whole numbers of an example could be the places of its samples, as the edges of a graph are."""
+    """Tell whether numbers of an example could be the places of its samples, as the edges of a graph are."""
+    if any(tensor.layout is not torch.strided for tensor in tensors_in(value)):
+        return True
     whole = (t for t in tensors_in(value) if not (t.is_floating_point() or t.is_complex() or t.dtype is torch.bool))
     return any(not t.is_meta and t.numel() and 0 <= int(t.max()) < samples.count for t in whole)
 
@@ -253,7 +257,12 @@ def first_sample(value: Any, samples: Samples) -> Any:
         return tuple(first_sample(item, samples) for item in value)
     if samples.listed and isinstance(value, list):
         return value[:1]
-    return tree_map_only(Tensor, lambda t: t[:1] if t.ndim and t.shape[0] == samples.count else t, value)
+
+    def first(tensor: Tensor) -> Tensor:
+        has_rows = tensor.layout is torch.strided and tensor.ndim and tensor.shape[0] == samples.count
+        return tensor[:1] if has_rows else tensor
+
+    return tree_map_only(Tensor, first, value)
 
 
 def two_samples(value: Any) -> Any:
@@ -271,9 +280,11 @@ def two_samples(value: Any) -> Any:
 def describe(value: Any) -> Any:
     """Return example inputs as JSON data: shapes, types, and whole numbers that are all alike, as lengths often are.
 
-    None where a part is no tensor or container.
+    None where a part is sparse, or no tensor or container.
     """
     if isinstance(value, Tensor):
+        if value.layout is not torch.strided:
+            return None
         common = _common_value(value)
         kind = {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
         return kind if common is None else {**kind, "value": common}
