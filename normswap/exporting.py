@@ -24,9 +24,9 @@ from normswap.conversion.carried_plan import plan_of
 from normswap.conversion.folding import fold
 from normswap.errors import ExportFailed, InvalidOption, NeedsExampleInput, first_line, way_to_have
 from normswap.networks.copying import in_mode
-from normswap.networks.devices import own_device
 from normswap.networks.inputs import as_call, call, materialize, rebuild, tensors_in, two_samples
 from normswap.networks.network import Network
+from normswap.networks.settings import own_settings
 from normswap.networks.validation import must_have_data, unwrap
 from normswap.tracing.forward import trace
 
@@ -75,7 +75,7 @@ class Exported:
         return f"wrote {self.path}\nfree axes: {free}\nlargest difference {self.difference:.1e} on inputs {shapes}"
 
 
-@own_device()
+@own_settings()
 def export(
     model: nn.Module,
     path: str | PathLike[str],

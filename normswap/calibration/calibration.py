@@ -19,11 +19,11 @@ from normswap.conversion.moments import match_moments
 from normswap.conversion.pipeline import apply, convert
 from normswap.errors import CalibrationFailed, InvalidOption, described
 from normswap.networks.copying import copy_model, in_mode
-from normswap.networks.devices import own_device
 from normswap.networks.hooks import outputs_of
 from normswap.networks.inputs import call, fresh, rebuild
 from normswap.networks.network import Network
 from normswap.networks.processes import processes, summed
+from normswap.networks.settings import own_settings
 from normswap.networks.surroundings import undisturbed
 from normswap.networks.validation import must_have_data, unwrap
 from normswap.planning.choices import Action, Affine
@@ -120,7 +120,7 @@ def calibrate(
     return converted
 
 
-@own_device()
+@own_settings()
 def calibration(
     converted: nn.Module,
     original: nn.Module,

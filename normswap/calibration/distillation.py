@@ -12,6 +12,7 @@ from normswap.networks.hooks import outputs_of
 from normswap.networks.inputs import batch_size, call, tensors_in
 from normswap.networks.network import Network
 from normswap.networks.processes import averaged, joined, own_rows, summed
+from normswap.networks.randomness import uniform
 
 LEARNING_RATES = (1.5e-3, 3e-4, 6e-5, 1.2e-5)
 """Adam's highest learning rate; it falls to zero along a cosine. The closer the start, the lower the one it bears."""
@@ -57,7 +58,7 @@ def mixed(batch: Any, generator: torch.Generator | None = None) -> Any:
         generator: Source of the shares, alike in all processes.
     """
     size = batch_size(batch)
-    share = MIXED * torch.rand(len(joined(torch.empty(size))), generator=generator)
+    share = MIXED * uniform((len(joined(torch.empty(size))),), generator)
 
     def mix(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point() or tensor.ndim < 2 or len(tensor) != size:

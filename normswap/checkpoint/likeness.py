@@ -17,7 +17,7 @@ from normswap.errors import CheckpointError, PlanMismatch, described
 from normswap.networks.copying import copy_model, in_mode
 from normswap.networks.inputs import call, fresh, materialize, rebuild, tensors_in
 from normswap.networks.network import Network
-from normswap.networks.randomness import same_randomness
+from normswap.networks.randomness import normal, same_randomness
 from normswap.networks.sharing import sparing
 from normswap.networks.surroundings import undisturbed
 from normswap.planning.schema import number, text
@@ -138,7 +138,7 @@ def _traits(model: nn.Module, inputs: Any, *, seed: int, moved: bool = False) ->
 def _moved(tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
-    noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)).to(tensor)
+    noise = normal(tensor.shape, torch.Generator().manual_seed(1)).to(tensor)
     return tensor * (1 + max(ROUNDING, torch.finfo(tensor.dtype).eps) * noise)
 
 
@@ -161,7 +161,8 @@ def _traits_in(value: Any) -> list[float]:
 @lru_cache(maxsize=16)
 def _waves(length: int) -> Tensor:
     """Return weights for as many values, (WAVES, length), of one mean square."""
-    phases = torch.arange(1, WAVES + 1, dtype=torch.float64).outer(torch.arange(length, dtype=torch.float64).square())
+    numbers = partial(torch.arange, dtype=torch.float64, device="cpu")
+    phases = numbers(1, WAVES + 1).outer(numbers(length).square())
     return 2**0.5 * (2**0.5 * phases).cos()
 
 

@@ -15,7 +15,7 @@ from normswap.checkpoint.likeness import must_be_alike
 from normswap.conversion.pipeline import apply
 from normswap.errors import CheckpointError, NormswapError, described
 from normswap.networks.copying import in_mode
-from normswap.networks.devices import own_device
+from normswap.networks.settings import own_settings
 from normswap.planning.plan import Plan, plan_in
 from normswap.sources.hub import HUB, fetch
 from normswap.sources.provenance import recall
@@ -23,7 +23,7 @@ from normswap.sources.registry import Source, meta_build
 from normswap.sources.state_dicts import fill, made_whole, must_fit, read_state_dict
 
 
-@own_device()
+@own_settings()
 def load(
     directory: str | PathLike[str],
     *,

@@ -22,8 +22,8 @@ from normswap.conversion.pipeline import apply
 from normswap.conversion.present_plan import present_plan
 from normswap.errors import CheckpointError, PlanMismatch, first_line
 from normswap.layers.standardization import FORMULA
-from normswap.networks.devices import own_device
 from normswap.networks.network import Network
+from normswap.networks.settings import own_settings
 from normswap.networks.validation import unwrap
 from normswap.planning.plan import Plan, plan_in
 from normswap.planning.schema import SCHEMA, must_be_inputs, text
@@ -33,7 +33,7 @@ from normswap.sources.untrusted_json import MAX_BYTES, parse_json
 from normswap.version import __version__
 
 
-@own_device()
+@own_settings()
 def save(
     model: nn.Module,
     directory: str | PathLike[str],

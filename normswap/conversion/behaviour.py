@@ -28,6 +28,7 @@ from normswap.networks.inputs import (
     tensors_in,
     vary,
 )
+from normswap.networks.randomness import uniform
 from normswap.networks.sharing import sparing
 from normswap.networks.surroundings import undisturbed
 from normswap.networks.validation import unwrap
@@ -122,11 +123,16 @@ def _first_inputs(model: nn.Module, example: Any, device: torch.device) -> tuple
 
 def _output(model: nn.Module, inputs: Any) -> Any:
     """Return what a network makes of inputs; a copy runs, for some keep what they saw (spiking neurons, caches)."""
-    args, kwargs = as_call(copy.deepcopy(inputs))
+    args, kwargs = as_call(_copied(inputs))
     twin = copy_model(model)
     torch.manual_seed(0)
     with torch.no_grad():
         return twin(*args, **kwargs)
+
+
+def _copied(inputs: Any) -> Any:
+    """Return a deep copy; deepcopy itself knows not all layouts."""
+    return copy.deepcopy(inputs, {id(tensor): tensor.detach().clone() for tensor in tensors_in(inputs)})
 
 
 def _finite(output: Any) -> Check:
@@ -149,7 +155,7 @@ def _batch_one(model: nn.Module, original: nn.Module | None, inputs: Any, sample
         output = _output(model, single)
     except Exception as error:
         if may_name_samples(inputs, samples) and (original is None or not _runs(original, single)):
-            why = "whole numbers of the example may name other samples"
+            why = "indices in the example may name other samples"
             return Check("batch size 1", None, f"one sample does not run by itself: {why} ({described(error)})")
         return Check("batch size 1", False, described(error))
     finite = _is_finite(output)
@@ -175,7 +181,7 @@ def _opened(model: nn.Module, inputs: Any) -> nn.Module:
         for parameter in opened.parameters():
             if parameter.is_floating_point() and parameter.numel() and float(parameter.abs().max()) < CLOSED:
                 fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
-                values = (torch.rand(parameter.shape, generator=generator) + 0.5) / fan_in
+                values = (uniform(parameter.shape, generator) + 0.5) / fan_in
                 parameter.data = torch.empty_like(parameter).copy_(values)
     try:
         return opened if _is_finite(_output(opened, inputs)) else model
@@ -197,7 +203,7 @@ def _batch_independent(model: nn.Module, original: nn.Module | None, inputs: Any
         if before is not None and before > TOLERANCE:
             return Check(name, None, "the network compares its samples with each other, as before")
     if named and moved > TOLERANCE and original is None:
-        return Check(name, None, "whole numbers of the example may name its samples; pass the original to compare")
+        return Check(name, None, "indices in the example may name its samples; pass the original to compare")
     return Check(name, moved <= TOLERANCE, f"changing the other samples moves a sample by {moved:.1e}")
 
 
@@ -380,7 +386,7 @@ def _passed(model: nn.Module, plan: Plan, inputs: Any, *, training: bool, lean: 
             finite = finite and bool(torch.isfinite(grad).all())
             parameter.grad = None
 
-    args, kwargs = as_call(copy.deepcopy(inputs))
+    args, kwargs = as_call(_copied(inputs))
     torch.manual_seed(0)
     try:
         with torch.enable_grad(), recomputing(model) if lean else nullcontext():

@@ -9,14 +9,14 @@ from normswap.conversion.carried_plan import plan_of
 from normswap.conversion.checks import Checks
 from normswap.conversion.sizes import disturbed
 from normswap.conversion.structure import left_behind, structural_checks
-from normswap.networks.devices import own_device
 from normswap.networks.inputs import rebuild
 from normswap.networks.network import Network
+from normswap.networks.settings import own_settings
 from normswap.networks.validation import unwrap
 from normswap.tracing.forward import trace
 
 
-@own_device()
+@own_settings()
 def check(converted: nn.Module, original: nn.Module | None = None, *, example_input: Any = None) -> Checks:
     """Check a converted network; neither model is changed.
 

@@ -15,6 +15,7 @@ from normswap.layers.convs import WeightStandardized
 from normswap.layers.norms import ChannelScale
 from normswap.networks.copying import copy_model, in_mode
 from normswap.networks.inputs import call, fresh, tensors_in
+from normswap.networks.randomness import normal
 from normswap.networks.surroundings import undisturbed
 
 
@@ -123,7 +124,7 @@ def kernel_in_use(module: nn.Module, shape: tuple[int, ...]) -> tuple[Tensor, Te
     """
     weight = module._parameters.get("weight")
     like = weight if weight is not None else torch.empty(0)
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like)
+    x = normal(shape, torch.Generator().manual_seed(0)).to(like)
     with operands_of("convolution") as found:
         try:
             module(x)

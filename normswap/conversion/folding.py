@@ -8,14 +8,14 @@ from normswap.conversion.carried_plan import carried_plan, carry_plan
 from normswap.conversion.surgery import replace_modules
 from normswap.layers.convs import plain_conv
 from normswap.networks.copying import copy_model
-from normswap.networks.devices import own_device
 from normswap.networks.network import Network
+from normswap.networks.settings import own_settings
 from normswap.networks.validation import unwrap
 from normswap.planning.choices import Action
 from normswap.planning.entry import ConvEntry
 
 
-@own_device()
+@own_settings()
 def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """Replace every weight-standardized convolution by a plain one with the kernel it uses.
 

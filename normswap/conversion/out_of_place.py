@@ -4,9 +4,11 @@ from torch import nn
 
 from normswap.conversion.surgery import switch_in_place_off
 from normswap.networks.copying import copy_model
+from normswap.networks.settings import own_settings
 from normswap.networks.validation import unwrap
 
 
+@own_settings()
 def out_of_place(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """Make in-place operations behave where layers have backward hooks, which autograd does not let go together.
 

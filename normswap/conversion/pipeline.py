@@ -17,10 +17,10 @@ from normswap.conversion.structure import AROUND, TEACH, structural_checks
 from normswap.conversion.surgery import operate
 from normswap.errors import AlreadyConverted, CheckFailed, InvalidOption, NeedsExampleInput, NothingToConvert
 from normswap.networks.copying import copy_model, in_mode, meta_copy
-from normswap.networks.devices import own_device
 from normswap.networks.garbage import collecting_later
 from normswap.networks.network import Network
 from normswap.networks.recognition import refuse_strays
+from normswap.networks.settings import own_settings
 from normswap.networks.sharing import large_parameters, sparing
 from normswap.networks.surroundings import Surroundings, undisturbed
 from normswap.networks.validation import must_be_finite, refuse_unsupported, unwrap
@@ -123,7 +123,7 @@ def convert_beside(
     return _converted(model, example_input, batches, _applied_beside, check=True, options=Options.of(**options))
 
 
-@own_device()
+@own_settings()
 def _converted(
     model: nn.Module,
     example_input: Any,
@@ -158,7 +158,7 @@ def _converted(
     return converted
 
 
-@own_device()
+@own_settings()
 def inspect(
     model: nn.Module,
     *,
@@ -188,7 +188,7 @@ def inspect(
     return _inspected(network, example_input, wanted, images, Surroundings(network.model))[0]
 
 
-@own_device()
+@own_settings()
 def apply(model: nn.Module, plan: Plan | str | PathLike[str], *, inplace: bool = False) -> nn.Module:
     """Replace the layers that `plan` names, and nothing else.
 

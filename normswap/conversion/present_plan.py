@@ -47,10 +47,10 @@ def _present(network: Network, entry: NormEntry | ConvEntry) -> NormEntry | Conv
         raise CheckpointError(f"{entry.name}: was converted and is no part of the network any more; {WAY_ON}")
     if sorted(network.names[id(module)]) != sorted((entry.name, *entry.aliases)):
         raise CheckpointError(f"{entry.name}: is held under other names than when it was converted; {WAY_ON}")
-    if isinstance(module, WeightStandardized) and module.is_computed:
+    if computed := _computed(module, entry):
         raise CheckpointError(
-            f"{entry.name}: its weight is computed (pruned or parametrized), which a checkpoint cannot describe; make "
-            "that permanent, or save model.state_dict() of normswap.fold(model)"
+            f"{entry.name}: its {computed} is computed (pruned or parametrized), which a checkpoint cannot describe; "
+            "make that permanent, or save model.state_dict() of normswap.fold(model)"
         )
     found = _conv(module, entry) if isinstance(entry, ConvEntry) else _norm(module, entry)
     if found is None or found.flaw:
@@ -58,6 +58,14 @@ def _present(network: Network, entry: NormEntry | ConvEntry) -> NormEntry | Conv
             f"{entry.name}: has become a {type(module).__name__} that a checkpoint cannot describe; {WAY_ON}"
         )
     return found
+
+
+def _computed(module: nn.Module, entry: NormEntry | ConvEntry) -> str | None:
+    """Return the tensor that a tool computes and without which nothing can be put in the layer's place, or None."""
+    if isinstance(module, WeightStandardized):
+        return "weight" if module.is_computed else None
+    names = ("weight",) if isinstance(entry, ConvEntry) else ("weight", "bias")
+    return next((name for name in names if name in vars(module)), None)
 
 
 def _conv(module: nn.Module, entry: ConvEntry) -> ConvEntry | None:

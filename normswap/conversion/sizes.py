@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_map_only
 from normswap.errors import NeedsExampleInput
 from normswap.networks.copying import copy_model
 from normswap.networks.network import Network
+from normswap.networks.randomness import normal
 from normswap.networks.surroundings import Surroundings
 from normswap.planning.plan import Plan
 from normswap.tracing.facts import Trace
@@ -49,7 +50,7 @@ def _noise(generator: torch.Generator) -> Callable[[nn.Module, Any, Any], Any]:
     def noisy(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
-        return tensor + torch.randn(tensor.shape, generator=generator).to(tensor) * tensor.std(correction=0)
+        return tensor + normal(tensor.shape, generator).to(tensor) * tensor.std(correction=0)
 
     return lambda _module, _args, output: tree_map_only(Tensor, noisy, output)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from normswap.conversion.replacements import build_all
+from normswap.errors import UnsupportedModel
 from normswap.layers.in_place import entering, leaving
 from normswap.networks.network import Network
 from normswap.networks.recognition import fold_methods
@@ -27,9 +28,16 @@ def operate(network: Network, plan: Plan, borrowed: Collection[nn.Parameter] = (
 
     Returns:
         The model, or its replacement where the model itself is a layer that is replaced.
+
+    Raises:
+        UnsupportedModel: Values of parameters were to be changed that nobody may change.
     """
     waiting = {id(parameter): parameter for parameter in borrowed}
     replacements, changes = build_all(network, plan, at_once=waiting if own else ())
+    if any(parameter.is_inference() for parameter, _ in changes if id(parameter) not in waiting):
+        raise UnsupportedModel(
+            f"parameters of {network.kind} were made in torch.inference_mode and cannot change; leave inplace=True out"
+        )
     _fold_no_more(network, replacements)
     model = replace_modules(network.model, replacements)
     with torch.no_grad():

@@ -16,9 +16,10 @@ from normswap.conversion.surgery import fill
 from normswap.errors import TransferFailed
 from normswap.layers.convs import WeightStandardized
 from normswap.networks.copying import copy_model
-from normswap.networks.devices import own_device
 from normswap.networks.inputs import materialize, rebuild, tensors_in
 from normswap.networks.network import Network
+from normswap.networks.randomness import normal
+from normswap.networks.settings import own_settings
 from normswap.networks.validation import unwrap
 from normswap.tracing.forward import trace
 
@@ -72,7 +73,7 @@ class _Changes:
     not_set: dict[str, str] = field(default_factory=dict)
 
 
-@own_device()
+@own_settings()
 def transfer(converted: nn.Module, target: nn.Module, *, example_input: Any = None) -> Transferred:
     """Fill a network that its framework built with GroupNorm, so that it computes what a converted one does.
 
@@ -199,7 +200,7 @@ def _plan_norm(layer: Layer, norm: nn.GroupNorm, other: Layer, changes: _Changes
 def _other_than(copy: nn.Module, shape: tuple[int, ...], norm: nn.GroupNorm, wanted: dict[str, Any]) -> str:
     """Return what a norm computes with instead of what is wanted; nothing where it computes that."""
     like = next(iter(own_tensors(norm).values()), torch.empty(0))
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like)
+    x = normal(shape, torch.Generator().manual_seed(0)).to(like)
     expected = F.group_norm(x, wanted["num_groups"], norm.weight, norm.bias, wanted["eps"])
     with operands_of("native_group_norm") as found:
         made = copy(x.clone())

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from normswap.errors import UnsupportedModel, WeightsChanged
 from normswap.layers.convs import GIVEN, WeightStandardized, given
+from normswap.layers.keeping import Origin
 from normswap.layers.standardization import Remembered
 
 
@@ -28,8 +29,9 @@ def accumulate(model: nn.Module) -> Iterator[None]:
         model: A converted network; not inside DistributedDataParallel or FSDP.
 
     Raises:
-        WeightsChanged: A weight changed within the block (an optimizer's step, a loaded state dict, another parameter
-            in its place). Changes through ``.data`` are invisible to torch and to this check.
+        WeightsChanged: A weight changed within the block (an optimizer's step, a loaded state dict, another parameter,
+            type or memory format), or what it is standardized with. Of changes in place through ``.data`` torch tells
+            nothing; on the CPU some values of every filter are looked at.
         UnsupportedModel: The model is wrapped for data-parallel training, or is accumulating already.
     """
     _refuse(model)
@@ -60,9 +62,9 @@ class SharedKernel:
     """One convolution's standardized filters, in the graph of every micro-batch."""
 
     def __init__(self, name: str, module: WeightStandardized) -> None:
-        self.name, self.module, self.weight = name, module, module.raw_weight
-        self.version = self.weight._version
+        self.name, self.module = name, module
         with torch.inference_mode(False), torch.no_grad():
+            self.origin = Origin.of(module, module.raw_weight)
             self.found = Remembered.of(module.ws_filters(), module.ws_eps, **module.constants())
 
     def __call__(self) -> Tensor:
@@ -71,8 +73,8 @@ class SharedKernel:
         return self.module.kernel_of(self.found.standardized(self.module.ws_filters()))
 
     def verify(self) -> None:
-        """Raise where the weight is no longer what the kernel was made from."""
-        if self.module.raw_weight is not self.weight or self.weight._version != self.version:
+        """Raise where the layer no longer standardizes what the kernel was made from."""
+        if not self.origin.holds(self.module, self.module.raw_weight):
             raise WeightsChanged(
                 f"{self.name}.weight changed inside accumulate; step the optimizer and load weights after the block"
             )

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,42 +18,49 @@ KEPT: "WeakKeyDictionary[nn.Module, Kept]" = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Kept:
-    """A kernel, and all that it was made from.
+class Origin:
+    """What a kernel was made from.
 
     Attributes:
-        kernel: As the convolution uses it.
         tensors: Filters, gain and offset themselves.
-        marks: What torch tells of them: version, place and layout; and of the pass: how autocast stands.
-        places: Where in the filters a value is looked at.
-        values: What was there, and the gain.
+        marks: What torch tells of them: version, place and layout.
+        places: Where in the filters a value is looked at; None where that takes more than a look.
+        values: What was there, and gain and offset.
     """
 
-    kernel: Tensor
     tensors: tuple[Tensor | None, ...]
     marks: tuple[Any, ...]
-    places: Tensor
+    places: Tensor | None
     values: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, conv: "WeightStandardized", tensors: tuple[Tensor | None, ...]) -> Self:
-        """Standardize the filters of a layer."""
-        with torch.inference_mode(False), torch.no_grad():
-            weight: Tensor = tensors[0]  # type: ignore[assignment]
-            places = _places(weight.shape, weight.stride())
-            return cls(conv.fresh_kernel(), tensors, _marks(conv, tensors), places, _values(tensors, places))
+    def of(cls, conv: "WeightStandardized", weight: Tensor) -> Self:
+        """Note what a layer with a weight standardizes now."""
+        tensors = _tensors(conv, weight)
+        places = _places(weight.shape, weight.stride()) if _can_be_looked_at(tensors) else None
+        return cls(tensors, _marks(conv, tensors), places, _values(tensors, places))
 
-    def holds(self, conv: "WeightStandardized", tensors: tuple[Tensor | None, ...]) -> bool:
-        """Tell whether a layer would make this kernel again, by all that torch tells and some of the values.
+    def holds(self, conv: "WeightStandardized", weight: Tensor) -> bool:
+        """Tell whether a layer would make the same kernel again, by all that torch tells and some of the values.
 
         Of changes in place through ``.data`` or numpy torch tells nothing.
         """
+        tensors = _tensors(conv, weight)
         for now, before in zip(tensors, self.tensors, strict=True):
             if now is not before:
                 return False
         if self.marks != _marks(conv, tensors):
             return False
         return all(map(torch.equal, self.values, _values(tensors, self.places)))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Kept:
+    """A kernel as the convolution uses it, what it was made from, and the precision of autocast in that pass."""
+
+    kernel: Tensor
+    origin: Origin
+    precision: torch.dtype | None
 
 
 def kept_kernel(conv: "WeightStandardized") -> Tensor | None:
@@ -65,19 +72,17 @@ def kept_kernel(conv: "WeightStandardized") -> Tensor | None:
     weight = conv._parameters.get("weight")
     if conv.training or type(weight) is not nn.Parameter or (torch.is_grad_enabled() and weight.requires_grad):
         return None
-    tensors = (weight, conv._buffers["ws_gain"], conv._buffers["ws_offset"])
-    for tensor in tensors:
-        if tensor is not None and (not tensor.is_cpu or tensor.layout is not torch.strided or tensor.is_inference()):
-            return None
-    if not _is_dense(weight):
+    if not _can_be_looked_at(_tensors(conv, weight)):
         return None
     if is_in_torch_dispatch_mode() or torch.jit._trace.is_tracing():
         return None
     if is_transformed():
         return None
     kept = KEPT.get(conv)
-    if kept is None or not kept.holds(conv, tensors):
-        KEPT[conv] = kept = Kept.of(conv, tensors)
+    precision = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+    if kept is None or kept.precision is not precision or not kept.origin.holds(conv, weight):
+        with torch.inference_mode(False), torch.no_grad():
+            KEPT[conv] = kept = Kept(conv.fresh_kernel(), Origin.of(conv, weight), precision)
     return kept.kernel
 
 
@@ -91,16 +96,27 @@ def forget(conv: nn.Module) -> None:
     KEPT.pop(conv, None)
 
 
+def _tensors(conv: "WeightStandardized", weight: Tensor) -> tuple[Tensor | None, ...]:
+    return weight, conv._buffers["ws_gain"], conv._buffers["ws_offset"]
+
+
+def _can_be_looked_at(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Tell whether values of a weight and its constants are at hand, and torch counts their changes."""
+    for tensor in tensors:
+        if tensor is not None and (not tensor.is_cpu or tensor.layout is not torch.strided or tensor.is_inference()):
+            return False
+    return _is_dense(cast(Tensor, tensors[0]))
+
+
 def _is_dense(weight: Tensor) -> bool:
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(weight.ndim)
     return weight.is_contiguous() or (last is not None and weight.is_contiguous(memory_format=last))
 
 
 def _marks(conv: "WeightStandardized", tensors: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
-    weight: Tensor = tensors[0]  # type: ignore[assignment]
-    half = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
-    own = [(None if tensor is None else (tensor._version, tensor.data_ptr())) for tensor in tensors]
-    return conv.ws_eps, half, weight.dtype, weight.shape, weight.stride(), *own
+    weight = cast(Tensor, tensors[0])
+    own = [None if t is None or t.is_inference() else (t._version, t.data_ptr()) for t in tensors]
+    return conv.ws_eps, weight.dtype, weight.shape, weight.stride(), *own
 
 
 @lru_cache(maxsize=1024)
@@ -113,10 +129,11 @@ def _places(shape: torch.Size, strides: tuple[int, ...]) -> Tensor:
     return torch.stack([part * stride for part, stride in zip(index, strides, strict=True)]).sum(0)
 
 
-def _values(tensors: tuple[Tensor | None, ...], places: Tensor) -> tuple[Tensor, ...]:
-    """Return some of the filters' values, and one of the constants, which change together."""
-    weight, gain, _ = tensors
+def _values(tensors: tuple[Tensor | None, ...], places: Tensor | None) -> tuple[Tensor, ...]:
+    """Return some of the filters' values, and the constants, of which there is one a filter."""
+    if places is None:
+        return ()
+    weight, *constants = tensors
     with torch.no_grad():
         flat = weight.as_strided((weight.numel(),), (1,))  # type: ignore[union-attr]
-        found = flat.take(places)
-        return (found,) if gain is None else (found, gain.clone())
+        return flat.take(places), *(value.clone() for value in constants if value is not None)

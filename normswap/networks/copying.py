@@ -26,7 +26,7 @@ def copy_model(model: nn.Module, lent: Iterable[nn.Parameter] = ()) -> nn.Module
         lent: Parameters of which the copy gets ones with the same memory: their data is to be replaced at once.
     """
     memo: dict[int, Any] = dict(shared_parameters(model))
-    memo |= {id(one): nn.Parameter(one.detach(), one.requires_grad) for one in lent}
+    memo |= {id(one): nn.Parameter(one.data, one.requires_grad) for one in lent}  # detached, they would count together
     return _copied(model, list(model.modules()), memo, lambda tensor: tensor.detach().clone())
 
 

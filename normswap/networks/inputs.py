@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 
 from normswap.errors import InvalidOption
 from normswap.limits import MAX_SIDE
-from normswap.networks.devices import users_device
+from normswap.networks.randomness import normal, uniform
+from normswap.networks.settings import users_settings
 
 FEW_VALUES = 2**16
 """Values of a tensor of whole numbers that are recorded where they are alike."""
@@ -122,7 +123,7 @@ def readings(value: Any, model: nn.Module) -> Iterator[Any]:
 def call(model: nn.Module, example_input: Any) -> Any:
     """Return the model's output for a tensor, a tuple of positional arguments or a dict of keyword arguments."""
     args, kwargs = as_call(example_input)
-    with users_device():
+    with users_settings():
         return model(*args, **kwargs)
 
 
@@ -202,8 +203,8 @@ def materialize(value: Any, device: torch.device, dtype: torch.dtype, *, seed: i
         if says_something(tensor):
             return tensor.detach().clone().to(device, kind)
         if tensor.is_meta and tensor.ndim == 1:  # shares of a length, times, levels of noise
-            return torch.rand(tensor.shape, generator=generator).to(device, kind)
-        return torch.randn(tensor.shape, generator=generator).to(device, kind)
+            return uniform(tensor.shape, generator).to(device, kind)
+        return normal(tensor.shape, generator).to(device, kind)
 
     return tree_map_only(Tensor, made, value)
 
@@ -211,8 +212,10 @@ def materialize(value: Any, device: torch.device, dtype: torch.dtype, *, seed: i
 def says_something(tensor: Tensor) -> bool:
     """Tell whether the values of floats matter: one number a sample (a length, a time, a level of noise), or a mask.
 
-    Values that are all zero, or not finite, are placeholders.
+    Those of a sparse tensor are where they are for a reason. Values that are all zero, or not finite, are placeholders.
     """
+    if tensor.layout is not torch.strided:
+        return True
     if tensor.is_meta or not tensor.numel():
         return False
     if tensor.ndim < 2:
@@ -222,7 +225,9 @@ def says_something(tensor: Tensor) -> bool:
 
 
 def may_name_samples(value: Any, samples: Samples) -> bool:
-    """Tell whether whole numbers of an example could be the places of its samples, as the edges of a graph are."""
+    """Tell whether numbers of an example could be the places of its samples, as the edges of a graph are."""
+    if any(tensor.layout is not torch.strided for tensor in tensors_in(value)):
+        return True
     whole = (t for t in tensors_in(value) if not (t.is_floating_point() or t.is_complex() or t.dtype is torch.bool))
     return any(not t.is_meta and t.numel() and 0 <= int(t.max()) < samples.count for t in whole)
 
@@ -232,7 +237,7 @@ def vary(value: Any, samples: Samples, *, seed: int) -> Any:
     generator = torch.Generator().manual_seed(seed)
 
     def other(tensor: Tensor) -> Tensor:
-        noise = torch.randn(tensor.shape, generator=generator).to(tensor.device, tensor.dtype)
+        noise = normal(tensor.shape, generator).to(tensor.device, tensor.dtype)
         return noise if tensor.is_floating_point() else tensor
 
     def rows(tensor: Tensor) -> Tensor:
@@ -252,7 +257,12 @@ def first_sample(value: Any, samples: Samples) -> Any:
         return tuple(first_sample(item, samples) for item in value)
     if samples.listed and isinstance(value, list):
         return value[:1]
-    return tree_map_only(Tensor, lambda t: t[:1] if t.ndim and t.shape[0] == samples.count else t, value)
+
+    def first(tensor: Tensor) -> Tensor:
+        has_rows = tensor.layout is torch.strided and tensor.ndim and tensor.shape[0] == samples.count
+        return tensor[:1] if has_rows else tensor
+
+    return tree_map_only(Tensor, first, value)
 
 
 def two_samples(value: Any) -> Any:
@@ -270,9 +280,11 @@ def two_samples(value: Any) -> Any:
 def describe(value: Any) -> Any:
     """Return example inputs as JSON data: shapes, types, and whole numbers that are all alike, as lengths often are.
 
-    None where a part is no tensor or container.
+    None where a part is sparse, or no tensor or container.
     """
     if isinstance(value, Tensor):
+        if value.layout is not torch.strided:
+            return None
         common = _common_value(value)
         kind = {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
         return kind if common is None else {**kind, "value": common}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from normswap.errors import described
 from normswap.layers.norms import OWN
 from normswap.networks.copying import PLAIN, copy_model, copy_with, in_mode
-from normswap.networks.randomness import RandomState, same_randomness
+from normswap.networks.randomness import RandomState, same_randomness, uniform
 from normswap.networks.recognition import NormParts, is_registered_norm, norm_parts
 
 EXACT = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -178,7 +178,7 @@ def _twin(norm: nn.Module) -> nn.Module:
     parts = norm_parts(twin)
     for tensor in (*twin.parameters(recurse=False), *twin.buffers(recurse=False)):
         if tensor.is_floating_point():
-            draw = torch.rand(tensor.shape, generator=generator)
+            draw = uniform(tensor.shape, generator)
             if tensor is parts.weight:
                 draw = (18 * draw - 9).pow(3) / 81  # of both signs, mostly small
             elif tensor is parts.var:
@@ -220,7 +220,7 @@ def _values(parts: NormParts, size: tuple[int, ...]) -> Tensor:
     """Return an input around the running statistics that reaches far beyond them, where bounds would show."""
     like = next((t for t in (parts.mean, parts.weight, parts.bias) if t is not None), torch.empty(0))
     generator = torch.Generator().manual_seed(1)
-    x = torch.rand(size, generator=generator).sub_(0.5).mul_(8).pow_(5).to(like.device, like.dtype)  # up to a thousand
+    x = uniform(size, generator).sub_(0.5).mul_(8).pow_(5).to(like.device, like.dtype)  # up to a thousand
     axes = (1, -1, *(1 for _ in size[2:]))
     return x if parts.mean is None or parts.var is None else x * parts.var.sqrt().view(axes) + parts.mean.view(axes)
 
@@ -314,7 +314,7 @@ def _gradients_apart(output: Tensor, expected: Tensor, x: Tensor, parts: NormPar
 
     Nothing where one cannot be had.
     """
-    upstream = torch.rand(output.shape, generator=torch.Generator().manual_seed(2)).to(output) - 0.5
+    upstream = uniform(output.shape, torch.Generator().manual_seed(2)).to(output) - 0.5
     trained = [own for own in (parts.weight, parts.bias) if isinstance(own, nn.Parameter) and own.requires_grad]
     try:
         (ours, *reached), (theirs,) = (

@@ -2,7 +2,7 @@
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -64,3 +64,13 @@ def same_randomness(device: torch.device | None = None) -> Iterator[None]:
 
 def _numpy() -> Any:
     return sys.modules.get("numpy.random")
+
+
+def normal(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+    """Return numbers of mean 0 and deviation 1, the same ones whatever `torch.set_default_dtype` says."""
+    return torch.randn(shape, generator=generator, dtype=torch.float32)
+
+
+def uniform(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+    """Return numbers from 0 to 1, the same ones whatever `torch.set_default_dtype` says."""
+    return torch.rand(shape, generator=generator, dtype=torch.float32)

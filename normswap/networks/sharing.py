@@ -99,4 +99,5 @@ def can_be_shared(parameter: Tensor | None) -> TypeGuard[nn.Parameter]:
     """Tell whether a parameter of a copy may begin in the memory of its original: a plain one that holds data."""
     if parameter is None or type(parameter) is not nn.Parameter:
         return False
-    return parameter.is_leaf and parameter.layout is torch.strided and not parameter.is_meta
+    plain = parameter.layout is torch.strided and not parameter.is_meta and not parameter.is_inference()
+    return parameter.is_leaf and plain

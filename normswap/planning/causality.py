@@ -15,6 +15,7 @@ from normswap.networks.copying import copy_model, in_mode
 from normswap.networks.hooks import watching
 from normswap.networks.inputs import call, first_sample, fresh, materialize, tensors_in
 from normswap.networks.network import Network
+from normswap.networks.randomness import normal
 from normswap.networks.surroundings import undisturbed
 from normswap.tracing.facts import Trace
 
@@ -104,7 +105,7 @@ def _changed(example: Any, axis: int, size: int, *, later: bool) -> Any:
     def other(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point() or not _has(tensor, axis, size):
             return tensor
-        noise = torch.randn(tensor.shape, generator=generator).to(tensor)
+        noise = normal(tensor.shape, generator).to(tensor)
         start, length = (size // 2, size - size // 2) if later else (0, size // 2)
         changed = tensor.clone()
         changed.narrow(axis, start, length).copy_(noise.narrow(axis, start, length))

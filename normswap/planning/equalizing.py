@@ -12,6 +12,7 @@ from normswap.layers.equalization import deviation, drift_of, equalize, rescaled
 from normswap.layers.joint_equalization import FIXED, Reader, equalize_jointly
 from normswap.layers.matching import damping
 from normswap.networks.network import Network
+from normswap.networks.randomness import normal
 from normswap.networks.recognition import norm_parts
 from normswap.planning.choices import WS, Action, Affine
 from normswap.planning.entry import ConvEntry, NormEntry
@@ -338,7 +339,7 @@ def _are_same_norms(
     It runs on random samples; the channels of all norms are those of one.
     """
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(4, factors.shape[1], generator=generator).to(factors)
+    noise = normal((4, factors.shape[1]), generator).to(factors)
     x = before[0] + before[1].sqrt() * noise[:, None]
     mean, var = (value.flatten() for value in before)
     expected = F.batch_norm(x.flatten(1), mean, var, eps=eps).view_as(x)

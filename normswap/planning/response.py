@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from normswap.networks.network import Network
+from normswap.networks.randomness import normal
 from normswap.networks.recognition import norm_parts
 from normswap.planning.measuring import Seen
 from normswap.planning.statistics import loud
@@ -95,7 +96,7 @@ class _Walk:
         self._moves: list[Move | None] = []
         self._inputs: dict[str, Tensor] = {}
         self._generator = torch.Generator().manual_seed(0)
-        self._contrast = CONTRAST * torch.randn(CONSTANTS, 1, generator=torch.Generator().manual_seed(1))
+        self._contrast = CONTRAST * normal((CONSTANTS, 1), torch.Generator().manual_seed(1))
 
     def step(self, node: Node) -> None:
         """Go on by one node."""
@@ -104,7 +105,7 @@ class _Walk:
         alike = [move for move in before if move is not None and len(move.slope) == channels]
         made: Move | None = None
         if node.kind is Kind.INPUT:
-            made = Move(self._random(channels), torch.ones(channels))
+            made = self._drawn(channels)
         elif node.kind in LAYERS:
             made = self._through_filters(node, before[0])
         elif node.kind is Kind.NORM:
@@ -118,7 +119,7 @@ class _Walk:
         elif alike:
             made = alike[0].rectified()
         if made is not None and not made.channels.square().sum() <= LARGEST**2:  # NaN is no smaller
-            made = Move(self._random(channels), torch.ones(channels)) if node.kind in LAYERS else None
+            made = self._drawn(channels) if node.kind in LAYERS else None
         self._moves.append(made)
 
     def back(self, outputs: Iterable[int]) -> None:
@@ -134,7 +135,10 @@ class _Walk:
                 self.seen[name].slopes = slope
 
     def _random(self, channels: int) -> Tensor:
-        return torch.randn(CONSTANTS, channels, generator=self._generator).requires_grad_()
+        return normal((CONSTANTS, channels), self._generator).requires_grad_()
+
+    def _drawn(self, channels: int) -> Move:
+        return Move(self._random(channels), torch.ones(channels, dtype=torch.float32))
 
     def _joined(self, node: Node) -> Move | None:
         parts = [self._moves[parent] if parent >= 0 else None for parent, _ in node.slices]

@@ -7,9 +7,12 @@ no colours see the same thing but for a part of their own.
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from normswap.networks.randomness import normal, uniform
 
 VERSION = 1
 """Of the generator: the same version, seed and shape give the same inputs."""
@@ -46,21 +49,28 @@ def synthetic(
     generator = torch.Generator().manual_seed(seed)
     axes = (-1, *(1 for _ in shape[1:]))
     channels = shape[0]
-    off, by = (torch.tensor(value).view(axes) for value in (mean or (0.5,) * channels, std or (0.25,) * channels))
+    off, by = (_floats(value).view(axes) for value in (mean or (0.5,) * channels, std or (0.25,) * channels))
     pool = _textures(shape, generator)
     for start in range(0, count, BATCH):
         made = [_leaves(pool, generator) for _ in range(min(BATCH, count - start))]
         yield torch.stack([(values - off) / by for values in made])
 
 
+_floats = partial(torch.tensor, dtype=torch.float32)
+
+
 def _textures(shape: tuple[int, ...], generator: torch.Generator, number: int = 8) -> Tensor:
     """Return (number, C, *) noise with 1/fᵃ spectra and a deviation of one in luminance; it tiles."""
     channels, *sides = shape
-    frequencies = [torch.fft.fftfreq(side) for side in sides[:-1]] + [torch.fft.rfftfreq(sides[-1])]
+    kind = torch.float32
+    frequencies = [
+        *(torch.fft.fftfreq(side, dtype=kind) for side in sides[:-1]),
+        torch.fft.rfftfreq(sides[-1], dtype=kind),
+    ]
     radius = sum(f.square() for f in torch.meshgrid(*frequencies, indexing="ij")).sqrt()  # type: ignore[union-attr]
     radius.view(-1)[0] = 1 / max(sides)
-    power = 0.7 + 1.2 * torch.rand(number, 1, *(1 for _ in sides), generator=generator)
-    noise = torch.randn(number, channels, *radius.shape, 2, generator=generator)
+    power = 0.7 + 1.2 * uniform((number, 1, *(1 for _ in sides)), generator)
+    noise = normal((number, channels, *radius.shape, 2), generator)
     waves = torch.view_as_complex(noise) * (-power * radius.log()).exp()
     waves.flatten(2)[..., 0] = 0
     texture = torch.fft.irfftn(waves, s=sides, dim=list(range(2, 2 + len(sides))))
@@ -71,27 +81,27 @@ def _textures(shape: tuple[int, ...], generator: torch.Generator, number: int = 
 def _mixed(values: Tensor, generator: torch.Generator) -> Tensor:
     """Give independent channels the correlation of colours, or of channels that see the same thing."""
     if values.shape[1] == 3:
-        spread = torch.tensor(SPREAD) * torch.exp(0.4 * torch.randn(len(values), 3, generator=generator))
+        spread = _floats(SPREAD) * torch.exp(0.4 * normal((len(values), 3), generator))
         spread[:, 0] = 1
-        return torch.einsum("ij,nj,nj...->ni...", torch.tensor(OPPONENT), spread, values)
+        return torch.einsum("ij,nj,nj...->ni...", _floats(OPPONENT), spread, values)
     return values[:, :1] * 0.9 + values * 0.45 if values.shape[1] > 1 else values
 
 
 def _colours(number: int, channels: int, generator: torch.Generator) -> Tensor:
     """Return (number, C) colours, most of them grey."""
-    luminance = torch.rand(number, 1, generator=generator)
+    luminance = uniform((number, 1), generator)
     if channels == 3:
-        chroma = torch.randn(number, 2, generator=generator) * torch.tensor([0.13, 0.055])
-        chroma = chroma * torch.exp(0.6 * torch.randn(number, 1, generator=generator))
-        hue = torch.cat([torch.zeros(number, 1), chroma], 1) @ torch.tensor(OPPONENT).T
+        chroma = normal((number, 2), generator) * _floats((0.13, 0.055))
+        chroma = chroma * torch.exp(0.6 * normal((number, 1), generator))
+        hue = torch.cat([torch.zeros_like(luminance), chroma], 1) @ _floats(OPPONENT).T
         return luminance + 1.7 * hue
-    return luminance + 0.1 * torch.randn(number, channels, generator=generator)
+    return luminance + 0.1 * normal((number, channels), generator)
 
 
 def _leaves(pool: Tensor, generator: torch.Generator) -> Tensor:
     """Paint one input (C, *): ground, shapes from a few to many, light, contrast, and a camera's soft shoulder."""
     _, channels, *sides = pool.shape
-    chance = torch.rand(8, generator=generator).tolist()
+    chance = uniform((8,), generator).tolist()
     ground, other = (pool[int(index)] for index in torch.randint(len(pool), (2,), generator=generator))
     shifts = [int(torch.randint(side, (1,), generator=generator)) for side in sides]
     number = int(3 * 45 ** chance[0])
@@ -101,8 +111,8 @@ def _leaves(pool: Tensor, generator: torch.Generator) -> Tensor:
         shifts, list(range(1, pool.ndim - 1))
     )
     low, high = 0.02 * max(sides), 0.5 * max(sides)
-    radii = (low**-1.2 + torch.rand(number, generator=generator) * (high**-1.2 - low**-1.2)) ** (-1 / 1.2)
-    rows = torch.rand(number, 6 + len(sides), generator=generator).tolist()
+    radii = (low**-1.2 + uniform((number,), generator) * (high**-1.2 - low**-1.2)) ** (-1 / 1.2)
+    rows = uniform((number, 6 + len(sides)), generator).tolist()
     for colour, radius, row in zip(colours, radii.tolist(), rows, strict=False):
         _paint(image, other, colour.view(axes), radius, row)
     image = 0.5 + (image - 0.5) * (0.45 + 0.8 * chance[2]) + 0.35 * (chance[3] - 0.5)
@@ -117,7 +127,8 @@ def _paint(image: Tensor, texture: Tensor, colour: Tensor, radius: float, row: l
     centres = [where * side for where, side in zip(place, sides, strict=True)]
     spans = [(max(0, int(c - reach)), min(side, int(c + reach) + 1)) for c, side in zip(centres, sides, strict=True)]
     inside = (slice(None), *(slice(*span) for span in spans))
-    grids = torch.meshgrid(*(torch.arange(a, b) - c for (a, b), c in zip(spans, centres, strict=True)), indexing="ij")
+    lines = (torch.arange(*span, dtype=torch.float32) - c for span, c in zip(spans, centres, strict=True))
+    grids = torch.meshgrid(*lines, indexing="ij")
     along = [grid / radius for grid in grids]
     if len(along) > 1:
         turn, last = angle * math.pi, 0.35 + aspect

@@ -17,6 +17,7 @@ from normswap.networks.hooks import outputs_of
 from normswap.networks.inputs import call, first_sample, fresh, materialize, tensors_in
 from normswap.networks.network import Network
 from normswap.networks.probing import FRAMEWORK
+from normswap.networks.randomness import normal
 from normswap.networks.recognition import rows_of
 from normswap.networks.surroundings import undisturbed
 from normswap.tracing.facts import Trace
@@ -134,7 +135,7 @@ def _divide(norm: nn.Module, slices: Iterable[tuple[str, int, int]], factors: Ma
 
     def divided(module: nn.Module, args: Any, kwargs: Any) -> Any:
         x = next(iter(tensors_in((args, kwargs))))
-        own = torch.ones(x.shape[1])
+        own = torch.ones(x.shape[1], dtype=torch.float32)
         for layer, start, stop in slices:
             own[start:stop] = factors[layer]
         return tree_map(lambda leaf: x / _along_channels(own, x) if leaf is x else leaf, (args, kwargs))
@@ -179,4 +180,4 @@ def _sample(layer: nn.Module) -> Tensor:
         conv: Any = layer
         reach = [d * (k - 1) + 1 for d, k in zip(conv.dilation, weight.shape[2:], strict=True)]
         shape = [1, conv.in_channels, *(2 if getattr(conv, "transposed", False) else size for size in reach)]
-    return torch.randn(shape, generator=generator).to(weight)
+    return normal(shape, generator).to(weight)

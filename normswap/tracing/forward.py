@@ -16,12 +16,12 @@ from torch.utils._pytree import tree_map_only
 from normswap.errors import NeedsExampleInput, described
 from normswap.layers.convs import given
 from normswap.networks.copying import copy_model, in_mode, meta_copy
-from normswap.networks.devices import users_device
 from normswap.networks.garbage import collecting_later
 from normswap.networks.inputs import as_call, readings, tensors_in
 from normswap.networks.network import Network
 from normswap.networks.probing import is_stepped
 from normswap.networks.recognition import norm_parts
+from normswap.networks.settings import users_settings
 from normswap.networks.surroundings import Surroundings
 from normswap.tracing.candidates import candidates
 from normswap.tracing.dispatch import Dispatch, Endless
@@ -196,7 +196,7 @@ def _run(
             _standardize_nothing(copy, stack)
         stack.enter_context(Dispatch(recorder))
         if data:
-            stack.enter_context(users_device())
+            stack.enter_context(users_settings())
         try:
             output = copy.model(*args, **kwargs)
             recorder.finish(list(tensors_in(output)))

@@ -1,8 +1,8 @@
 """What save writes, and what it leaves where it cannot."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -44,13 +44,19 @@ def test_meta_models_are_not_saved(tmp_path: Path) -> None:
         normswap.save(model, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "compute", [lambda conv: prune.l1_unstructured(conv, "weight", 0.5), parametrizations.weight_norm],
-    ids=["pruned", "weight_norm"],
-)  # fmt: skip
-def test_a_computed_weight_is_refused_by_name(compute: Callable[[torch.nn.Module], object], tmp_path: Path) -> None:
+COMPUTED = {
+    "pruned": ("conv1.0", "weight", lambda conv: prune.l1_unstructured(conv, "weight", 0.5)),
+    "weight_norm": ("conv1.0", "weight", parametrizations.weight_norm),
+    "pruned norm": ("bn1", "weight", lambda norm: prune.l1_unstructured(norm, "weight", 0.5)),
+    "pruned bias of a norm": ("bn1", "bias", lambda norm: prune.l1_unstructured(norm, "bias", 0.5)),
+}
+
+
+@pytest.mark.parametrize(("layer", "tensor", "compute"), COMPUTED.values(), ids=COMPUTED)
+def test_what_is_computed_is_refused_by_name(layer: str, tensor: str, compute: Any, tmp_path: Path) -> None:
     model = normswap.convert(timm.create_model("test_resnet"))
-    compute(model.conv1[0])  # type: ignore[index]
-    with pytest.raises(normswap.CheckpointError, match="^conv1.0: its weight is computed .*make that permanent"):
+    model.default_cfg = model.pretrained_cfg = {}
+    compute(model.get_submodule(layer))
+    with pytest.raises(normswap.CheckpointError, match=f"^{layer}: its {tensor} is computed .*make that permanent"):
         normswap.save(model, tmp_path / "OUT")
     assert not (tmp_path / "OUT").exists()

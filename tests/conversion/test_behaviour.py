@@ -364,3 +364,43 @@ def test_a_forward_that_cannot_be_watched_is_run_as_it_is() -> None:
             return y + slopes
 
     assert row(Functional(), "gradients").ok
+
+
+class Graph(nn.Module):
+    """Samples are the nodes of a graph, which a sparse matrix holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        y: Tensor = self.last(torch.sparse.mm(edges, self.norm(self.first(x))))
+        return y
+
+
+EDGES = torch.eye(6) + torch.eye(6).flip(0)
+
+
+@pytest.mark.parametrize("sparse", [Tensor.to_sparse, Tensor.to_sparse_csr], ids=["coo", "csr"])
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
+def test_sparse_examples_stay_as_they_are(sparse: Callable[[Tensor], Tensor]) -> None:
+    model, example = Graph(), (torch.randn(6, 4), sparse(EDGES))
+    converted = normswap.convert(model, example_input=example)
+    found = {row.name: row.ok for row in normswap.check(converted, model, example_input=example).rows}
+    assert found["finite"]
+    assert found["gradients"]
+    assert all(ok is not False for ok in found.values())
+    assert found["batch size 1"] is found["batch independence"] is None
+    assert normswap.plan_of(converted).inputs is None  # shapes alone would make up a dense one
+
+
+def test_images_that_are_sparse() -> None:
+    model = broken.Net()
+    sparse = nn.Sequential(Dense(), model)
+    example = broken.X.relu().to_sparse()
+    assert normswap.check(normswap.convert(sparse, example_input=example), sparse, example_input=example)
+
+
+class Dense(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to_dense()

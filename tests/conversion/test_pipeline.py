@@ -1,13 +1,14 @@
 """What surgery carries over, and that a failure leaves the model as it was."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torch.nn.utils.prune
 from equality import assert_same_output, assert_same_state
-from nets import conv
+from nets import conv, warm
 from torch import Tensor, nn
 
 import normswap
@@ -25,6 +26,22 @@ def test_model_is_untouched_by_default() -> None:
     assert repr(model) == before
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert not {id(p) for p in result.parameters()} & {id(p) for p in model.parameters()}
+
+
+def test_what_becomes_of_a_copy_counts_as_no_change_of_the_model(tmp_path: Path) -> None:
+    """Autograd refuses to go back through what has been changed since, by a count that views share."""
+    model, x = warm(small()).eval(), torch.randn(2, 3, 8, 8)
+    first = normswap.convert(model, example_input=x)
+    loss = model(x).sum() + first(x).sum()
+    config = normswap.save(first, tmp_path) / "config.json"
+    made = [
+        normswap.convert(model, example_input=x), normswap.apply(model, config), normswap.load(tmp_path, model=model),
+        normswap.fold(first), normswap.out_of_place(first),
+    ]  # fmt: skip
+    with torch.no_grad():
+        for parameter in (parameter for network in made for parameter in network.parameters()):
+            parameter.add_(1)
+    loss.backward()
 
 
 def test_in_place_keeps_parameter_objects_and_the_optimizer() -> None:

@@ -110,13 +110,40 @@ def call_with_other_weights(model: nn.Module) -> None:
     torch.func.functional_call(model, state, (micro_batches(1)[0],))
 
 
-@pytest.mark.parametrize("change", [step, load_again, call_with_other_weights])
+def step_through_data(model: nn.Module) -> None:  # as sharpness-aware minimization does
+    for p in model.parameters():
+        p.data.add_(0.1)
+
+
+def another_memory_format(model: nn.Module) -> None:
+    model.to(memory_format=torch.channels_last)
+
+
+def another_type(model: nn.Module) -> None:
+    model.double()
+
+
+def other_constants(model: nn.Module) -> None:
+    model.conv1.ws_offset.add_(1)  # type: ignore[operator, union-attr]
+
+
+def another_epsilon(model: nn.Module) -> None:
+    model.conv1.ws_eps = 1e-3  # type: ignore[union-attr, assignment]
+
+
+CHANGES = [
+    step, load_again, call_with_other_weights, step_through_data, another_memory_format, another_type, other_constants,
+    another_epsilon,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_other_weights_inside_are_an_error_and_not_a_wrong_number(change: Callable[[nn.Module], None]) -> None:
     model = converted("resnet18")
     (batch,) = micro_batches(1)
     with pytest.raises(normswap.WeightsChanged, match=r"conv1\.weight changed"):
         accumulated(model, lambda: (model(batch).sum().backward(), change(model)))
-    model(batch).sum().backward()
+    model(batch.to(next(model.parameters()).dtype)).sum().backward()
 
 
 def accumulated(model: nn.Module, run: Callable[[], object]) -> None:

@@ -167,6 +167,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "gain in place": lambda conv: conv.ws_gain.mul_(2),
     "gain's data": lambda conv: conv.ws_gain.data.mul_(2),
     "new gain": lambda conv: setattr(conv, "ws_gain", conv.ws_gain * 3),
+    "offset's data": lambda conv: conv.ws_offset.data.add_(1),
     "offset in place": lambda conv: conv.ws_offset.add_(1),
     "new offset": lambda conv: setattr(conv, "ws_offset", conv.ws_offset + 1),
     "channels last": lambda conv: conv.to(memory_format=torch.channels_last),
@@ -383,5 +384,7 @@ def test_the_default_device_is_not_where_values_are_looked_at() -> None:
     _places.cache_clear()
     with torch.device("meta"):
         found = conv(x)
-    assert KEPT[conv].places.is_cpu
+    places = KEPT[conv].origin.places
+    assert places is not None
+    assert places.is_cpu
     assert found.equal(conv(x))
