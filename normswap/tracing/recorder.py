@@ -119,7 +119,7 @@ class Recorder:
         """
         outputs = list(outputs)
         outlive = self._held_elsewhere()
-        if {id(t) for t in outlive} - {id(t) for t in (*self._inputs, *outputs)}:
+        if {id(t) for t in outlive} - {id(t) for t in (*self._inputs, *outputs, *self._buffers)}:
             # perhaps in a cycle of what nobody holds any more
             del outlive
             gc.collect()

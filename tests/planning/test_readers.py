@@ -138,6 +138,72 @@ def test_what_else_reads_it_keeps_it_plain(run: Callable[[Any, Tensor], Any]) ->
     assert entry.reason
 
 
+class Keeps(nn.Module):
+    """Holds on to what it is given in train mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.kept = x
+        return x
+
+
+class Noise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return noisy(x, self.training)
+
+
+def noisy(x: Tensor, yes: bool) -> Tensor:
+    return x + torch.randn_like(x) if yes else x
+
+
+def noise_of(net: Any, x: Tensor) -> Tensor:
+    return x + torch.randn_like(x) if net.training else x
+
+
+class SetsFlag(Base):
+    more = False
+
+    def train(self, mode: bool = True) -> Any:
+        self.more = mode
+        return super().train(mode)
+
+    @property
+    def trains(self) -> bool:
+        return self.training
+
+
+def hooked(net: Any) -> None:
+    net.conv.register_forward_hook(lambda conv, args, y: noise_of(conv, y))
+
+
+BY_MODE: dict[str, Callable[[], nn.Module]] = {
+    "a layer without children": lambda: Base(holding(Keeps()), lambda net, x: net.bn(net.layer(net.conv(x)))),
+    "a layer that hands it on": lambda: Base(holding(Noise()), lambda net, x: net.bn(net.layer(net.conv(x)))),
+    "a function that is told": lambda: Base(nothing, lambda net, x: net.bn(noisy(net.conv(x), net.training))),
+    "a function that asks": lambda: Base(nothing, lambda net, x: net.bn(noise_of(net, net.conv(x)))),
+    "a hook": lambda: Base(hooked, lambda net, x: net.bn(net.conv(x))),
+    "by its name": lambda: Base(nothing, lambda net, x: both(net, x, getattr(net, "training"))),  # noqa: B009
+    "of any module": lambda: Base(nothing, lambda net, x: both(net, x, any(m.training for m in net.modules()))),
+    "a flag that is set with it": lambda: SetsFlag(nothing, lambda net, x: both(net, x, net.more)),
+    "a property": lambda: SetsFlag(nothing, lambda net, x: both(net, x, net.trains)),
+}
+
+
+def holding(layer: nn.Module) -> Callable[[Any], None]:
+    return lambda net: setattr(net, "layer", layer)
+
+
+def both(net: Any, x: Tensor, yes: bool) -> Any:
+    h = net.conv(x)
+    return (net.bn(h), h) if yes else net.bn(h)
+
+
+@pytest.mark.parametrize("how", BY_MODE)
+def test_whoever_asks_for_the_mode_and_however_what_it_reads_in_train_mode_is_seen(how: str) -> None:
+    net = BY_MODE[how]()
+    assert conv_of(net).reason in ("its output leaves the network", "its output is read by <add>")
+
+
 def test_what_leaves_in_train_mode_alone() -> None:
     assert conv_of(Training(nothing, through(nothing)).eval()).reason == "its output leaves the network"
 
