@@ -3,6 +3,7 @@
 import dis
 import inspect
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from itertools import chain, pairwise
 from types import CodeType, FunctionType, ModuleType
@@ -88,12 +89,21 @@ def _any_decides(modules: list[nn.Module]) -> bool:
 
 
 def _named(code: CodeType, function: FunctionType) -> Iterator[Any]:
-    """Yield what code may mean by its names: what its file holds, and what the modules held there do."""
+    """Yield what code may mean by its names: what its file and its closure hold, and what modules hold for it."""
     held = [function.__globals__[name] for name in code.co_names if name in function.__globals__]
-    yield from held
-    for module in held:
-        if isinstance(module, ModuleType):
-            yield from (vars(module)[name] for name in code.co_names if name in vars(module))
+    held += [value for cell in function.__closure__ or () for value in _contents(cell)]
+    for value in held:
+        if isinstance(value, ModuleType):
+            yield from (vars(value)[name] for name in code.co_names if name in vars(value))
+        elif isinstance(value, (dict, list, tuple)):
+            yield from value.values() if isinstance(value, dict) else value
+        else:
+            yield value
+
+
+def _contents(cell: Any) -> Iterator[Any]:
+    with suppress(ValueError):  # empty as yet
+        yield cell.cell_contents
 
 
 def _is_own(value: Any) -> TypeGuard[FunctionType]:

@@ -251,6 +251,64 @@ def test_groups_fit_what_a_norm_sees_in_train_mode_alone() -> None:
     assert (norm.shape, norm.groups) == ((2, 16, 1, 1), 1)
 
 
+class Head(Base):
+    """Runs one more convolution, without a norm, in train mode alone."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.bn(self.conv(x))
+        return (y, self.other(x)) if self.training else y
+
+
+def test_a_head_without_norms_that_runs_in_train_mode_alone_is_converted_around() -> None:
+    net = Head(nothing, nothing).eval()
+    converted = normswap.convert(net, example_input=X)
+    assert normswap.plan_of(converted).convs[1].reason == "its output leaves the network"
+    assert normswap.check(converted, net)
+
+
+WAYS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "by mode": lambda net, x: net.conv(x) if net.training else net.other(x),
+    "by a value": lambda net, x: net.conv(x) if x.sum() > 1e9 else net.other(x),
+    "by a number": lambda net, x: [net.other, net.conv][int(x.sum() > 1e9)](x),
+    "by equality": lambda net, x: net.conv(x) if torch.equal(x, x.flip(0)) else net.other(x),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_norm_that_is_fed_by_one_of_two_convolutions_takes_the_scales_of_neither(way: str) -> None:
+    net = Base(nothing, lambda net, x: net.bn(WAYS[way](net, x)))
+    net.bn.running_mean.normal_(generator=torch.Generator().manual_seed(0))
+    plan = normswap.inspect(net.eval(), example_input=X, batches=[X])
+    assert (plan.norms[0].fed_by, plan.scales) == (("other", "conv") if way == "by mode" else ("conv", "other"), {})
+    assert [entry.changes for entry in plan.convs] == [True, True]
+
+
+@pytest.mark.parametrize("above", [True, False])
+def test_a_reader_on_either_way_of_a_value_keeps_a_convolution_plain(above: bool) -> None:
+    def run(net: Any, x: Tensor) -> Tensor:
+        h = net.conv(x)
+        y: Tensor = net.bn(h)
+        return y + h.sigmoid() if bool(x.sum() > 0) == above else y
+
+    entry = conv_of(Base(nothing, run).eval())
+    assert (entry.changes, entry.reason) == (False, "its output is read by <sigmoid>")
+
+
+class Exits(Base):
+    """Leaves by values before its second norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.bn(self.conv(x))
+        return y if y.max() > 1e9 else self.late_bn(self.other(y[:, :3]))
+
+
+def test_layers_behind_an_exit_by_values_are_reached() -> None:
+    net = Exits(lambda net: setattr(net, "late_bn", nn.BatchNorm2d(16)), nothing).eval()
+    converted = normswap.convert(net, example_input=X)
+    assert [entry.changes for entry in normswap.plan_of(converted).entries] == [True] * 4
+    assert normswap.check(converted, net)
+
+
 class Dense(nn.Module):
     """A convolution that more norms read than a plan lists, and in train mode an activation."""
 
