@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from normswap.networks.inputs import tensors_in
@@ -22,6 +23,9 @@ MOST_DECISIONS = 64
 
 MOST_BYTES = 2**29
 """Size of all results, which are kept until its end, of a pass with data that may be such a loop."""
+
+FROM_NUMBERS = frozenset((torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor))
+"""Functions that make a tensor of what Python holds."""
 
 
 class Endless(BaseException):
@@ -77,6 +81,25 @@ class Dispatch(TorchDispatchMode):
             result = func(*args, **kwargs)
             self._bytes += 0 if on_meta or name in VIEWS else sum(map(_size, tensors_in(result)))
         self._recorder.note(func, spelled(name, func, args), operands, result)
+        return result
+
+
+class Numbers(TorchFunctionMode):
+    """See the tensors that torch makes of Python's numbers: on the meta device it runs no operator for them.
+
+    Args:
+        recorder: What is told of them.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """Call one function of torch."""
+        result = func(*args, **(kwargs or {}))
+        if func in FROM_NUMBERS and not any(tensors_in((args[func is Tensor.new_tensor :], kwargs))):
+            self._recorder.note_number(result)
         return result
 
 

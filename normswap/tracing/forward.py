@@ -24,7 +24,7 @@ from normswap.networks.probing import is_stepped
 from normswap.networks.recognition import norm_parts
 from normswap.networks.surroundings import Surroundings
 from normswap.tracing.candidates import candidates
-from normswap.tracing.dispatch import Dispatch, Endless
+from normswap.tracing.dispatch import Dispatch, Endless, Numbers
 from normswap.tracing.facts import LayerFacts, NormFacts, Trace, layer_facts, norm_facts
 from normswap.tracing.fitted_size import fitted
 from normswap.tracing.modes import branches_on_mode
@@ -207,6 +207,8 @@ def _run(
         if not edges:
             _standardize_nothing(copy, stack)
         dispatch = stack.enter_context(Dispatch(recorder, yes=yes))
+        if edges and device.type == "meta":
+            stack.enter_context(Numbers(recorder))
         if data:
             stack.enter_context(users_device())
         try:

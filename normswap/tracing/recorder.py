@@ -200,6 +200,10 @@ class Recorder:
         for tensor in written:
             self._writers.setdefault(storage_of(tensor), []).append(index)
 
+    def note_number(self, tensor: Tensor) -> None:
+        """Note a tensor that is made of numbers of Python's."""
+        self._keep(tensor)
+
     def _knows(self, tensor: Tensor) -> bool:
         """Tell whether a tensor is a parameter, or was made by operators that were seen."""
         return id(tensor) in self._alive or self.parameters.holds(tensor) or bool(self._reads(tensor))

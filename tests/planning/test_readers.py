@@ -251,6 +251,22 @@ def test_groups_fit_what_a_norm_sees_in_train_mode_alone() -> None:
     assert (norm.shape, norm.groups) == ((2, 16, 1, 1), 1)
 
 
+NUMBERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tensor": lambda y: torch.tensor([2.0], device=y.device),
+    "as_tensor": lambda y: torch.as_tensor([2.0], dtype=y.dtype, device=y.device),
+    "new_tensor": lambda y: y.new_tensor([2.0]),
+}
+
+
+@pytest.mark.parametrize("how", NUMBERS)
+def test_a_tensor_made_of_numbers_where_no_operator_is_seen_is_a_constant(how: str) -> None:
+    def run(net: Any, x: Tensor) -> Tensor:
+        y: Tensor = net.bn(net.conv(x))
+        return y * NUMBERS[how](y)
+
+    assert conv_of(Base(nothing, run)).changes
+
+
 class Head(Base):
     """Runs one more convolution, without a norm, in train mode alone."""
 
