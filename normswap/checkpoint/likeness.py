@@ -21,7 +21,8 @@ from normswap.networks.randomness import normal, same_randomness
 from normswap.networks.sharing import sparing
 from normswap.networks.surroundings import undisturbed
 from normswap.planning.schema import number, text
-from normswap.tracing.dispatch import DECISIONS, Endless
+from normswap.tracing.dispatch import Endless
+from normswap.tracing.meta_results import DECISIONS
 from normswap.tracing.operators import base_name
 
 VALUES = 4096

@@ -34,7 +34,7 @@ from normswap.networks.surroundings import undisturbed
 from normswap.networks.validation import unwrap
 from normswap.planning.entry import ConvEntry, NormEntry
 from normswap.planning.plan import Plan
-from normswap.tracing.modes import branches_on_mode
+from normswap.tracing.modes import blocks_branch_on_mode
 
 TOLERANCE = 1e-4
 """Largest difference allowed, relative to the largest output: float32 sums in another order stay far below it."""
@@ -243,7 +243,11 @@ def _train_equals_eval(model: nn.Module, plan: Plan, inputs: Any) -> Check:
     except Exception:  # detection networks ask for targets in train mode
         comparable = False
     how = "whole network"
-    if comparable and _worst(first, output) > TOLERANCE and (branches_on_mode(model) or _unsteady(trained, inputs)):
+    if (
+        comparable
+        and _worst(first, output) > TOLERANCE
+        and (blocks_branch_on_mode(model) or _unsteady(trained, inputs))
+    ):
         comparable = False  # its own code does something else in train mode
     if not comparable:
         how = "every layer with parameters; the network itself differs by mode"

@@ -163,7 +163,7 @@ def _device(norm: nn.Module) -> torch.device:
 
 
 def _twin(norm: nn.Module) -> nn.Module:
-    """Return a copy without hooks, with random values in all that the norm holds itself: none must decide."""
+    """Return a copy without hooks, with random values in all that the norm and its children hold: none must decide."""
     device, generator = _device(norm), torch.Generator().manual_seed(0)
 
     def real(tensor: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ def _twin(norm: nn.Module) -> nn.Module:
             if name.endswith("_hooks") and name in FRAMEWORK:
                 value.clear()
     parts = norm_parts(twin)
-    for tensor in (*twin.parameters(recurse=False), *twin.buffers(recurse=False)):
+    for tensor in (*twin.parameters(), *twin.buffers()):
         if tensor.is_floating_point():
             draw = uniform(tensor.shape, generator)
             if tensor is parts.weight:
@@ -255,8 +255,13 @@ def _compared(
             state.restore()
         with torch.set_grad_enabled(attached):
             expected, bound = _batch_norm(held, x, statistics)
-            for module in _modules_after(twin, parts, then, training=training):
-                expected = module(expected)
+            try:
+                for module in _modules_after(twin, parts, then, training=training):
+                    expected = module(expected)
+            except Exception:  # its children run on something else
+                return f"in {mode} mode its output is not what its children make of BatchNorm's"
+        if not isinstance(expected, Tensor) or expected.shape != output.shape:
+            return f"in {mode} mode its output is not what its children make of BatchNorm's"
         if drew and not RandomState.now(device).equals(drawn):
             return f"in {mode} mode its forward draws random numbers, which GroupNorm does not"
         off = _difference(output.detach(), expected.detach(), bound)

@@ -4,10 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from normswap.networks.inputs import tensors_in
-from normswap.tracing.meta_results import all_meta, answer, shape_alone
+from normswap.tracing.meta_results import DECISIONS, all_meta, answer, decision, shape_alone
 from normswap.tracing.operators import VIEWS, base_name, spelled
 from normswap.tracing.recorder import Recorder
 
@@ -23,8 +24,8 @@ MOST_DECISIONS = 64
 MOST_BYTES = 2**29
 """Size of all results, which are kept until its end, of a pass with data that may be such a loop."""
 
-DECISIONS = frozenset(("local_scalar_dense", "is_nonzero", "equal"))
-"""Operators that hand a value to Python, which may decide by it."""
+FROM_NUMBERS = frozenset((torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor))
+"""Functions that make a tensor of what Python holds."""
 
 
 class Endless(BaseException):
@@ -36,15 +37,23 @@ class Dispatch(TorchDispatchMode):
 
     Args:
         recorder: What notes each operator, once it has run.
+        yes: What Python is told where it decides by a value that there is none of.
+
+    Attributes:
+        decided: Whether it was told so.
 
     Raises:
         Endless: The pass does not end: it loops until data says otherwise.
     """
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, *, yes: bool = True) -> None:
         super().__init__()
-        self._recorder = recorder
+        self._recorder, self._yes = recorder, yes
         self._calls = self._answers = self._decisions = self._bytes = 0
+
+    @property
+    def decided(self) -> bool:
+        return self._answers > 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Run one operator and have it noted."""
@@ -64,11 +73,33 @@ class Dispatch(TorchDispatchMode):
         waits = self._decisions > MOST_DECISIONS and self._bytes > MOST_BYTES
         if waits or self._calls > MOST_CALLS or self._answers > MOST_ANSWERS:
             raise Endless
-        result = _on_meta(func, name, args, kwargs, operands) if on_meta else NotImplemented
+        if on_meta and name in DECISIONS:
+            result = decision(name, operands[0], yes=self._yes)
+        else:
+            result = _on_meta(func, name, args, kwargs, operands) if on_meta else NotImplemented
         if result is NotImplemented:
             result = func(*args, **kwargs)
             self._bytes += 0 if on_meta or name in VIEWS else sum(map(_size, tensors_in(result)))
         self._recorder.note(func, spelled(name, func, args), operands, result)
+        return result
+
+
+class Numbers(TorchFunctionMode):
+    """See the tensors that torch makes of Python's numbers: on the meta device it runs no operator for them.
+
+    Args:
+        recorder: What is told of them.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """Call one function of torch."""
+        result = func(*args, **(kwargs or {}))
+        if func in FROM_NUMBERS and not any(tensors_in((args[func is Tensor.new_tensor :], kwargs))):
+            self._recorder.note_number(result)
         return result
 
 

@@ -61,9 +61,19 @@ class NormFacts:
     asked: tuple[str, ...] = ()
 
     def merged(self, other: "NormFacts") -> "NormFacts":
-        """Return this with what a pass in another mode adds: who else reads it, and a smaller input to fit."""
-        shape, reads = min(self.shape, other.shape, key=_positions), {*self.reads, *other.reads}
-        return replace(self, shape=shape, reads=tuple(sorted(reads))).asked_for(other.asked)
+        """Return this with what another pass adds: who else feeds and reads it, and a smaller input to fit."""
+        fed_by = _distinct([*self.fed_by, *other.fed_by])
+        return replace(
+            self,
+            shape=min(self.shape, other.shape, key=_positions),
+            fed_by=fed_by[:FEW],
+            more=self.more or other.more or len(fed_by) > FEW,
+            kinds=self.kinds | other.kinds,
+            via=self.via | other.via,
+            direct=self.direct and other.direct and len(fed_by) == 1,
+            slices=self.slices if self.slices == other.slices else (),
+            reads=tuple(sorted({*self.reads, *other.reads})),
+        ).asked_for(other.asked)
 
     def asked_for(self, more: Iterable[str]) -> "NormFacts":
         """Return this with other attributes that it was asked for."""
@@ -114,13 +124,13 @@ class LayerFacts:
 
 @dataclass(frozen=True)
 class Trace:
-    """One forward pass (two where the first left norms out): facts by qualified name, as first registered.
+    """A forward pass, and others where its code goes other ways: facts by qualified name, as first registered.
 
     Attributes:
         norms: Facts of the BatchNorm-like modules that ran.
         convs: Facts of the convolutions that ran.
         linears: Facts of the linear layers that ran.
-        shapes: Shapes of the outputs of every module that ran.
+        shapes: Shapes of the outputs of every module that ran, in the first pass where that reached all that counts.
         inputs: The example input on the meta device.
         example: The example input as it was given or made up.
         with_data: Whether the pass needed real tensors.
@@ -128,6 +138,7 @@ class Trace:
         graphs: The passes themselves.
         stopped_by: The error that ended the pass after everything that counts had run; None where it ran to its end.
         made_up: Whether nobody gave the example.
+        decided: Whether its code decided by values that there are none of.
         asked: Attributes that code outside of each norm asked it for, whether the norm ran or not (`NormFacts.asked`).
     """
 
@@ -142,6 +153,7 @@ class Trace:
     graphs: tuple[Graph, ...] = field(default=(), repr=False)
     stopped_by: str | None = None
     made_up: bool = False
+    decided: bool = False
     asked: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     @property

@@ -24,7 +24,7 @@ from normswap.networks.recognition import norm_parts
 from normswap.networks.settings import users_settings
 from normswap.networks.surroundings import Surroundings
 from normswap.tracing.candidates import candidates
-from normswap.tracing.dispatch import Dispatch, Endless
+from normswap.tracing.dispatch import Dispatch, Endless, Numbers
 from normswap.tracing.facts import LayerFacts, NormFacts, Trace, layer_facts, norm_facts
 from normswap.tracing.fitted_size import fitted
 from normswap.tracing.modes import branches_on_mode
@@ -95,7 +95,7 @@ def trace(
             failures.append(f"{_describe(value)}: {found.stopped_by or 'a norm met another number of channels'}")
             continue
         if found.stopped_by is None:
-            return _with_training_pass(model, value, found, wanted, edges, around)
+            return _with_other_passes(model, value, found, wanted, edges, around)
         if not stopped and wanted and not found.left_out(wanted) and found.stopped_by != ENDLESS:
             stopped = value, found
         failures.append(f"{_describe(value)}: {found.stopped_by}")
@@ -104,7 +104,7 @@ def trace(
     if misfit and not stopped and not misfit[1].left_out(wanted) and misfit[1].stopped_by != ENDLESS:
         stopped = misfit
     if stopped:
-        return _with_training_pass(model, *stopped, wanted, edges, around)
+        return _with_other_passes(model, *stopped, wanted, edges, around)
     tried = failures[0] if failures else "no layer tells the input's size"
     another = "" if example_input is None else "another "
     raise NeedsExampleInput(
@@ -136,7 +136,7 @@ def _tries(model: nn.Module, values: list[Any], *, made_up: bool, with_data: boo
     yield from ((value, True, True) for value in values[:TRIES_WITH_DATA])
 
 
-def _with_training_pass(
+def _with_other_passes(
     model: nn.Module,
     example_input: Any,
     first: Trace,
@@ -144,12 +144,23 @@ def _with_training_pass(
     edges: bool,
     around: Surroundings,
 ) -> Trace:
-    """Add what a pass in train mode shows, where the one in eval mode left wanted modules out or the code asks."""
-    missing, branches = first.left_out(wanted), edges and branches_on_mode(model)
-    if not missing and not branches:
-        return first
-    second = _run(model, example_input, around, training=True, data=first.with_data, edges=edges)
-    if second.left_out(missing) == missing and (not branches or second.stopped_by is not None):
+    """Add what passes show that go other ways, where the first left wanted modules out or the code asks.
+
+    One is told the opposite where the first decided by values without data, one runs in train mode.
+    """
+    run = partial(_run, model, example_input, around, data=first.with_data, edges=edges)
+    found, branches = first, edges and branches_on_mode(model)
+    if first.decided and (edges or first.left_out(wanted)):
+        found = _joined(found, run(training=False, yes=False), wanted, asked=edges)
+    if found.left_out(wanted) or branches:
+        found = _joined(found, run(training=True), wanted, asked=branches)
+    return found
+
+
+def _joined(first: Trace, second: Trace, wanted: Collection[str], *, asked: bool) -> Trace:
+    """Return a pass with what another shows that reached more wanted modules, or that was asked for and has ended."""
+    missing = first.left_out(wanted)
+    if second.left_out(missing) == missing and (not asked or second.stopped_by is not None):
         return first
     norms = _merged(first.norms, second.norms)
     return replace(
@@ -157,7 +168,7 @@ def _with_training_pass(
         norms={name: facts.asked_for(second.asked.get(name, ())) for name, facts in norms.items()},
         convs=_merged(first.convs, second.convs),
         linears=_merged(first.linears, second.linears),
-        shapes=second.shapes | first.shapes,
+        shapes=second.shapes | first.shapes if missing else first.shapes,
         functional_norms=tuple({*first.functional_norms, *second.functional_norms}),
         graphs=(*first.graphs, *second.graphs),
     )
@@ -177,6 +188,7 @@ def _run(
     data: bool,
     edges: bool,
     watched: bool = True,
+    yes: bool = True,
 ) -> Trace:
     copy = Network(copy_model(model) if data else meta_copy(model))
     in_mode(copy.model, training)
@@ -194,7 +206,9 @@ def _run(
         warnings.simplefilter("ignore")
         if not edges:
             _standardize_nothing(copy, stack)
-        stack.enter_context(Dispatch(recorder))
+        dispatch = stack.enter_context(Dispatch(recorder, yes=yes))
+        if edges and device.type == "meta":
+            stack.enter_context(Numbers(recorder))
         if data:
             stack.enter_context(users_settings())
         try:
@@ -217,6 +231,7 @@ def _run(
         functional_norms=tuple(sorted(recorder.functional_norms)),
         graphs=(recorder.graph,) if edges else (),
         stopped_by=stopped_by,
+        decided=dispatch.decided,
         asked=recorder.norm_asked,
     )
 

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from normswap.tracing.operators import OTHER_NORMS
 
+DECISIONS = frozenset(("local_scalar_dense", "is_nonzero", "equal"))
+"""Operators that hand a value to Python, which may decide by it."""
+
 ELEMENTWISE = frozenset(
     """add sub mul div relu relu6 hardtanh clamp clamp_min sigmoid hardsigmoid tanh silu hardswish gelu elu leaky_relu
     mish softplus log_sigmoid exp""".split()
@@ -81,10 +84,17 @@ ROWS = 2
 """Rows that an operator is said to have found. Saying "all" makes detection nets trace for most of a minute."""
 
 
-def _scalar(tensor: Tensor) -> Any:
-    if tensor.dtype is torch.bool:
-        return True
-    return 1.0 if tensor.dtype.is_floating_point else 1
+def decision(name: str, operand: Tensor, *, yes: bool) -> Any:
+    """Return a made-up value for an operator that hands one to Python, which may decide by it.
+
+    Args:
+        name: One of `DECISIONS`.
+        operand: What it looks at.
+        yes: Whether it is one, or true; else zero, or false.
+    """
+    if name != "local_scalar_dense" or operand.dtype is torch.bool:
+        return yes
+    return float(yes) if operand.dtype.is_floating_point else int(yes)
 
 
 def _rows(tensor: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -108,9 +118,6 @@ def _unique(tensor: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]
 
 
 ANSWERS: dict[str, Callable[..., Any]] = {
-    "local_scalar_dense": _scalar,
-    "equal": lambda *_: True,
-    "is_nonzero": lambda *_: True,
     "nonzero": lambda tensor: _rows(tensor, ROWS, tensor.ndim, dtype=torch.long),
     "masked_select": lambda tensor, _: _rows(tensor, ROWS),
     "index": _index,

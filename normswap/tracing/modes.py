@@ -2,36 +2,116 @@
 
 import dis
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import lru_cache
-from itertools import pairwise
-from types import CodeType
-from typing import Any
+from itertools import chain, pairwise
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, TypeGuard
 
 from torch import nn
 
+from normswap.layers.norms import HOOKS
 from normswap.networks.recognition import has_kernel, is_batch_norm
 
-_DECIDES = ("POP_JUMP", "JUMP_IF", "TO_BOOL", "UNARY_NOT", "COPY", "STORE", "COMPARE", "IS_OP", "RETURN")
-"""Instructions after which a flag has been more than handed on to a function such as dropout."""
+FLAG = "training"
+"""What torch calls the mode of a module."""
+
+_HANDS_ON = ("LOAD", "KW_NAMES", "PRECALL", "CALL", "PUSH_NULL", "CACHE")
+"""Instructions before which a flag is an argument of a call, as of dropout; before others it decides something."""
 
 
 def branches_on_mode(model: nn.Module) -> bool:
-    """Tell whether a module with children or a kernel, of a class outside torch, decides anything by ``training``.
+    """Tell whether code that a forward pass may run decides anything by the mode: by ``training``, or as it is set.
 
-    Another one sees the outputs of no layer but what it is given, and returns.
+    Looked at is code outside torch; handing the mode on to one of torch's functions decides nothing. Norms count as
+    what they are shown to compute.
     """
-    own = (
-        module for module in model.modules() if (module._modules or has_kernel(module)) and not is_batch_norm(module)
-    )
-    return any(_decides(type(module)) for module in own)  # type: ignore[arg-type]
+    modules = [module for module in model.modules() if not is_batch_norm(module)]
+    return any(name == "train" for kind in _kinds(modules) for name, _ in _own_methods(kind)) or _any_decides(modules)
+
+
+def blocks_branch_on_mode(model: nn.Module) -> bool:
+    """Tell whether modules with children or a kernel decide anything by ``training``, as `branches_on_mode` has it.
+
+    They choose what runs; others compute, and what they compute should not depend on the mode.
+    """
+    modules = [module for module in model.modules() if module._modules or has_kernel(module)]
+    return _any_decides([module for module in modules if not is_batch_norm(module)])
+
+
+def _kinds(modules: Iterable[nn.Module]) -> set[Any]:
+    return {type(module) for module in modules}
+
+
+def _put_on(module: nn.Module) -> Iterator[tuple[str, FunctionType]]:
+    """Yield the functions that were put on one module, by name: hooks, a forward of its own, others that it calls."""
+    for name, value in vars(module).items():
+        found = value.values() if name in HOOKS and isinstance(value, dict) else (value,) if callable(value) else ()
+        for one in found:
+            yield from ((name, function) for function in _functions_of(one))
 
 
 @lru_cache(maxsize=1024)
-def _decides(kind: Any) -> bool:
-    own = (cls for cls in kind.__mro__ if issubclass(cls, nn.Module) and not cls.__module__.startswith("torch."))
-    functions = (value for cls in own for value in vars(cls).values() if inspect.isfunction(value))
-    return any(_reads_to_decide(code) for f in functions for code in codes(f.__code__))
+def _own_methods(kind: Any) -> tuple[tuple[str, FunctionType], ...]:
+    """Return the functions of a class of modules, and of its bases', by name; torch's apart."""
+    own = (cls for cls in kind.__mro__ if issubclass(cls, nn.Module) and not _is_torchs(cls))
+    return tuple((name, f) for cls in own for name, value in vars(cls).items() for f in _functions_of(value))
+
+
+def _functions_of(member: Any) -> Iterator[FunctionType]:
+    """Yield the functions outside torch that a member of a class is, or wraps: a method, a property, a partial."""
+    for value in (member, *(getattr(member, key, None) for key in ("fget", "__func__", "func"))):
+        if callable(value) and _is_own(function := inspect.unwrap(value)):
+            yield function
+
+
+def _any_decides(modules: list[nn.Module]) -> bool:
+    """Tell whether what runs modules, or methods and functions of the same program that it names, decides by a flag."""
+    methods = dict[str, set[FunctionType]]()
+    for name, function in chain(*map(_own_methods, _kinds(modules)), *map(_put_on, modules)):
+        methods.setdefault(name, set()).add(function)
+    ahead = [function for name in ("forward", "__call__", *HOOKS) for function in methods.get(name, ())]
+    seen = set[FunctionType]()
+    while ahead:
+        function = ahead.pop()
+        if function in seen:
+            continue
+        seen.add(function)
+        for code in codes(function.__code__):
+            named = {*code.co_names, *(text for text in code.co_consts if isinstance(text, str))}
+            called = [value for value in _named(code, function) if _is_own(value)]
+            called += [value for name in named & methods.keys() for value in methods[name]]
+            if FLAG in code.co_consts or (FLAG in code.co_names and (called or _decides_itself(code))):
+                return True
+            ahead += called
+    return False
+
+
+def _named(code: CodeType, function: FunctionType) -> Iterator[Any]:
+    """Yield what code may mean by its names: what its file and its closure hold, and what modules hold for it."""
+    held = [function.__globals__[name] for name in code.co_names if name in function.__globals__]
+    held += [value for cell in function.__closure__ or () for value in _contents(cell)]
+    for value in held:
+        if isinstance(value, ModuleType):
+            yield from (vars(value)[name] for name in code.co_names if name in vars(value))
+        elif isinstance(value, (dict, list, tuple)):
+            yield from value.values() if isinstance(value, dict) else value
+        else:
+            yield value
+
+
+def _contents(cell: Any) -> Iterator[Any]:
+    with suppress(ValueError):  # empty as yet
+        yield cell.cell_contents
+
+
+def _is_own(value: Any) -> TypeGuard[FunctionType]:
+    return isinstance(value, FunctionType) and not _is_torchs(value)
+
+
+def _is_torchs(value: Any) -> bool:
+    return str(getattr(value, "__module__", "")).partition(".")[0] == "torch"
 
 
 def codes(code: CodeType) -> Iterator[CodeType]:
@@ -57,11 +137,10 @@ def words(kind: Any, method: str = "forward") -> frozenset[str]:
     return frozenset(found)
 
 
-def _reads_to_decide(code: CodeType) -> bool:
-    if "training" not in code.co_names:
-        return False
-    steps = list(dis.get_instructions(code))
+def _decides_itself(code: CodeType) -> bool:
+    """Tell whether code does more with the mode than to hand it on."""
+    loads = pairwise(dis.get_instructions(code))
     return any(
-        one.argval == "training" and one.opname == "LOAD_ATTR" and then.opname.startswith(_DECIDES)
-        for one, then in pairwise(steps)
+        one.argval == FLAG and one.opname == "LOAD_ATTR" and not then.opname.startswith(_HANDS_ON)
+        for one, then in loads
     )

@@ -119,7 +119,7 @@ class Recorder:
         """
         outputs = list(outputs)
         outlive = self._held_elsewhere()
-        if {id(t) for t in outlive} - {id(t) for t in (*self._inputs, *outputs)}:
+        if {id(t) for t in outlive} - {id(t) for t in (*self._inputs, *outputs, *self._buffers)}:
             # perhaps in a cycle of what nobody holds any more
             del outlive
             gc.collect()
@@ -199,6 +199,10 @@ class Recorder:
         self.graph.places.update(before)
         for tensor in written:
             self._writers.setdefault(storage_of(tensor), []).append(index)
+
+    def note_number(self, tensor: Tensor) -> None:
+        """Note a tensor that is made of numbers of Python's."""
+        self._keep(tensor)
 
     def _knows(self, tensor: Tensor) -> bool:
         """Tell whether a tensor is a parameter, or was made by operators that were seen."""

@@ -161,11 +161,30 @@ DEPARTING: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "another shape": (lambda: subclass(after(lambda s, y, x: y.mean((2, 3), True))), "it returns a tensor"),
     "no tensor": (lambda: subclass(after(lambda s, y, x: (y,))), "in eval mode it returns a tuple"),
     "an extra buffer": (lambda: with_mask(subclass(after(masked))), "also computes mul"),
+    "a gate that is closed": (lambda: gated(0.0, lambda s, y, x: y + s.gate[0] * x), "also computes (mul|add)"),
+    "a factor that is one": (lambda: gated(1.0, lambda s, y, x: y * s.gate[0]), "also computes mul"),
+    "children that meet other shapes": (lambda: attentive(nn.Linear(8, 1)), "also computes mean"),
+    "children that change the shape": (lambda: attentive(nn.AdaptiveAvgPool2d(1)), "also computes mean"),
     "duck: 2y + 3": (lambda: Duck(lambda x, w, b, m, v: 2 * ((x - m) * (v + 1e-5).rsqrt() * w + b) + 3), OFF),
     "duck: not centred": (lambda: Duck(lambda x, w, b, m, v: x * (v + 1e-5).rsqrt() * w + b + 0 * m), OFF),
     "duck: another eps": (lambda: Duck(lambda x, w, b, m, v: (x - m) * (v + 1e-3).rsqrt() * w + b), OFF),
     "duck: spread for variance": (lambda: Duck(lambda x, w, b, m, v: (x - m) / (v + 1e-5) * w + b), OFF),
 }
+
+
+def gated(value: float, change: Callable[[Any, Tensor, Tensor], Tensor]) -> nn.Module:
+    """Return a norm that computes with a child's parameter, which at present changes nothing."""
+    return subclass(after(change), gate=nn.ParameterList([nn.Parameter(torch.tensor(value))]))
+
+
+def attentive(child: nn.Module) -> nn.Module:
+    """Return a norm of which a child weighs the output by the input's means."""
+
+    def weigh(s: Any, y: Tensor, x: Tensor) -> Tensor:
+        means = x.mean((2, 3))
+        return y * s.child(means if isinstance(child, nn.Linear) else means[..., None, None]).view(len(x), -1, 1, 1)
+
+    return subclass(after(weigh), child=child)
 
 
 def with_mask(norm: nn.Module) -> nn.Module:

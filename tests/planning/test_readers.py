@@ -138,6 +138,72 @@ def test_what_else_reads_it_keeps_it_plain(run: Callable[[Any, Tensor], Any]) ->
     assert entry.reason
 
 
+class Keeps(nn.Module):
+    """Holds on to what it is given in train mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.kept = x
+        return x
+
+
+class Noise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return noisy(x, self.training)
+
+
+def noisy(x: Tensor, yes: bool) -> Tensor:
+    return x + torch.randn_like(x) if yes else x
+
+
+def noise_of(net: Any, x: Tensor) -> Tensor:
+    return x + torch.randn_like(x) if net.training else x
+
+
+class SetsFlag(Base):
+    more = False
+
+    def train(self, mode: bool = True) -> Any:
+        self.more = mode
+        return super().train(mode)
+
+    @property
+    def trains(self) -> bool:
+        return self.training
+
+
+def hooked(net: Any) -> None:
+    net.conv.register_forward_hook(lambda conv, args, y: noise_of(conv, y))
+
+
+BY_MODE: dict[str, Callable[[], nn.Module]] = {
+    "a layer without children": lambda: Base(holding(Keeps()), lambda net, x: net.bn(net.layer(net.conv(x)))),
+    "a layer that hands it on": lambda: Base(holding(Noise()), lambda net, x: net.bn(net.layer(net.conv(x)))),
+    "a function that is told": lambda: Base(nothing, lambda net, x: net.bn(noisy(net.conv(x), net.training))),
+    "a function that asks": lambda: Base(nothing, lambda net, x: net.bn(noise_of(net, net.conv(x)))),
+    "a hook": lambda: Base(hooked, lambda net, x: net.bn(net.conv(x))),
+    "by its name": lambda: Base(nothing, lambda net, x: both(net, x, getattr(net, "training"))),  # noqa: B009
+    "of any module": lambda: Base(nothing, lambda net, x: both(net, x, any(m.training for m in net.modules()))),
+    "a flag that is set with it": lambda: SetsFlag(nothing, lambda net, x: both(net, x, net.more)),
+    "a property": lambda: SetsFlag(nothing, lambda net, x: both(net, x, net.trains)),
+}
+
+
+def holding(layer: nn.Module) -> Callable[[Any], None]:
+    return lambda net: setattr(net, "layer", layer)
+
+
+def both(net: Any, x: Tensor, yes: bool) -> Any:
+    h = net.conv(x)
+    return (net.bn(h), h) if yes else net.bn(h)
+
+
+@pytest.mark.parametrize("how", BY_MODE)
+def test_whoever_asks_for_the_mode_and_however_what_it_reads_in_train_mode_is_seen(how: str) -> None:
+    net = BY_MODE[how]()
+    assert conv_of(net).reason in ("its output leaves the network", "its output is read by <add>")
+
+
 def test_what_leaves_in_train_mode_alone() -> None:
     assert conv_of(Training(nothing, through(nothing)).eval()).reason == "its output leaves the network"
 
@@ -183,6 +249,80 @@ def test_groups_fit_what_a_norm_sees_in_train_mode_alone() -> None:
     net = InTraining(nothing, lambda net, x: net.bn(net.conv(x[..., :3, :3])))
     norm = normswap.inspect(net.eval(), example_input=X).norms[0]
     assert (norm.shape, norm.groups) == ((2, 16, 1, 1), 1)
+
+
+NUMBERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tensor": lambda y: torch.tensor([2.0], device=y.device),
+    "as_tensor": lambda y: torch.as_tensor([2.0], dtype=y.dtype, device=y.device),
+    "new_tensor": lambda y: y.new_tensor([2.0]),
+}
+
+
+@pytest.mark.parametrize("how", NUMBERS)
+def test_a_tensor_made_of_numbers_where_no_operator_is_seen_is_a_constant(how: str) -> None:
+    def run(net: Any, x: Tensor) -> Tensor:
+        y: Tensor = net.bn(net.conv(x))
+        return y * NUMBERS[how](y)
+
+    assert conv_of(Base(nothing, run)).changes
+
+
+class Head(Base):
+    """Runs one more convolution, without a norm, in train mode alone."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.bn(self.conv(x))
+        return (y, self.other(x)) if self.training else y
+
+
+def test_a_head_without_norms_that_runs_in_train_mode_alone_is_converted_around() -> None:
+    net = Head(nothing, nothing).eval()
+    converted = normswap.convert(net, example_input=X)
+    assert normswap.plan_of(converted).convs[1].reason == "its output leaves the network"
+    assert normswap.check(converted, net)
+
+
+WAYS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "by mode": lambda net, x: net.conv(x) if net.training else net.other(x),
+    "by a value": lambda net, x: net.conv(x) if x.sum() > 1e9 else net.other(x),
+    "by a number": lambda net, x: [net.other, net.conv][int(x.sum() > 1e9)](x),
+    "by equality": lambda net, x: net.conv(x) if torch.equal(x, x.flip(0)) else net.other(x),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_norm_that_is_fed_by_one_of_two_convolutions_takes_the_scales_of_neither(way: str) -> None:
+    net = Base(nothing, lambda net, x: net.bn(WAYS[way](net, x)))
+    net.bn.running_mean.normal_(generator=torch.Generator().manual_seed(0))
+    plan = normswap.inspect(net.eval(), example_input=X, batches=[X])
+    assert (plan.norms[0].fed_by, plan.scales) == (("other", "conv") if way == "by mode" else ("conv", "other"), {})
+    assert [entry.changes for entry in plan.convs] == [True, True]
+
+
+@pytest.mark.parametrize("above", [True, False])
+def test_a_reader_on_either_way_of_a_value_keeps_a_convolution_plain(above: bool) -> None:
+    def run(net: Any, x: Tensor) -> Tensor:
+        h = net.conv(x)
+        y: Tensor = net.bn(h)
+        return y + h.sigmoid() if bool(x.sum() > 0) == above else y
+
+    entry = conv_of(Base(nothing, run).eval())
+    assert (entry.changes, entry.reason) == (False, "its output is read by <sigmoid>")
+
+
+class Exits(Base):
+    """Leaves by values before its second norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.bn(self.conv(x))
+        return y if y.max() > 1e9 else self.late_bn(self.other(y[:, :3]))
+
+
+def test_layers_behind_an_exit_by_values_are_reached() -> None:
+    net = Exits(lambda net: setattr(net, "late_bn", nn.BatchNorm2d(16)), nothing).eval()
+    converted = normswap.convert(net, example_input=X)
+    assert [entry.changes for entry in normswap.plan_of(converted).entries] == [True] * 4
+    assert normswap.check(converted, net)
 
 
 class Dense(nn.Module):
