@@ -126,7 +126,7 @@ class _Walk:
         """Note what the outputs make of each norm's channels: derivatives of a mixture of theirs for every constant."""
         ends = [move.channels for move in (self._moves[index] for index in sorted(outputs)) if move is not None]
         ends = [end for end in ends if end.requires_grad]
-        if not ends or not self._inputs:
+        if not ends or not self._inputs or not torch.is_grad_enabled():
             return
         signs = [torch.randint(0, 2, end.shape, generator=self._generator).to(end) * 2 - 1 for end in ends]
         slopes = torch.autograd.grad(ends, list(self._inputs.values()), signs, allow_unused=True)

@@ -93,10 +93,11 @@ def _named(code: CodeType, function: FunctionType) -> Iterator[Any]:
     held = [function.__globals__[name] for name in code.co_names if name in function.__globals__]
     held += [value for cell in function.__closure__ or () for value in _contents(cell)]
     for value in held:
-        if isinstance(value, ModuleType):
+        kind = type(value)  # an object may answer anything for its class, and a dict for its values
+        if issubclass(kind, ModuleType):
             yield from (vars(value)[name] for name in code.co_names if name in vars(value))
-        elif isinstance(value, (dict, list, tuple)):
-            yield from value.values() if isinstance(value, dict) else value
+        elif base := next((base for base in (dict, list, tuple) if issubclass(kind, base)), None):
+            yield from dict.values(value) if base is dict else base.__iter__(value)
         else:
             yield value
 
@@ -107,7 +108,7 @@ def _contents(cell: Any) -> Iterator[Any]:
 
 
 def _is_own(value: Any) -> TypeGuard[FunctionType]:
-    return isinstance(value, FunctionType) and not _is_torchs(value)
+    return issubclass(type(value), FunctionType) and not _is_torchs(value)
 
 
 def _is_torchs(value: Any) -> bool:

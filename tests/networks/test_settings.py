@@ -105,6 +105,7 @@ def test_a_network_that_was_made_in_inference_mode() -> None:
     assert isinstance(model.bn, nn.BatchNorm2d)
 
 
+@pytest.mark.filterwarnings("ignore:calibration did not help")  # a network that nobody trained
 def test_the_networks_own_code_has_the_users_device(capsys: pytest.CaptureFixture[str]) -> None:
     model = net()
     converted = normswap.convert(model, example_input=X)
