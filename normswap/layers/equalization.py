@@ -207,11 +207,12 @@ def drift_of(moments: Moments, *, num_groups: int, shrink: float, t: Tensor | No
         moments: Of B norms of one size.
         num_groups: Groups of C/num_groups neighbouring channels.
         shrink: As for `normswap.convert`.
-        t: (B, C) scales and signs; 1 where there are none.
+        t: (B, C) scales and signs; 1 where there are none. Several, (*, B, C), give (*, B).
     """
     groups = moments.of_groups(num_groups)
-    chosen = torch.ones_like(groups.ratio) if t is None else t.reshape(groups.ratio.shape)
-    return groups.error(chosen, shrink).clamp_min(0).sqrt()
+    several = torch.ones_like(moments.ratio) if t is None else t
+    errors = [groups.error(one.reshape(groups.ratio.shape), shrink) for one in several.view(-1, *moments.ratio.shape)]
+    return torch.stack(errors).view(several.shape[:-1]).clamp_min(0).sqrt()
 
 
 @torch.no_grad()

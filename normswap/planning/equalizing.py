@@ -283,9 +283,10 @@ def _from_filters(
     names = [entry.name for entry in entries]
     moments = moments_of([told[name] for name in names], network, names)
     groups, shrink = entries[0].groups or 1, options.shrink_for(entries[0].groups_asked, equalized=True)
-    plain = drift_of(moments, num_groups=groups, shrink=shrink, t=_unscaled(network, entries).to(moments.first))
     fits, _ = equalize(moments, num_groups=groups, shrink=shrink, bound=NARROW, steps=BRIEF)
-    less = (drift_of(moments, num_groups=groups, shrink=shrink, t=fits) / plain.clamp_min(1e-30)).tolist()
+    both = torch.stack([_unscaled(network, entries).to(fits), fits])
+    plain, left = drift_of(moments, num_groups=groups, shrink=shrink, t=both)
+    less = (left / plain.clamp_min(1e-30)).tolist()
     made = []
     for entry, t, share in zip(entries, fits, less, strict=True):
         drift = rounded(entry.drift * min(share, 1.0)) if entry.drift is not None else None

@@ -128,20 +128,23 @@ def _mixture(outputs: Iterable[Tensor], first: int, size: int) -> Tensor | None:
     return torch.stack(terms).sum() if terms else None
 
 
-def weighted(slopes: Tensor | None, gamma: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what an error of a norm's channels counts: together, (M, C), and (C,) each by itself.
+def weighted(slopes: Tensor, gamma: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what an error of the channels of B norms counts: together, (B, M, C), and (B, C) each by itself.
 
     An error e counts ``|rows·e|² + |own·e|²``. Channels that none of a few samples reached, behind a ReLU, may be
     needed by others, so that a tenth of γ² is added.
 
     Args:
-        slopes: (M, C) derivatives by the norm's input; None for γ alone.
-        gamma: (C,) γ as it acts on x/unit.
-        unit: (C,) in which the moments of x are given.
+        slopes: (B, M, C) derivatives by the norms' inputs; 0 throughout, or M = 0, for γ alone.
+        gamma: (B, C) γ as it acts on x/unit.
+        unit: (B, C) in which the moments of x are given.
     """
-    if slopes is None or not bool(slopes.any()):
-        return gamma.new_empty(0, len(gamma)), gamma
-    rows = (slopes / slopes.abs().amax()).to(gamma) * unit
-    rows = rows / rows.square().sum(0).mean().sqrt()
-    by_gamma = gamma.square() / gamma.square().mean().clamp_min(1e-30)
-    return rows * (1 - APART) ** 0.5, (APART * rows.square().sum(0) + 0.1 * by_gamma).sqrt()
+    if not slopes.shape[1]:
+        return slopes.to(gamma), gamma
+    largest = slopes.abs().amax((1, 2), keepdim=True)
+    rows = torch.where(largest > 0, slopes / largest, 0).to(gamma) * unit.unsqueeze(1)
+    power = rows.square().sum(1)
+    level = power.mean(1, keepdim=True)
+    rows, power = rows / level.sqrt().clamp_min(1e-30).unsqueeze(1), power / level.clamp_min(1e-30)
+    by_gamma = gamma.square() / gamma.square().mean(1, keepdim=True).clamp_min(1e-30)
+    return rows * (1 - APART) ** 0.5, torch.where(level > 0, (APART * power + 0.1 * by_gamma).sqrt(), gamma)

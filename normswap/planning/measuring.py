@@ -178,6 +178,6 @@ def moments_of(seen: Sequence[Seen], network: Network, names: Iterable[str]) -> 
     # γ as it acts on x/unit, whatever a constant channel's unit is
     gammas = torch.stack([loud(own.affine(first)[0]) for own in parts]) * unit / (var + eps).sqrt()
     second = torch.stack([values[:count] for values in seconds])
-    rows, own = zip(*map(weighted, (one.slopes for one in seen), gammas, unit), strict=True)
-    slopes = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-    return Moments(first, second, mean / unit, var / unit.square(), gammas, slopes, torch.stack(own))
+    told = [first.new_empty(0, gammas.shape[1]) if one.slopes is None else one.slopes.to(first.device) for one in seen]
+    rows, own = weighted(nn.utils.rnn.pad_sequence(told, batch_first=True), gammas, unit)
+    return Moments(first, second, mean / unit, var / unit.square(), gammas, rows, own)

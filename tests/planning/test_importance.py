@@ -65,13 +65,18 @@ def test_a_network_without_gradients_is_equalized_by_its_norms_alone() -> None:
 
 def test_weights_without_importance_are_those_of_the_norm() -> None:
     gamma, unit = torch.tensor([1.0, -2.0]), torch.tensor([3.0, 0.5])
-    for nothing in (None, torch.zeros(3, 2)):
-        rows, own = weighted(nothing, gamma, unit)
-        assert rows.shape == (0, 2)
-        assert torch.equal(own, gamma)
-    rows, own = weighted(torch.tensor([[0.0, 4.0], [0.0, -3.0]]), gamma, unit)
-    assert rows.tolist() == [[0, pytest.approx(0.8 * (2 * 0.6) ** 0.5)], [0, pytest.approx(-0.6 * (2 * 0.6) ** 0.5)]]
-    assert own.square().tolist() == pytest.approx([0.1 * 1 / 2.5, 2 * 0.4 + 0.1 * 4 / 2.5])
+    gammas, units = torch.stack([gamma, gamma]), torch.stack([unit, unit])
+    for nothing in (torch.zeros(2, 0, 2), torch.zeros(2, 3, 2)):
+        rows, own = weighted(nothing, gammas, units)
+        assert not rows.any()
+        assert torch.equal(own, gammas)
+    slopes = torch.tensor([[[0.0, 4.0], [0.0, -3.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    rows, own = weighted(slopes, gammas, units)
+    share = (2 * 0.6) ** 0.5
+    assert rows[0].tolist() == [[0, pytest.approx(0.8 * share)], [0, pytest.approx(-0.6 * share)]]
+    assert own[0].square().tolist() == pytest.approx([0.1 * 1 / 2.5, 2 * 0.4 + 0.1 * 4 / 2.5])
+    assert not rows[1].any()
+    assert torch.equal(own[1], gamma)
 
 
 class WithoutHistory(nn.Module):
