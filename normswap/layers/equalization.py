@@ -221,9 +221,10 @@ def equalize(
 ) -> tuple[Tensor, Tensor]:
     """Return scale and sign of every channel, and the error that is left with them.
 
-    Signs are flipped, the best one first, until none makes the group means of the samples scatter less and move the
-    outputs less; then log|t| is fitted by Adam; two fifths of the way the signs are looked at again, with the scales
-    known. Nothing is random.
+    Signs are flipped, the best one first, until none makes the group means of the samples scatter less; then until none
+    makes the product smaller of that and of what the outputs make of it. Then log|t| is fitted by Adam; two fifths of
+    the way and at the end the signs are looked at again, with the scales known. A fit of one or two steps looks at the
+    outputs at its end alone. Nothing is random.
 
     Args:
         moments: Of B norms of one size.
@@ -247,8 +248,11 @@ def equalize(
         least = torch.where(better, error, least)
         best = torch.where(groups.by_group(better), t, best)
 
-    sign = groups.balanced(groups.balanced(alternating(groups.ratio), means_alone=True))
-    for part in filter(None, (steps * 2 // 5, steps - steps * 2 // 5) if bound > 0 else ()):
+    sign = groups.balanced(alternating(groups.ratio), means_alone=True)
+    parts = (steps * 2 // 5, steps - steps * 2 // 5) if bound > 0 else (0, 0)
+    if parts[0] or not any(parts):
+        sign = groups.balanced(sign)
+    for part in filter(None, parts):
         descent = Descent(best.abs().log(), bound, part)
         for _ in range(part):
             t = sign * descent.value.exp()
