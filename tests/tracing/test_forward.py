@@ -1,6 +1,7 @@
 """Forward passes that meta tensors alone cannot make."""
 
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -250,6 +251,16 @@ def test_modules_nest_as_deeply_as_the_network_runs() -> None:
     assert sys.getrecursionlimit() == limit
 
 
+@pytest.fixture
+def pythons_own_limit() -> Iterator[None]:
+    """Have the depth of calls that Python starts with: torch's compilers raise it for the whole process."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(limit)
+
+
+@pytest.mark.usefixtures("pythons_own_limit")
 def test_modules_nested_too_deeply_are_named() -> None:
     with pytest.raises(normswap.UnsupportedModel, match="Sequential nests its modules too deeply for Python; flatten"):
         normswap.convert(nested(1500), example_input=torch.zeros(2, 3, 8, 8))
