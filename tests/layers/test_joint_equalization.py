@@ -1,5 +1,7 @@
 """Scales that norms share, against GroupNorm's own drift."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -45,6 +47,24 @@ def test_the_norms_drift_less_together(indices: list[list[int]], count: int, gro
     assert scales.shape == (count,)
     assert bool((scales != 0).all())
     assert torch.equal(scales, equalize_jointly(readers, count))
+
+
+def test_shifts_cancel_in_what_the_outputs_make_of_them() -> None:
+    index, generator = list(range(48)), torch.Generator().manual_seed(5)
+    plain = [reader(index, seed=seed) for seed in (0, 1)]
+    slopes = [torch.randn(1, 6, 48, generator=generator).double() for _ in plain]
+    heard = [
+        replace(one, moments=replace(one.moments, slopes=own, apart=0.1 * one.moments.weight))
+        for one, own in zip(plain, slopes, strict=True)
+    ]
+
+    def moved(scales: torch.Tensor) -> float:
+        """Return how far a shift of 1 in each norm moves the outputs, in the mean square."""
+        return sum(
+            float((own[0] / one.t(scales)).sum(1).square().sum()) for one, own in zip(plain, slopes, strict=True)
+        )
+
+    assert moved(equalize_jointly(heard, 48)) < 0.05 * moved(equalize_jointly(plain, 48))
 
 
 def test_a_norm_by_itself_gets_what_it_gets_alone() -> None:
