@@ -151,8 +151,8 @@ copies and swaps layers. Small networks are mostly Python to both; in large ones
 
 {markdown(["network, parameters", "norms, threads", "", "ms", "to Opacus' fixer"], lines)}
 
-Trained networks cost the fit of scales on top (`equalize=False` leaves it out); before it looked at what the outputs make
-of channels together resnet50 took 1.20 on two threads and 1.39 on one, fresh 0.70 and 0.94.
+Trained networks cost the fit of scales on top (`equalize=False` leaves it out); before it looked at what the outputs
+make of channels together resnet50 took 1.20 on two threads and 1.39 on one, fresh 0.70 and 0.94.
 
 {peaks}"""
 
