@@ -124,9 +124,9 @@ class _Groups:
         by_second = self.second.transpose(1, 2) @ by_own_var + own.level * by_var
         slope = t * (by_first[..., :1] + self.ratio * by_running) + 2 * t.square() * by_second
         slope = slope / self.size - own.share * by_first[..., 1:]
-        off, scattered = own.off.square().sum(1, keepdim=True), self._scattered(t)
+        off = own.off.square().sum(1, keepdim=True) + own.scattered.sum(1, keepdim=True)
         by_inverse = self.slopes.transpose(1, 2) @ own.moved + self.apart / t
-        slope = slope + 2 * own.inverse * scattered - 2 / t * by_inverse * (off + scattered.sum(1, keepdim=True))
+        slope = slope + 2 * own.inverse * own.scattered - 2 / t * by_inverse * off
         return own.error, slope / (self.first.shape[1] * self.by_group(self.total))
 
     def _compared(self, t: Tensor, shrink: float) -> "_Compared":
@@ -142,13 +142,11 @@ class _Groups:
         moved = self.slopes @ (1 / t)
         inverse = moved.square().sum(1, keepdim=True) + (self.apart / t.square()).sum(1, keepdim=True)
         errors = (ratio - 1).square() * self.spread - 2 * (ratio - 1) * off * mixed + off.square() * inverse
-        error = errors.sum(1, keepdim=True) + self._scattered(t).sum(1, keepdim=True) * inverse
+        scattered = self.scatter * (t / self.size).square()
+        error = errors.sum(1, keepdim=True) + scattered.sum(1, keepdim=True) * inverse
         error = self._of_norms(error) / (self.first.shape[1] * self.total)
-        return _Compared(error, mean, level, share, own_mean, mixed, above, below, ratio, off, moved, inverse)
-
-    def _scattered(self, t: Tensor) -> Tensor:
-        """Return the part of each channel, (B·G, k, 1), in the squares of the shifts that count as left in any case."""
-        return self.scatter * (t / self.size).square()
+        statistics = mean, level, share, own_mean, mixed, above, below, ratio, off
+        return _Compared(error, *statistics, scattered, moved, inverse)
 
     def balanced(self, t: Tensor, *, means_alone: bool = False) -> Tensor:
         """Return signs with which the groups' means scatter less than with those of t, and move the outputs less."""
@@ -182,6 +180,7 @@ class _Compared(NamedTuple):
         below: v + ε, (B·G, N, 1).
         ratio: ρ, (B·G, N, 1).
         off: o, (B·G, N, 1).
+        scattered: Part of each channel in the squares of the shifts that counts as left in any case, (B·G, k, 1).
         moved: What a shift of 1 does to the outputs, (B·G, M, 1).
         inverse: D, (B·G, 1, 1).
     """
@@ -196,6 +195,7 @@ class _Compared(NamedTuple):
     below: Tensor
     ratio: Tensor
     off: Tensor
+    scattered: Tensor
     moved: Tensor
     inverse: Tensor
 

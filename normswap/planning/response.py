@@ -80,7 +80,7 @@ def responses(network: Network, graph: Graph, then: Mapping[str, Iterable[str]])
     read = sum(node.shape[1] for node in graph.nodes if node.kind is Kind.INPUT and len(node.shape) > 1)
     walk = _Walk(network, OWN * max(COLOURS / max(read, 1), 1) ** 2, then)
     followed = not any(tensor.is_inference() for tensor in network.model.state_dict().values())
-    with torch.inference_mode(False), torch.set_grad_enabled(followed):
+    with torch.set_grad_enabled(followed):
         for node in graph.nodes:
             walk.step(node)
         walk.back(graph.outputs)
@@ -126,7 +126,7 @@ class _Walk:
         """Note what the outputs make of each norm's channels: derivatives of a mixture of theirs for every constant."""
         ends = [move.channels for move in (self._moves[index] for index in sorted(outputs)) if move is not None]
         ends = [end for end in ends if end.requires_grad]
-        if not ends or not self._inputs or not torch.is_grad_enabled():
+        if not ends or not self._inputs:
             return
         signs = [torch.randint(0, 2, end.shape, generator=self._generator).to(end) * 2 - 1 for end in ends]
         slopes = torch.autograd.grad(ends, list(self._inputs.values()), signs, allow_unused=True)
@@ -135,10 +135,13 @@ class _Walk:
                 self.seen[name].slopes = slope
 
     def _random(self, channels: int) -> Tensor:
-        return normal((CONSTANTS, channels), self._generator).requires_grad_()
+        return normal((CONSTANTS, channels), self._generator)
 
     def _drawn(self, channels: int) -> Move:
-        return Move(self._random(channels), torch.ones(channels, dtype=torch.float32))
+        return Move(self._followed(channels), torch.ones(channels, dtype=torch.float32))
+
+    def _followed(self, channels: int) -> Tensor:
+        return self._random(channels).requires_grad_(torch.is_grad_enabled())
 
     def _joined(self, node: Node) -> Move | None:
         parts = [self._moves[parent] if parent >= 0 else None for parent, _ in node.slices]
@@ -162,7 +165,7 @@ class _Walk:
         sums = sums.unflatten(0, (groups, -1))  # (groups, in, out) of a transposed layer, else (groups, out, in)
         sums = sums if transposed else sums.transpose(1, 2)
         inputs = math.prod(sums.shape[:2])
-        moves = self._random(inputs) if before is None or len(before.slope) != inputs else before.channels
+        moves = self._followed(inputs) if before is None or len(before.slope) != inputs else before.channels
         mixed = torch.bmm(moves.to(sums).unflatten(1, (groups, -1)).transpose(0, 1), sums).transpose(0, 1).flatten(1)
         return Move(mixed, mixed.new_ones(mixed.shape[1])) if mixed.shape[1] in node.shape[1:] else None
 
@@ -179,7 +182,7 @@ class _Walk:
             self.seen[name], self._inputs[name] = Seen([first], [1 - SHARE + first.square()]), before.channels
         weight, bias = parts.affine(unit)
         weight = loud(weight)
-        moves = moves + self._own * power.sqrt() * self._random(len(unit)).detach().to(moves)
+        moves = moves + self._own * power.sqrt() * self._random(len(unit)).to(moves)
         at = bias / weight.abs().clamp_min(1e-6)
         density = weight.abs() * (-at.square() / 2).exp() / math.sqrt(2 * math.pi)
         made = Move(moves * weight, torch.special.ndtr(at), power.sqrt() * self._contrast.to(moves) * density)
