@@ -142,7 +142,8 @@ def main() -> None:
             for shrink in args.shrink:
                 for source in args.sources:
                     started = time.perf_counter()
-                    converted = normswap.convert(trial.model, groups=groups, shrink=shrink, **options[source])
+                    how = options[source] if source == "copied" else {"shrink": shrink, **options[source]}
+                    converted = normswap.convert(trial.model, groups=groups, **how)
                     seconds = round(time.perf_counter() - started, 1)
                     row = {"network": name, "crops": own, "groups": groups, "shrink": shrink}
                     row |= {"source": source, "seconds": seconds, **trial.judge(converted)}

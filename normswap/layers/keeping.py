@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import is_
 from typing import TYPE_CHECKING, Any, Self, cast
 from weakref import WeakKeyDictionary
 
@@ -23,22 +24,24 @@ class Origin:
 
     Attributes:
         tensors: Filters, gain and offset themselves.
-        marks: What torch tells of them: version, place and layout.
-        places: Where in the filters a value is looked at; None where that takes more than a look.
-        values: What was there, and gain and offset.
+        marks: What torch tells of them: version, place and layout; of filters alone where values are looked at.
+        look: Where in the filters, as they lie in memory, and what was there; None where that takes more than a look.
+        constants: Gain and offset as they were.
     """
 
     tensors: tuple[Tensor | None, ...]
     marks: tuple[Any, ...]
-    places: Tensor | None
-    values: tuple[Tensor, ...]
+    look: "Look | None"
+    constants: tuple[Tensor, ...]
 
     @classmethod
     def of(cls, conv: "WeightStandardized", weight: Tensor) -> Self:
         """Note what a layer with a weight standardizes now."""
         tensors = _tensors(conv, weight)
-        places = _places(weight.shape, weight.stride()) if _can_be_looked_at(tensors) else None
-        return cls(tensors, _marks(conv, tensors), places, _values(tensors, places))
+        if not _can_be_looked_at(tensors):
+            return cls(tensors, _marks(conv, tensors), None, ())
+        constants = tuple(value.clone() for value in tensors[1:] if value is not None)
+        return cls(tensors, _marks(conv, tensors[:1]), Look.at(weight.detach()), constants)
 
     def holds(self, conv: "WeightStandardized", weight: Tensor) -> bool:
         """Tell whether a layer would make the same kernel again, by all that torch tells and some of the values.
@@ -46,12 +49,38 @@ class Origin:
         Of changes in place through ``.data`` or numpy torch tells nothing.
         """
         tensors = _tensors(conv, weight)
-        for now, before in zip(tensors, self.tensors, strict=True):
-            if now is not before:
-                return False
-        if self.marks != _marks(conv, tensors):
+        if not all(map(is_, tensors, self.tensors)):
             return False
-        return all(map(torch.equal, self.values, _values(tensors, self.places)))
+        if self.look is None:
+            return self.marks == _marks(conv, tensors)
+        if self.marks != _marks(conv, tensors[:1]) or not self.look.holds():
+            return False
+        return all(map(torch.equal, self.constants, (value for value in tensors[1:] if value is not None)))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Look:
+    """Some values of a weight, of every filter, every input channel and every position one at least.
+
+    Attributes:
+        memory: The weight's values in the order of memory, which it keeps from being used for others.
+        places: Where.
+        values: What was there.
+    """
+
+    memory: Tensor
+    places: Tensor
+    values: Tensor
+
+    @classmethod
+    def at(cls, weight: Tensor) -> Self:
+        """Look at a weight without gaps in memory."""
+        memory, places = weight.as_strided((weight.numel(),), (1,)), _places(weight.shape, weight.stride())
+        return cls(memory, places, memory.take(places))
+
+    def holds(self) -> bool:
+        """Tell whether the same is there now."""
+        return torch.equal(self.memory.take(self.places), self.values)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -70,9 +99,7 @@ def kept_kernel(conv: "WeightStandardized") -> Tensor | None:
     weight, and where the pass is not only run but looked at: by compilers, tracers, modes and function transforms.
     """
     weight = conv._parameters.get("weight")
-    if conv.training or type(weight) is not nn.Parameter or (torch.is_grad_enabled() and weight.requires_grad):
-        return None
-    if not _can_be_looked_at(_tensors(conv, weight)):
+    if conv.training or weight is None or (torch.is_grad_enabled() and weight.requires_grad):
         return None
     if is_in_torch_dispatch_mode() or torch.jit._trace.is_tracing():
         return None
@@ -81,6 +108,8 @@ def kept_kernel(conv: "WeightStandardized") -> Tensor | None:
     kept = KEPT.get(conv)
     precision = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
     if kept is None or kept.precision is not precision or not kept.origin.holds(conv, weight):
+        if type(weight) is not nn.Parameter or not _can_be_looked_at(_tensors(conv, weight)):
+            return None
         with torch.inference_mode(False), torch.no_grad():
             KEPT[conv] = kept = Kept(conv.fresh_kernel(), Origin.of(conv, weight), precision)
     return kept.kernel
@@ -127,13 +156,3 @@ def _places(shape: torch.Size, strides: tuple[int, ...]) -> Tensor:
     positions = torch.unravel_index(along % math.prod(sides), sides)
     index = along % filters, along % channels, *positions
     return torch.stack([part * stride for part, stride in zip(index, strides, strict=True)]).sum(0)
-
-
-def _values(tensors: tuple[Tensor | None, ...], places: Tensor | None) -> tuple[Tensor, ...]:
-    """Return some of the filters' values, and the constants, of which there is one a filter."""
-    if places is None:
-        return ()
-    weight, *constants = tensors
-    with torch.no_grad():
-        flat = weight.as_strided((weight.numel(),), (1,))  # type: ignore[union-attr]
-        return flat.take(places), *(value.clone() for value in constants if value is not None)

@@ -146,6 +146,15 @@ def test_other_weights_inside_are_an_error_and_not_a_wrong_number(change: Callab
     model(batch.to(next(model.parameters()).dtype)).sum().backward()
 
 
+def test_steps_on_weights_with_gaps_in_memory_are_noticed() -> None:
+    model = converted("resnet18")
+    wide = torch.randn(64, 6, 7, 7)
+    model.conv1.weight = nn.Parameter(wide[:, ::2])
+    (batch,) = micro_batches(1)
+    with pytest.raises(normswap.WeightsChanged, match=r"^conv1\.weight changed"):
+        accumulated(model, lambda: (model(batch).sum().backward(), step(model)))
+
+
 def accumulated(model: nn.Module, run: Callable[[], object]) -> None:
     with normswap.accumulate(model):
         run()

@@ -345,6 +345,20 @@ def test_pruned_filters_are_not_kept() -> None:
         assert close(conv(X), conv.bias.detach().view(1, -1, 1, 1).expand(2, 8, 3, 3))  # type: ignore[union-attr]
 
 
+class Own(nn.Parameter):
+    """A parameter of another class, which may compute what torch's functions see."""
+
+
+@torch.no_grad()
+def test_parameters_of_other_classes_are_not_kept(made: list[Any]) -> None:
+    conv = layer()
+    conv(X)
+    conv.weight = Own(conv.weight)  # the same memory
+    for _ in range(2):
+        conv(X)
+    assert made == [conv] * 3
+
+
 def test_parameters_made_in_inference_mode_have_no_version() -> None:
     with torch.inference_mode():
         conv = layer()
@@ -384,7 +398,7 @@ def test_the_default_device_is_not_where_values_are_looked_at() -> None:
     _places.cache_clear()
     with torch.device("meta"):
         found = conv(x)
-    places = KEPT[conv].origin.places
-    assert places is not None
-    assert places.is_cpu
+    look = KEPT[conv].origin.look
+    assert look is not None
+    assert look.places.is_cpu
     assert found.equal(conv(x))
