@@ -299,6 +299,15 @@ def test_what_cannot_be_made_up_is_named() -> None:
 
 
 @pytest.mark.parametrize(("groups", "warns"), [(32, True), (1, False), ("auto", False)])
+def test_without_images_a_group_count_that_may_lose_much_is_told(groups: int | str, warns: bool) -> None:
+    plan = normswap.inspect(digits_resnet(), groups=groups)
+    lost = sum(entry.drift**2 for entry in plan.norms if entry.drift)
+    told = [line for line in plan.warnings if "the groups asked for may lose much" in line]
+    assert bool(told) == warns == (lost > 1)
+    assert all(f"by {lost:.2g} in all" in line and "--groups auto" in line and line in str(plan) for line in told)
+
+
+@pytest.mark.parametrize(("groups", "warns"), [(32, True), (1, False), ("auto", False)])
 def test_a_group_count_that_loses_most_is_named_with_the_one_that_keeps_it(groups: int | str, warns: bool) -> None:
     images = load_digits()[0][:64]
     plan = normswap.inspect(digits_resnet(), groups=groups, batches=[images], example_input=images[:2])
