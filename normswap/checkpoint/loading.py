@@ -166,8 +166,8 @@ def _must_put_out(model: nn.Module, plan: Plan, num_classes: int) -> None:
         found = set()
     if num_classes not in found:
         raise InvalidOption(
-            f"num_classes={num_classes!r} says nothing: the network that model= is fits the checkpoint, head and all, and "
-            f"does not put out {num_classes} values; build it with as many classes, or leave num_classes= out"
+            f"num_classes={num_classes!r} says nothing: the network that model= is fits the checkpoint, head and all, "
+            f"and does not put out {num_classes} values; build it with as many classes, or leave num_classes= out"
         )
 
 

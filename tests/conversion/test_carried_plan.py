@@ -37,6 +37,7 @@ FLAWS = {
     "conv without epsilon": ("conv1", {"eps": None}, "'standardize' without an epsilon"),
     "norm without groups": ("bn1", {"groups": None}, "'group_norm' with None groups"),
     "groups that do not divide": ("bn1", {"groups": 3}, "3 groups do not divide 8 channels"),
+    "groups of one value": ("bn1", {"groups": 8, "shape": (2, 8, 1, 1)}, "8 groups of one value each"),
     "conv without a form": ("conv1", {"ws": None}, "'standardize' with the form None"),
     "norm that is standardized": ("bn1", {"action": Action.STANDARDIZE}, "'standardize' is for conv"),
     "conv that is grouped": ("conv1", {"action": Action.GROUP_NORM}, "'group_norm' is for norms"),
