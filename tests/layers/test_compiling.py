@@ -158,7 +158,7 @@ class Wrapped(nn.Sequential):
 
 
 def test_a_layer_that_was_compiled_alone_is_left_with_the_way_on() -> None:
-    x, way = torch.randn(2, 3, 8, 8), "torch.compile was called on it alone, .*: compile after converting"
+    x, way = torch.randn(2, 3, 8, 8), "torch.compile was called on it alone, .*: compile it after that"
     with pytest.raises(normswap.CheckFailed, match=rf"1 left: 1._orig_mod; 1._orig_mod: {way}"):
         normswap.convert(Wrapped(1), example_input=x)
     plan = normswap.inspect(Wrapped(0), example_input=x)
