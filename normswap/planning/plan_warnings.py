@@ -75,6 +75,11 @@ def plan_warnings(network: Network, norms: Mapping[str, NormEntry], trace: Trace
             f"{type(first).__name__} with statistics {shape}); they stay as they are: where they are BatchNorm, teach "
             "them with normswap.register_norm"
         )
+    if trace.past:
+        yield (
+            f"{trace.past[0]} is found past the network's modules (in a global, by a weak reference, by a hook that "
+            "knows the network): a converted copy computes with the original's; hold its layer as a module"
+        )
     for name in trace.functional_norms:
         yield f"{name or 'the model'} calls batch_norm itself, without a module; it still depends on the batch"
     fusing = [name for name, m in network.modules.items() if fold_methods(m) or _folds_by_mode(m)]

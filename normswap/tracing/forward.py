@@ -170,6 +170,7 @@ def _joined(first: Trace, second: Trace, wanted: Collection[str], *, asked: bool
         linears=_merged(first.linears, second.linears),
         shapes=second.shapes | first.shapes if missing else first.shapes,
         functional_norms=tuple({*first.functional_norms, *second.functional_norms}),
+        past=tuple(sorted({*first.past, *second.past})),
         graphs=(*first.graphs, *second.graphs),
     )
 
@@ -194,7 +195,10 @@ def _run(
     in_mode(copy.model, training)
     device = next((t.device for t in copy.model.parameters()), torch.device("cpu")) if data else torch.device("meta")
     had_data = not any(p.is_meta for p in model.parameters())
-    recorder, stopped_by = Recorder(copy, edges=edges, watched=watched, without_data=had_data and not data), None
+    original = {id(parameter): name for name, parameter in model.named_parameters()}
+    without_data = had_data and not data
+    recorder = Recorder(copy, edges=edges, watched=watched, without_data=without_data, original=original)
+    stopped_by = None
     with ExitStack() as stack:
         stack.enter_context(around.undisturbed())
         stack.enter_context(_deeper_calls())
@@ -229,6 +233,7 @@ def _run(
         example=example_input,
         with_data=data,
         functional_norms=tuple(sorted(recorder.functional_norms)),
+        past=tuple(sorted(recorder.past)),
         graphs=(recorder.graph,) if edges else (),
         stopped_by=stopped_by,
         decided=dispatch.decided,

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -564,3 +565,26 @@ def test_a_function_that_knows_the_registered_modules_holds_no_more_than_they_do
     compiled = nn.Sequential(torch.compile(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), backend="eager"))
     for model in (net.eval(), compiled.eval()):
         assert conv_of(model).changes
+
+
+GLOBAL: dict[str, Any] = {}
+"""What networks keep in their file."""
+
+PAST = {
+    "weak reference": (lambda net: vars(net).update(ref=weakref.ref(net.conv)), lambda net: net.ref()),
+    "global": (lambda net: GLOBAL.update(conv=net.conv), lambda net: GLOBAL["conv"]),
+    "class": (lambda net: setattr(Holder, "conv", net.conv), lambda net: Holder.conv),  # type: ignore[attr-defined]
+}
+
+
+@pytest.mark.parametrize(("keep", "found"), PAST.values(), ids=PAST)
+def test_a_layer_that_is_found_past_the_modules_stays_plain(keep: Any, found: Callable[[Any], nn.Module]) -> None:
+    """No replacement takes the place of what a global holds, and a copy goes on with the original's."""
+    net = Base(keep, lambda net, x: net.bn(net.conv(x)) + net.bn(found(net)(x.flip(-1)))).eval()
+    plan = normswap.inspect(net, example_input=X)
+    (entry, *_) = [own for own in plan.convs if own.name == "conv"]
+    assert entry.reason == "its weight is also read by code that finds it past the network's modules"
+    assert any(line.startswith("conv.bias is found past the network's modules") for line in plan.warnings)
+    for inplace in (False, True):
+        result = normswap.convert(net, example_input=X, inplace=inplace)
+        assert type(found(net)) is type(result.conv) is nn.Conv2d
