@@ -256,7 +256,7 @@ def _matched(matches: list[Match]) -> Iterator[Change]:
             how: dict[str, Any] = {"num_groups": groups, "per_position": alone}
             values = closed_form(weight, bias, mean, var, eps=eps, norm_eps=norm_eps, **how)
         for match, gamma, beta in zip(found, *values, strict=True):
-            if not (is_finite(gamma) and is_finite(beta)):
+            if not all(map(is_finite, (gamma, beta))) and all(map(is_finite, (match.weight, match.bias))):
                 raise BadStatistics(
                     f"{match.entry.name}: its γ or β would overflow in {torch.finfo(gamma.dtype).dtype}; convert the "
                     "network in float32, or pass affine='copy'"

@@ -27,7 +27,7 @@ from normswap.tracing.candidates import candidates
 from normswap.tracing.dispatch import Dispatch, Endless, Numbers
 from normswap.tracing.facts import LayerFacts, NormFacts, Trace, layer_facts, norm_facts
 from normswap.tracing.fitted_size import fitted
-from normswap.tracing.modes import branches_on_mode
+from normswap.tracing.modes import branches_on_gradients, branches_on_mode
 from normswap.tracing.recorder import Recorder
 
 Facts = TypeVar("Facts", NormFacts, LayerFacts)
@@ -146,14 +146,16 @@ def _with_other_passes(
 ) -> Trace:
     """Add what passes show that go other ways, where the first left wanted modules out or the code asks.
 
-    One is told the opposite where the first decided by values without data, one runs in train mode.
+    One is told the opposite where the first decided by values without data, one runs with gradients, one in train mode.
     """
     run = partial(_run, model, example_input, around, data=first.with_data, edges=edges)
-    found, branches = first, edges and branches_on_mode(model)
+    found, branches, follows = first, edges and branches_on_mode(model), edges and branches_on_gradients(model)
     if first.decided and (edges or first.left_out(wanted)):
         found = _joined(found, run(training=False, yes=False), wanted, asked=edges)
+    if follows:
+        found = _joined(found, run(training=False, gradients=True), wanted, asked=True)
     if found.left_out(wanted) or branches:
-        found = _joined(found, run(training=True), wanted, asked=branches)
+        found = _joined(found, run(training=True, gradients=follows), wanted, asked=branches)
     return found
 
 
@@ -190,6 +192,7 @@ def _run(
     edges: bool,
     watched: bool = True,
     yes: bool = True,
+    gradients: bool = False,
 ) -> Trace:
     copy = Network(copy_model(model) if data else meta_copy(model))
     in_mode(copy.model, training)
@@ -205,7 +208,7 @@ def _run(
         placed = tree_map_only(Tensor, lambda t: _placed(t, device), example_input)
         args, kwargs = as_call(placed)
         recorder.begin(tensors_in((args, kwargs)))
-        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.set_grad_enabled(gradients))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         if not edges:

@@ -588,3 +588,24 @@ def test_a_layer_that_is_found_past_the_modules_stays_plain(keep: Any, found: Ca
     for inplace in (False, True):
         result = normswap.convert(net, example_input=X, inplace=inplace)
         assert type(found(net)) is type(result.conv) is nn.Conv2d
+
+
+WITH_GRADIENTS = {
+    "enabled": lambda net, x: (net.bn(net.conv(x)), net.conv(x)) if torch.is_grad_enabled() else net.bn(net.conv(x)),
+    "wanted": lambda net, x: penalized(net, net.conv(x)),
+}
+
+
+def penalized(net: Any, h: Tensor) -> Any:
+    return (net.bn(h), h.square().mean()) if h.requires_grad else net.bn(h)
+
+
+@pytest.mark.parametrize("run", WITH_GRADIENTS.values(), ids=WITH_GRADIENTS)
+def test_what_reads_a_convolution_with_gradients_alone_is_seen(run: Callable[[Any, Tensor], Any]) -> None:
+    """A trace that runs without them had its filters standardized and scaled, and training got other values."""
+    net = Base(nothing, run).eval()
+    nn.init.uniform_(net.bn.running_var, 0.5, 2)
+    wanted = net(X)[1]
+    result = normswap.convert(net, example_input=X)
+    assert type(result.conv) is nn.Conv2d
+    assert torch.equal(result(X)[1], wanted)
