@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from normswap.errors import UnsupportedModel
 from normswap.layers.keeping import forget, is_transformed, kept_kernel
-from normswap.layers.merging import Seen, may_write
+from normswap.layers.merging import Seen, may_merge
 from normswap.layers.standardization import EPS, by_filter, filters, gain_and_offset, kernel, only_scaled, standardize
 
 GIVEN: ContextVar[Mapping[nn.Module, Callable[[], Tensor]]] = ContextVar("given kernels", default=MappingProxyType({}))
@@ -75,7 +75,7 @@ class WeightStandardized(nn.Module):
         weight, seen = own["_parameters"]["weight"], own.get("_ws_seen")
         if weight.requires_grad or torch.compiler.is_compiling():
             return weight
-        if (seen is None or not seen.holds_for(weight)) and may_write(sys._getframe(1)):
+        if (seen is None or not seen.holds_for(weight)) and may_merge(sys._getframe(1), merged="_ws_merged" in own):
             own["_ws_seen"] = Seen.of(weight)
         return weight
 
@@ -129,6 +129,7 @@ class WeightStandardized(nn.Module):
         added = seen.added() if seen.holds_for(weight) else None
         if added is None:
             return
+        vars(self)["_ws_merged"] = True
         with torch.no_grad():
             rows = standardize(self.ws_filters(seen.values.to(added)), self.ws_eps, **self.constants())
             self.take_kernel(kernel(rows.to(added.dtype), added, **self._layout()) + added)
