@@ -609,3 +609,14 @@ def test_what_reads_a_convolution_with_gradients_alone_is_seen(run: Callable[[An
     result = normswap.convert(net, example_input=X)
     assert type(result.conv) is nn.Conv2d
     assert torch.equal(result(X)[1], wanted)
+
+
+def test_a_reader_in_the_networks_own_code_has_a_name() -> None:
+    """A fixed filter behind a convolution, as it blurs before it skips positions."""
+    blur = torch.ones(16, 1, 3, 3) / 9
+    net = Base(nothing, lambda net, x: net.bn(F.conv2d(net.conv(x), blur.to(x.device), groups=16))).eval()
+    assert conv_named(net, "conv").reason == "its output is read by the code of the network itself"
+
+
+def conv_named(net: nn.Module, name: str) -> Any:
+    return next(entry for entry in normswap.inspect(net, example_input=X).convs if entry.name == name)
