@@ -4,28 +4,11 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from torch import Tensor
-
 from normswap.errors import CalibrationFailed
 from normswap.networks.inputs import batch_size, rows_of
-from normswap.planning.measuring import prepared
 
 EVERY, MOST_HELD = 5, 4
 """Every fifth batch is held back to judge by, four at most: memory does not grow with the number of images."""
-
-
-class Prepared:
-    """Batches without labels, on the device and in the floating type of a parameter; none without a sample."""
-
-    def __init__(self, batches: Iterable[Any], like: Tensor) -> None:
-        self.batches, self.like = batches, like
-
-    def __len__(self) -> int:
-        return len(self.batches)  # type: ignore[arg-type]
-
-    def __iter__(self) -> Iterator[Any]:
-        made = (prepared(batch, self.like) for batch in self.batches)
-        yield from filter(batch_size, made)
 
 
 class Split:

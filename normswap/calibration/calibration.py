@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from normswap.calibration.batches import Prepared, Split
+from normswap.calibration.batches import Split
 from normswap.calibration.distillation import LEARNING_RATES, disagreement, distill
 from normswap.calibration.supply import PASSES, with_made_up
 from normswap.conversion.carried_plan import carry_plan, must_fit, plan_of
@@ -27,7 +27,7 @@ from normswap.networks.settings import own_settings
 from normswap.networks.surroundings import undisturbed
 from normswap.networks.validation import must_have_data, unwrap
 from normswap.planning.choices import Action, Affine
-from normswap.planning.measuring import first_batches, must_be_batches
+from normswap.planning.measuring import Prepared, first_batches, must_be_batches
 from normswap.planning.plan import Plan
 
 TRIALS = 20

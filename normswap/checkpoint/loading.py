@@ -13,14 +13,17 @@ from torch import Tensor, nn
 from normswap.checkpoint.folder import CONFIG, WEIGHTS, Parsed, read_config, whole
 from normswap.checkpoint.likeness import must_be_alike
 from normswap.conversion.pipeline import apply
-from normswap.errors import CheckpointError, NormswapError, described
+from normswap.errors import CheckpointError, InvalidOption, NeedsExampleInput, NormswapError, described
 from normswap.networks.copying import in_mode
+from normswap.networks.inputs import rebuild
+from normswap.networks.network import Network
 from normswap.networks.settings import own_settings
 from normswap.planning.plan import Plan, plan_in
 from normswap.sources.hub import HUB, fetch
 from normswap.sources.provenance import recall
 from normswap.sources.registry import Source, meta_build
 from normswap.sources.state_dicts import fill, made_whole, must_fit, read_state_dict
+from normswap.tracing.forward import trace
 
 
 @own_settings()
@@ -41,7 +44,7 @@ def load(
     Args:
         directory: The folder, or ``hf-hub:user/name`` for one that `push` uploaded.
         num_classes: Outputs of a new head; tensors of the head that no longer fit keep their initialization,
-            and no others.
+            and no others. A network that `model` gives is built with as many.
         model: The unconverted network to start from, where the checkpoint names no source (your own classes). With
             the saved weights its layers must put out what the saved one's did.
         weights: File to take the tensors from instead: a state dict of the converted network after fine-tuning.
@@ -54,6 +57,7 @@ def load(
         CheckpointError: A file is missing, damaged or belongs to another checkpoint, or the hub does not answer.
         PlanMismatch: `model` is not the network the checkpoint was made from, a layer of it puts out something else
             than when it was saved, or the plan is of a newer schema.
+        InvalidOption: `model` fits the checkpoint as it is, and has another number of classes.
         UnknownModel: No registry here holds the network that the checkpoint was made from.
     """
     hub = str(directory).startswith(HUB)
@@ -75,6 +79,8 @@ def load(
     else:
         head = partial(_resized, expected, state, num_classes)
         fresh = must_fit(expected, state, name=str(path), num_classes=num_classes, head=head)
+        if num_classes is not None and not fresh:
+            _must_put_out(converted, plan, num_classes)
         fill(converted, state, name=str(path), head=fresh)
         if weights is None and not fresh:
             block = description.config["normswap"]
@@ -147,6 +153,22 @@ def _resized(own: Mapping[str, Tensor], state: Mapping[str, Tensor], num_classes
         for name, tensor in own.items()
         if tensor.shape[:1] == (num_classes,) and tensor.shape[1:] == state[name].shape[1:] and state[name].ndim
     }
+
+
+def _must_put_out(model: nn.Module, plan: Plan, num_classes: int) -> None:
+    """Raise unless a network of which all tensors fit a checkpoint has as many classes as are asked for."""
+    network, inputs = Network(model), rebuild(plan.inputs) if plan.inputs is not None else None
+    try:
+        found = {
+            size for shape in trace(network, inputs, until=(), edges=False).shapes.get("", ()) for size in shape[1:]
+        }
+    except NeedsExampleInput:
+        found = set()
+    if num_classes not in found:
+        raise InvalidOption(
+            f"num_classes={num_classes!r} says nothing: the network that model= is fits the checkpoint, head and all, "
+            f"and does not put out {num_classes} values; build it with as many classes, or leave num_classes= out"
+        )
 
 
 def _attempt(build: Callable[..., nn.Module], source: Source, num_classes: int | None) -> nn.Module:

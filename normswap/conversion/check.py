@@ -8,7 +8,7 @@ from normswap.conversion.behaviour import behaviour_checks
 from normswap.conversion.carried_plan import plan_of
 from normswap.conversion.checks import Checks
 from normswap.conversion.sizes import disturbed
-from normswap.conversion.structure import left_behind, structural_checks
+from normswap.conversion.structure import erased, left_behind, structural_checks
 from normswap.networks.inputs import rebuild
 from normswap.networks.network import Network
 from normswap.networks.settings import own_settings
@@ -53,4 +53,4 @@ def check(converted: nn.Module, original: nn.Module | None = None, *, example_in
     structural = structural_checks(network, plan, after, before, others)
     stopped = after.stopped_by is not None
     behaviour = behaviour_checks(network.model, plan, original, after.example, after.samples, stopped=stopped)
-    return Checks((*left_behind(network), *structural.rows, *behaviour))
+    return Checks((*left_behind(network), *structural.rows, *erased(plan, after), *behaviour))

@@ -27,7 +27,7 @@ from normswap.networks.validation import must_be_finite, refuse_unsupported, unw
 from normswap.planning.choices import Action, Affine
 from normswap.planning.decisions import make_plan, recorded
 from normswap.planning.entry import NormEntry
-from normswap.planning.measuring import Images, first_batches, must_be_batches, prepared, reference, watch
+from normswap.planning.measuring import Images, Prepared, first_batches, must_be_batches, reference, watch
 from normswap.planning.options import Options, Wishes
 from normswap.planning.plan import Plan, as_plan
 from normswap.planning.synthetic import synthetic
@@ -249,7 +249,7 @@ def _few(network: Network, batches: Any) -> Any:
         return batches
     must_be_batches(batches)
     like = reference(network.model)
-    found = first_batches(prepared(batch, like) for batch in batches)
+    found = first_batches(Prepared(batches, like))
     if not found:
         raise InvalidOption("batches= holds no images; pass at least one batch, or leave it out")
     return found

@@ -1,5 +1,6 @@
 """Build what takes the place of a norm or a convolution; nothing is put in place here."""
 
+import math
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -74,7 +75,7 @@ def build_all(
         at_once: Weights, by ``id``, for whose new kernels there is memory.
 
     Raises:
-        PlanMismatch: A module that should run after a norm is missing.
+        PlanMismatch: A module that should run after a norm is missing, or an epsilon is too large for a layer's type.
         BadStatistics: Running statistics are negative or not finite, or the variance of filters is not.
     """
     convs = {entry.name: entry for entry in plan.convs}
@@ -84,6 +85,7 @@ def build_all(
     matches: list[Match] = []
     for entry in plan.changes:
         old = network.slots[entry.name]
+        _must_hold(entry, next((own for own in old.parameters() if own.is_floating_point()), like))
         if isinstance(entry, ConvEntry):
             kept = id(old._parameters.get("weight")) in at_once
             replacements[id(old)], values = _standardized(entry, old, plan.scales.get(entry.name), kept)
@@ -99,6 +101,16 @@ def build_all(
     made = {id(parameter) for parameter, _ in changes}
     scaled = chain.from_iterable(_scaled(network.slots[name], scale) for name, scale in plan.scales.items())
     return replacements, [*(own for own in scaled if id(own[0]) not in made), *changes, *_matched(matches)]
+
+
+def _must_hold(entry: NormEntry | ConvEntry, like: Tensor) -> None:
+    """Raise where a layer's type cannot hold the epsilon, with which it computes in float32 at least, or its root."""
+    own, least = torch.finfo(like.dtype), torch.finfo(torch.float32)
+    if entry.eps is not None and not (entry.eps <= max(own.max, least.max) and math.sqrt(entry.eps) <= own.max):
+        raise PlanMismatch(
+            f"{entry.name}: an epsilon of {entry.eps:.4g} is too large for {own.dtype}; make a plan with a smaller "
+            "shrink=, of norms with smaller epsilons"
+        )
 
 
 def _scale(plan: Plan, norm: NormEntry) -> tuple[float, ...] | None:
@@ -244,6 +256,11 @@ def _matched(matches: list[Match]) -> Iterator[Change]:
             how: dict[str, Any] = {"num_groups": groups, "per_position": alone}
             values = closed_form(weight, bias, mean, var, eps=eps, norm_eps=norm_eps, **how)
         for match, gamma, beta in zip(found, *values, strict=True):
+            if not all(map(is_finite, (gamma, beta))) and all(map(is_finite, (match.weight, match.bias))):
+                raise BadStatistics(
+                    f"{match.entry.name}: its γ or β would overflow in {torch.finfo(gamma.dtype).dtype}; convert the "
+                    "network in float32, or pass affine='copy'"
+                )
             for parameter, value in (match.new.weight, gamma), (match.new.bias, beta):
                 yield parameter, partial(Tensor.detach, value)
 

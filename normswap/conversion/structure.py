@@ -52,6 +52,16 @@ def left_behind(converted: Network) -> Iterator[Check]:
                 yield Check("no layer left behind", False, f"{what}; take it off or convert again")
 
 
+def erased(plan: Plan, after: Trace) -> Iterator[Check]:
+    """Yield a check that fails where an input is so small that a norm's groups hold a single value each."""
+    for entry in plan.norms:
+        for shape in after.shapes.get(entry.name, ()):
+            if entry.changes and entry.erases(shape):
+                what = f"{entry.name} meets {shape}: one value in each of {entry.groups} groups, which it erases"
+                yield Check("values per group", False, f"{what}; pass larger inputs, or convert with such an example")
+                return
+
+
 def _same_shapes(plan: Plan, after: Trace, before: Trace, others: Iterable[Trace]) -> Check:
     name, given_up = "shapes", _inside_norms(plan)
     if gone := [module for module in before.shapes if module not in after.shapes and not given_up(module)]:

@@ -14,8 +14,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from normswap.errors import UnsupportedModel
 from normswap.layers.keeping import forget, is_transformed, kept_kernel
-from normswap.layers.merging import Seen, may_write
-from normswap.layers.standardization import EPS, by_filter, filters, gain_and_offset, kernel, standardize
+from normswap.layers.merging import Seen, may_merge
+from normswap.layers.standardization import EPS, by_filter, filters, gain_and_offset, kernel, only_scaled, standardize
 
 GIVEN: ContextVar[Mapping[nn.Module, Callable[[], Tensor]]] = ContextVar("given kernels", default=MappingProxyType({}))
 """Kernels that convolutions take instead of standardizing, in this thread alone."""
@@ -75,7 +75,7 @@ class WeightStandardized(nn.Module):
         weight, seen = own["_parameters"]["weight"], own.get("_ws_seen")
         if weight.requires_grad or torch.compiler.is_compiling():
             return weight
-        if (seen is None or not seen.holds_for(weight)) and may_write(sys._getframe(1)):
+        if (seen is None or not seen.holds_for(weight)) and may_merge(sys._getframe(1), merged="_ws_merged" in own):
             own["_ws_seen"] = Seen.of(weight)
         return weight
 
@@ -90,7 +90,20 @@ class WeightStandardized(nn.Module):
         del vars(self)["weight"]
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Add a parameter; a weight whose mask has been made permanent holds the masked kernel."""
+        """Add a parameter; a weight whose mask has been made permanent holds the masked kernel.
+
+        Raises:
+            UnsupportedModel: It is the weight there was with its filters scaled, as what folds a norm into a kernel
+                makes it: standardized, it would be what it was.
+        """
+        before = self._parameters.get(name) if name == "weight" and "_ws_loading" not in vars(self) else None
+        if type(before) is nn.Parameter and type(param) is nn.Parameter and before.shape == param.shape:
+            rows, new = self.ws_filters(before.detach()), self.ws_filters(param.detach())
+            if only_scaled(rows, new):
+                raise UnsupportedModel(
+                    f"the new weight of a {type(self).__name__} is the old one with its filters scaled, which their "
+                    "standardization takes back; what scales kernels, as to fold a norm, takes normswap.fold(model)"
+                )
         super().register_parameter(name, param)
         masked = vars(self).pop("_ws_masked", None) if name == "weight" else None
         if masked is not None and param is not None:
@@ -116,6 +129,7 @@ class WeightStandardized(nn.Module):
         added = seen.added() if seen.holds_for(weight) else None
         if added is None:
             return
+        vars(self)["_ws_merged"] = True
         with torch.no_grad():
             rows = standardize(self.ws_filters(seen.values.to(added)), self.ws_eps, **self.constants())
             self.take_kernel(kernel(rows.to(added.dtype), added, **self._layout()) + added)
@@ -215,6 +229,13 @@ class WeightStandardized(nn.Module):
         if any(value is not None and value.is_meta for value in own.values()) and not self.raw_weight.is_meta:
             own |= self.__dict__.get("_ws_before_meta", {})
         return own
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        vars(self)["_ws_loading"] = True  # gain and offset come with the weight
+        try:
+            super()._load_from_state_dict(*args, **kwargs)
+        finally:
+            del vars(self)["_ws_loading"]
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.settle()

@@ -17,22 +17,29 @@ HARMLESS = frozenset(
 """Attributes of a tensor through which nothing is written to it."""
 
 
+REPLACES = frozenset("copy_ lerp_ mul_".split())
+"""Methods of ``.data`` by which another network's filters are taken, or averaged in; what is merged is added."""
+
+LOADS = ("LOAD_ATTR", "LOAD_METHOD")
+"""Instructions that take an attribute."""
+
 TESTS = ("POP_JUMP", "JUMP_IF", "TO_BOOL", "UNARY_NOT")
 """Instructions that take the truth of what they get, as behind ``hasattr``; a weight has none."""
 
 
-def may_write(asking: FrameType) -> bool:
-    """Tell whether code that asks for a weight may go on to write to it; a size or a type is all that much code takes.
+def may_merge(asking: FrameType, *, merged: bool) -> bool:
+    """Tell whether code that asks for a weight may go on to merge something into it; much takes a size or a type.
 
     Args:
         asking: The frame of the code, at the instruction that asks.
+        merged: Whether something has been merged before: what is copied then undoes that.
     """
-    return _may_write(asking.f_code, asking.f_lasti)
+    return _may_merge(asking.f_code, asking.f_lasti, merged)
 
 
 @lru_cache(maxsize=4096)
-def _may_write(code: CodeType, place: int) -> bool:
-    """Tell whether the instruction behind a place is one by which what it gets may be written to."""
+def _may_merge(code: CodeType, place: int, merged: bool) -> bool:
+    """Tell whether the instructions behind a place are ones by which something may be added to what they get."""
     steps = list(dis.get_instructions(code))
     at = max(index for index, step in enumerate(steps) if step.offset <= place)
     at += steps[at].opname == "PRECALL"  # of Python 3.11; CALL follows
@@ -41,7 +48,11 @@ def _may_write(code: CodeType, place: int) -> bool:
         return one is None
     if one.opname == "LOAD_CONST" and one.argval is None and then is not None:
         return then.opname != "IS_OP"
-    return one.opname not in ("LOAD_ATTR", "LOAD_METHOD") or one.argval not in HARMLESS
+    if one.opname not in LOADS:
+        return True
+    if not merged and one.argval == "data" and then is not None and then.opname in LOADS and then.argval in REPLACES:
+        return False
+    return one.argval not in HARMLESS
 
 
 @dataclass(frozen=True)

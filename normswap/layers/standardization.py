@@ -12,6 +12,9 @@ EPS = 1e-6
 BLOCK = 2**18
 """Values that are looked at together where only statistics are wanted."""
 
+ROUNDING, NEARLY = 8, 1e-2
+"""Difference between filters that may be rounding, in epsilons of their type, and one that a decay may make."""
+
 FORMULA = "(w - mean) / sqrt(var_biased + eps)"
 """The formula, as recorded in checkpoints."""
 
@@ -152,6 +155,19 @@ def gain_and_offset(rows: Tensor, eps: float = EPS) -> tuple[Tensor, Tensor]:
         found.append((rstd[0], mean[0]))
     rstd, mean = found[0] if len(found) == 1 else (torch.cat(values) for values in zip(*found, strict=True))
     return rstd.reciprocal(), mean
+
+
+def only_scaled(before: Tensor, after: Tensor) -> bool:
+    """Tell whether filters, (out_channels, fan_in), are others each times a number, and not all times nearly one."""
+    if before.is_meta or after.is_meta or not before.numel() or not before.is_floating_point():
+        return False
+    eps = max(torch.finfo(before.dtype).eps, torch.finfo(after.dtype).eps)
+    before, after = before.double(), after.to(before.device).double()
+    scale = ((before * after).sum(1) / before.square().sum(1)).nan_to_num()[:, None]
+    largest = float(after.abs().amax())
+    if float((after - scale * before).abs().amax()) > ROUNDING * eps * largest:
+        return False
+    return float(((scale - 1) * before).abs().amax()) > NEARLY * largest
 
 
 def _order(weight: Tensor) -> list[int] | None:

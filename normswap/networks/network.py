@@ -116,6 +116,8 @@ class Network:
     def pinned_at(self, name: str) -> str:
         """Return why nothing can take the place of a layer, or nothing."""
         layer = self.slots[name]
+        if name.rpartition(".")[2] == "_orig_mod" and self.pinned.get(id(layer)):
+            return "torch.compile was called on it alone, and runs it whatever takes its place: compile it after that"
         if where := self.pinned.get(id(layer)):
             return f"{where} holds it, too, where nothing can take its place; hold it in a list, a dict or a module"
         where = self.pinned.get(id(layer._parameters.get("weight")))

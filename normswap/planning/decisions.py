@@ -368,7 +368,7 @@ def _conv_obstacle(name: str, conv: nn.Module, facts: LayerFacts, reads: "_Reads
     if facts.leaves:
         return "its output leaves the network"
     if other := reads.other(name):
-        return f"its output is read by {_label(other.kind, other.name)}"
+        return f"its output is read by {_label(other.kind, other.name) or 'the code of the network itself'}"
     if kept := reads.kept(name):
         return f"its output is read by {kept.name}, which is left as it is"
     if not any(kind is Kind.NORM for kind, _ in facts.kinds):

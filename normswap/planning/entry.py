@@ -1,5 +1,6 @@
 """A plan's entries: what happens to one norm or one convolution, and why."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
@@ -122,7 +123,13 @@ class NormEntry(Entry):
             return f"{self.action.value!r} with {self.groups} groups"
         if self.groups is not None and (not self.channels or self.channels % self.groups):
             return f"{self.groups} groups do not divide {self.channels} channels"
+        if self.shape is not None and self.erases(self.shape):
+            return f"{self.groups} groups of one value each, which normalizing erases"
         return super().flaw
+
+    def erases(self, shape: tuple[int, ...]) -> bool:
+        """Tell whether each group of an input, (N, C, *), is a single value, of which normalizing leaves nothing."""
+        return self.groups == self.channels and (self.per_position or math.prod(shape[2:]) == 1)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Watch a network's norms while images pass through: each sample's moments, channel by channel."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -56,12 +56,9 @@ def must_be_batches(batches: Any) -> None:
 
 
 def first_batches(batches: Iterable[Any]) -> list[Any]:
-    """Return as many of the first batches as make up the samples that tell, of all processes together.
-
-    Batches without a sample are left out.
-    """
+    """Return as many of the first batches as make up the samples that tell, of all processes together."""
     few, count = list[Any](), 0
-    for batch in filter(batch_size, batches):
+    for batch in batches:
         few.append(batch)
         count += batch_size(batch) * processes()
         if count >= SAMPLES:
@@ -164,6 +161,20 @@ def prepared(batch: Any, like: Tensor) -> Any:
     if labelled and not batch[1].is_floating_point():
         batch = batch[0]
     return tree_map_only(Tensor, lambda t: t.to(like) if t.is_floating_point() else t.to(like.device), batch)
+
+
+class Prepared:
+    """Batches without labels, on the device and in the floating type of a parameter; none without a sample."""
+
+    def __init__(self, batches: Iterable[Any], like: Tensor) -> None:
+        self.batches, self.like = batches, like
+
+    def __len__(self) -> int:
+        return len(self.batches)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        made = (prepared(batch, self.like) for batch in self.batches)
+        yield from filter(batch_size, made)
 
 
 def moments_of(seen: Sequence[Seen], network: Network, names: Iterable[str]) -> Moments:

@@ -1,11 +1,14 @@
 """What a plan warns of: what the trace met, and what torch does not see."""
 
 from collections.abc import Iterator, Mapping
+from types import FunctionType
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from normswap.layers.norms import HOOKS
+from normswap.networks.copying import meta_copy
 from normswap.networks.network import Network
 from normswap.networks.recognition import (
     fold_methods,
@@ -15,6 +18,7 @@ from normswap.networks.recognition import (
     norm_parts,
     stray_norms,
 )
+from normswap.networks.references import strays
 from normswap.planning.causality import causal_norms
 from normswap.planning.choices import Action, Affine
 from normswap.planning.entry import NormEntry
@@ -75,6 +79,17 @@ def plan_warnings(network: Network, norms: Mapping[str, NormEntry], trace: Trace
             f"{type(first).__name__} with statistics {shape}); they stay as they are: where they are BatchNorm, teach "
             "them with normswap.register_norm"
         )
+    if trace.past:
+        yield (
+            f"{trace.past[0]} is found past the network's modules (in a global, by a weak reference, by a hook that "
+            "knows the network): a converted copy computes with the original's; hold its layer as a module"
+        )
+    for where, name in _bound_to_the_original(network):
+        yield (
+            f"{where} knows {name or 'the network'} itself, and of a converted copy it goes on with the original's: "
+            "make it a method, which is copied, or convert with inplace=True"
+        )
+        break
     for name in trace.functional_norms:
         yield f"{name or 'the model'} calls batch_norm itself, without a module; it still depends on the batch"
     fusing = [name for name, m in network.modules.items() if fold_methods(m) or _folds_by_mode(m)]
@@ -85,6 +100,18 @@ def plan_warnings(network: Network, norms: Mapping[str, NormEntry], trace: Trace
         )
     for where in stray_norms(network.model):
         yield f"{where} keeps BatchNorm where torch does not register it; it stays as it is: use nn.ModuleList"
+
+
+def _bound_to_the_original(network: Network) -> Iterator[tuple[str, str]]:
+    """Yield where a copy would refer to modules of the network, with their names: a function is copied as it is."""
+    with_functions = (
+        any(isinstance(value, FunctionType) or (key in HOOKS and value) for key, value in vars(module).items())
+        for module in network.modules.values()
+    )
+    if any(with_functions):
+        for module, where in strays(meta_copy(network.model)):
+            if id(module) in network.names:
+                yield where, network.name(module)
 
 
 def _folds_by_mode(module: nn.Module) -> bool:

@@ -6,6 +6,7 @@ A field says so where it is declared, ``field(metadata=ruled(count))``; `must_ho
 import base64
 import math
 import struct
+import sys
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -67,8 +68,8 @@ def slices(value: Any) -> bool:
 
 
 def number(value: Any) -> bool:
-    """A finite number."""
-    return type(value) in (int, float) and abs(value) < math.inf
+    """A finite number, as floats are."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def not_negative(value: Any) -> bool:

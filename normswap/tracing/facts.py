@@ -135,6 +135,8 @@ class Trace:
         example: The example input as it was given or made up.
         with_data: Whether the pass needed real tensors.
         functional_norms: Modules that call batch_norm themselves, without a norm.
+        past: Parameters that its code finds past its modules, in a global or by a weak reference: a copy runs with
+            those of the original.
         graphs: The passes themselves.
         stopped_by: The error that ended the pass after everything that counts had run; None where it ran to its end.
         made_up: Whether nobody gave the example.
@@ -150,6 +152,7 @@ class Trace:
     example: Any = None
     with_data: bool = False
     functional_norms: tuple[str, ...] = ()
+    past: tuple[str, ...] = ()
     graphs: tuple[Graph, ...] = field(default=(), repr=False)
     stopped_by: str | None = None
     made_up: bool = False

@@ -27,7 +27,7 @@ from normswap.tracing.candidates import candidates
 from normswap.tracing.dispatch import Dispatch, Endless, Numbers
 from normswap.tracing.facts import LayerFacts, NormFacts, Trace, layer_facts, norm_facts
 from normswap.tracing.fitted_size import fitted
-from normswap.tracing.modes import branches_on_mode
+from normswap.tracing.modes import branches_on_gradients, branches_on_mode
 from normswap.tracing.recorder import Recorder
 
 Facts = TypeVar("Facts", NormFacts, LayerFacts)
@@ -146,14 +146,16 @@ def _with_other_passes(
 ) -> Trace:
     """Add what passes show that go other ways, where the first left wanted modules out or the code asks.
 
-    One is told the opposite where the first decided by values without data, one runs in train mode.
+    One is told the opposite where the first decided by values without data, one runs with gradients, one in train mode.
     """
     run = partial(_run, model, example_input, around, data=first.with_data, edges=edges)
-    found, branches = first, edges and branches_on_mode(model)
+    found, branches, follows = first, edges and branches_on_mode(model), edges and branches_on_gradients(model)
     if first.decided and (edges or first.left_out(wanted)):
         found = _joined(found, run(training=False, yes=False), wanted, asked=edges)
+    if follows:
+        found = _joined(found, run(training=False, gradients=True), wanted, asked=True)
     if found.left_out(wanted) or branches:
-        found = _joined(found, run(training=True), wanted, asked=branches)
+        found = _joined(found, run(training=True, gradients=follows), wanted, asked=branches)
     return found
 
 
@@ -170,6 +172,7 @@ def _joined(first: Trace, second: Trace, wanted: Collection[str], *, asked: bool
         linears=_merged(first.linears, second.linears),
         shapes=second.shapes | first.shapes if missing else first.shapes,
         functional_norms=tuple({*first.functional_norms, *second.functional_norms}),
+        past=tuple(sorted({*first.past, *second.past})),
         graphs=(*first.graphs, *second.graphs),
     )
 
@@ -189,19 +192,23 @@ def _run(
     edges: bool,
     watched: bool = True,
     yes: bool = True,
+    gradients: bool = False,
 ) -> Trace:
     copy = Network(copy_model(model) if data else meta_copy(model))
     in_mode(copy.model, training)
     device = next((t.device for t in copy.model.parameters()), torch.device("cpu")) if data else torch.device("meta")
     had_data = not any(p.is_meta for p in model.parameters())
-    recorder, stopped_by = Recorder(copy, edges=edges, watched=watched, without_data=had_data and not data), None
+    original = {id(parameter): name for name, parameter in model.named_parameters()}
+    without_data = had_data and not data
+    recorder = Recorder(copy, edges=edges, watched=watched, without_data=without_data, original=original)
+    stopped_by = None
     with ExitStack() as stack:
         stack.enter_context(around.undisturbed())
         stack.enter_context(_deeper_calls())
         placed = tree_map_only(Tensor, lambda t: _placed(t, device), example_input)
         args, kwargs = as_call(placed)
         recorder.begin(tensors_in((args, kwargs)))
-        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.set_grad_enabled(gradients))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         if not edges:
@@ -229,6 +236,7 @@ def _run(
         example=example_input,
         with_data=data,
         functional_norms=tuple(sorted(recorder.functional_norms)),
+        past=tuple(sorted(recorder.past)),
         graphs=(recorder.graph,) if edges else (),
         stopped_by=stopped_by,
         decided=dispatch.decided,

@@ -31,6 +31,9 @@ LAYERS = frozenset({Kind.CONV, Kind.LINEAR})
 NAMED = frozenset({Kind.CONV, Kind.LINEAR, Kind.NORM})
 """Kinds of nodes that carry a layer's name; others carry an operator's."""
 
+TIMES = frozenset("mul div neg dropout native_dropout".split())
+"""Operators that multiply values by constants, each where it is; noise is one, too, as dropout's."""
+
 MANY = 256
 """Slices of a concatenation that are told apart: a network that collects all it made holds their square otherwise."""
 
@@ -142,7 +145,8 @@ class Graph:
     def slices(self) -> dict[int, tuple[tuple[int, int], ...]]:
         """Return what the channels of each layer and of each concatenation are: slices as `Node.slices` has them.
 
-        A concatenation in another is spelled out; a node that neither is, is not there.
+        A concatenation in another is spelled out; what is multiplied by constants counts as what it was; a node that
+        is none of these, is not there.
         """
         found: dict[int, tuple[tuple[int, int], ...]] = {}
         for index, node in enumerate(self.nodes):
@@ -157,12 +161,20 @@ class Graph:
                 ]
                 if sum(map(len, parts)) <= MANY:
                     found[index] = tuple(chain.from_iterable(parts))
+            elif self._is_multiple(node) and node.parents[0] in found:
+                found[index] = found[node.parents[0]]
         return found
+
+    def _is_multiple(self, node: Node) -> bool:
+        """Tell whether a node is another one times constants, value by value."""
+        if node.name not in TIMES or node.kind not in (Kind.SCALE, Kind.VIEW) or len(node.parents) != 1:
+            return False
+        return node.steered_by.isdisjoint(node.parents) and node.shape == self.nodes[node.parents[0]].shape
 
     def norms_alone(self) -> dict[int, frozenset[int] | None]:
         """Return for each layer and concatenation the norms that read it; None where anything else does, too.
 
-        What a concatenation's norms read, its operands' do.
+        What the norms of a concatenation read, or of a multiple, its operands' do.
         """
         found: dict[int, frozenset[int] | None] = {}
         known = self.slices()
@@ -177,7 +189,7 @@ class Graph:
             for reader in readers.get(index, ()):
                 node = self.nodes[reader]
                 read = frozenset([reader]) if node.kind is Kind.NORM and len(node.parents) == 1 else found.get(reader)
-                if read is None or (node.kind is not Kind.NORM and not node.slices):
+                if read is None or not (node.kind is Kind.NORM or node.slices or self._is_multiple(node)):
                     break
                 norms |= read
             else:

@@ -1,4 +1,4 @@
-"""Whether the code of a network does something else in train mode than in eval mode."""
+"""Whether the code of a network does something else in train mode than in eval mode, or with gradients than without."""
 
 import dis
 import inspect
@@ -17,6 +17,12 @@ from normswap.networks.recognition import has_kernel, is_batch_norm
 FLAG = "training"
 """What torch calls the mode of a module."""
 
+GRADIENTS = "requires_grad", "grad_fn"
+"""What tells code whether gradients are wanted of a tensor."""
+
+ENABLED = "is_grad_enabled"
+"""Function of torch that tells whether any are."""
+
 _HANDS_ON = ("LOAD", "KW_NAMES", "PRECALL", "CALL", "PUSH_NULL", "CACHE")
 """Instructions before which a flag is an argument of a call, as of dropout; before others it decides something."""
 
@@ -28,7 +34,18 @@ def branches_on_mode(model: nn.Module) -> bool:
     what they are shown to compute.
     """
     modules = [module for module in model.modules() if not is_batch_norm(module)]
-    return any(name == "train" for kind in _kinds(modules) for name, _ in _own_methods(kind)) or _any_decides(modules)
+    if any(name == "train" for kind in _kinds(modules) for name, _ in _own_methods(kind)):
+        return True
+    return any(_decides(FLAG, code, calls) for code, calls in _running(modules))
+
+
+def branches_on_gradients(model: nn.Module) -> bool:
+    """Tell whether code that a forward pass may run decides by whether gradients are wanted, as by the mode."""
+    modules = [module for module in model.modules() if not is_batch_norm(module)]
+    return any(
+        ENABLED in code.co_names or any(_decides(flag, code, calls) for flag in GRADIENTS)
+        for code, calls in _running(modules)
+    )
 
 
 def blocks_branch_on_mode(model: nn.Module) -> bool:
@@ -37,7 +54,8 @@ def blocks_branch_on_mode(model: nn.Module) -> bool:
     They choose what runs; others compute, and what they compute should not depend on the mode.
     """
     modules = [module for module in model.modules() if module._modules or has_kernel(module)]
-    return _any_decides([module for module in modules if not is_batch_norm(module)])
+    running = _running([module for module in modules if not is_batch_norm(module)])
+    return any(_decides(FLAG, code, calls) for code, calls in running)
 
 
 def _kinds(modules: Iterable[nn.Module]) -> set[Any]:
@@ -66,8 +84,11 @@ def _functions_of(member: Any) -> Iterator[FunctionType]:
             yield function
 
 
-def _any_decides(modules: list[nn.Module]) -> bool:
-    """Tell whether what runs modules, or methods and functions of the same program that it names, decides by a flag."""
+def _running(modules: list[nn.Module]) -> Iterator[tuple[CodeType, bool]]:
+    """Yield the code that runs modules, and that of methods and functions of the same program that it names.
+
+    With it comes whether it names any.
+    """
     methods = dict[str, set[FunctionType]]()
     for name, function in chain(*map(_own_methods, _kinds(modules)), *map(_put_on, modules)):
         methods.setdefault(name, set()).add(function)
@@ -82,10 +103,8 @@ def _any_decides(modules: list[nn.Module]) -> bool:
             named = {*code.co_names, *(text for text in code.co_consts if isinstance(text, str))}
             called = [value for value in _named(code, function) if _is_own(value)]
             called += [value for name in named & methods.keys() for value in methods[name]]
-            if FLAG in code.co_consts or (FLAG in code.co_names and (called or _decides_itself(code))):
-                return True
+            yield code, bool(called)
             ahead += called
-    return False
 
 
 def _named(code: CodeType, function: FunctionType) -> Iterator[Any]:
@@ -138,10 +157,15 @@ def words(kind: Any, method: str = "forward") -> frozenset[str]:
     return frozenset(found)
 
 
-def _decides_itself(code: CodeType) -> bool:
-    """Tell whether code does more with the mode than to hand it on."""
+def _decides(flag: str, code: CodeType, calls: bool) -> bool:
+    """Tell whether code asks for an attribute, and does more with it than to hand it on to torch."""
+    return flag in code.co_consts or (flag in code.co_names and (calls or _decides_itself(flag, code)))
+
+
+def _decides_itself(flag: str, code: CodeType) -> bool:
+    """Tell whether code does more with a flag than to hand it on."""
     loads = pairwise(dis.get_instructions(code))
     return any(
-        one.argval == FLAG and one.opname == "LOAD_ATTR" and not then.opname.startswith(_HANDS_ON)
+        one.argval == flag and one.opname == "LOAD_ATTR" and not then.opname.startswith(_HANDS_ON)
         for one, then in loads
     )

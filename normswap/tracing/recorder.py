@@ -3,7 +3,8 @@
 import gc
 import sys
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from normswap.tracing.asking import watch
 from normswap.tracing.graph import LAYERS, Graph, Kind, Node
 from normswap.tracing.operators import ADDS, SHAPE_READERS, VIEWS, kind_of, steers, varies
 from normswap.tracing.parameters import Parameters, storage_of
+
+PAST = "code that finds it past the network's modules"
+"""What reads a parameter of the original while a copy runs."""
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -29,6 +33,7 @@ class Recorder:
         edges: Follow tensors from operator to operator; without, only shapes and calls of batch_norm are noted.
         watched: Note what norms are asked for, too; they are of a class of their own meanwhile.
         without_data: Whether the network had data and this copy has none, so that no tensor without data is a constant.
+        original: Names of the parameters of the network that this is a copy of, by ``id``.
 
     Attributes:
         graph: The operators that ran, and what each reads.
@@ -40,10 +45,17 @@ class Recorder:
         norm_asked: Attributes that code outside of a norm asked it for, of which its replacement has others or none.
         plain: Nodes of convolutions and linear layers that read a parameter as it is, with its name.
         functional_norms: Modules that call batch_norm themselves, with statistics of no norm.
+        past: Parameters of the original that the copy reads, past its own modules.
     """
 
     def __init__(
-        self, network: Network, *, edges: bool = True, watched: bool = True, without_data: bool = False
+        self,
+        network: Network,
+        *,
+        edges: bool = True,
+        watched: bool = True,
+        without_data: bool = False,
+        original: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
         self.graph = Graph()
         self.parameters = Parameters(network)
@@ -54,6 +66,8 @@ class Recorder:
         self.norm_asked: dict[str, set[str]] = {}
         self.plain: dict[int, str] = {}
         self.functional_norms: set[str] = set()
+        self.past: set[str] = set()
+        self._original = original
         self._edges = edges
         (self._kept,) = _references({0: object()})
         seen = {0: torch.empty(1, device="meta")}
@@ -146,6 +160,7 @@ class Recorder:
             operands: The tensors it was given.
             result: What it returned.
         """
+        self._note_past(operands)
         if self._inside:
             if self._modules[-1:] == self._inside and not all(map(self.parameters.holds, operands)):
                 self.norm_steps[self._inside[-1]].append(name)
@@ -199,6 +214,13 @@ class Recorder:
         self.graph.places.update(before)
         for tensor in written:
             self._writers.setdefault(storage_of(tensor), []).append(index)
+
+    def _note_past(self, operands: list[Tensor]) -> None:
+        """Note a parameter of the original, to which what no copy is made of leads: a global, a weak reference."""
+        for tensor in operands:
+            if (leaf := self._original.get(id(tensor))) is not None:
+                self.past.add(leaf)
+                self.parameters.note_reads(PAST, [leaf])
 
     def note_number(self, tensor: Tensor) -> None:
         """Note a tensor that is made of numbers of Python's."""

@@ -288,6 +288,17 @@ def test_another_head_is_left_at_random_and_nothing_else(tmp_path: Path) -> None
     assert torch.equal(tuned.conv.weight, own.conv.weight)  # type: ignore[union-attr]
 
 
+def test_classes_that_a_given_network_does_not_have_are_refused(tmp_path: Path) -> None:
+    """It fitted with the head that it had, and nobody was told."""
+    own = normswap.convert(Tall(), example_input=X)
+    folder = normswap.save(own, tmp_path)
+    with pytest.raises(normswap.InvalidOption, match=r"num_classes=5 says nothing: .* build it with as many classes"):
+        normswap.load(folder, model=Tall(), num_classes=5)
+    with pytest.raises(normswap.CheckpointError, match=r"head.weight is \(4, 8\), the network has \(7, 8\)"):
+        normswap.load(folder, model=Tall(7), num_classes=5)
+    assert torch.equal(normswap.load(folder, model=Tall(), num_classes=4).head.weight, own.head.weight)  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("classes", [5, 1000], ids=["another head", "the same head"])
 def test_a_body_that_does_not_fit_is_refused_whatever_the_head(classes: int, tmp_path: Path) -> None:
     folder = normswap.save(normswap.convert(timm.create_model("test_resnet")), tmp_path / "OUT")

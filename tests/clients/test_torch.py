@@ -130,6 +130,21 @@ def test_nothing_is_fused(converted: nn.Module) -> None:
     assert torch.equal(converted(X), before)
 
 
+def test_a_norm_added_later_is_not_fused_in_silence(converted: nn.Module) -> None:
+    """Its scales went to filters, of which standardization takes the scale back."""
+    conv, norm = copy.deepcopy(converted[0]), nn.BatchNorm2d(converted[0].out_channels).eval()  # type: ignore[index]
+    norm.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+    with pytest.raises(normswap.UnsupportedModel, match=r"filters scaled, .* takes normswap.fold\(model\)"):
+        fuse_conv_bn_eval(conv, norm)
+    plain = normswap.fold(converted)[0]  # type: ignore[index]
+    torch.testing.assert_close(fuse_conv_bn_eval(plain, norm)(X), norm(conv(X)))
+    decayed = nn.Parameter(0.999 * conv.weight.detach())
+    conv.weight = decayed
+    assert conv.weight is decayed
+    scaled = {key: value * (2 if key == "weight" else 1) for key, value in conv.state_dict().items()}
+    conv.load_state_dict(scaled, assign=True)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_quantization_aware_training_after_folding(converted: nn.Module) -> None:
     def prepared(model: nn.Module) -> Any:

@@ -221,14 +221,14 @@ def test_a_gate_that_starts_at_zero_hides_nothing(body: nn.Module, name: str, sh
 
 
 class Counting(nn.Module):
-    """A training step that needs an attribute of BatchNorm, where a gradient is recorded."""
+    """A training step that needs an attribute of BatchNorm, where there is data."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.bn = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and torch.is_grad_enabled() and self.bn.num_batches_tracked > 9:  # type: ignore[operator]
+        if self.training and not x.is_meta and self.bn.num_batches_tracked > 9:  # type: ignore[operator]
             self.bn.momentum = 0.01
         return self.bn(self.conv(x))
 
@@ -404,3 +404,23 @@ def test_images_that_are_sparse() -> None:
 class Dense(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.to_dense()
+
+
+class Beside(broken.Net):
+    """Returns a mean over the batch beside its logits, expanded to a row per sample."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = super().forward(x)
+        return y, y.mean(0).expand_as(y)
+
+
+def test_a_mean_over_the_batch_beside_other_outputs_is_not_the_conversions() -> None:
+    model = Beside()
+    result = normswap.convert(model, example_input=broken.X)
+    checks = normswap.check(result, model)
+    assert checks, checks
+    detail = next(own.detail for own in checks.rows if own.name == "batch independence")
+    assert detail.endswith("but for 1 of 2 outputs that mix samples as before")
+    assert [own.name for own in normswap.check(result).failed] == ["batch independence"]
+    leaking = Beside(last=Mean())
+    assert not normswap.check(normswap.convert(leaking, example_input=broken.X), leaking)

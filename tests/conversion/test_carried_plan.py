@@ -5,6 +5,7 @@ from typing import Any
 
 import broken
 import pytest
+import torch
 from nets import conv
 from torch import nn
 
@@ -36,6 +37,7 @@ FLAWS = {
     "conv without epsilon": ("conv1", {"eps": None}, "'standardize' without an epsilon"),
     "norm without groups": ("bn1", {"groups": None}, "'group_norm' with None groups"),
     "groups that do not divide": ("bn1", {"groups": 3}, "3 groups do not divide 8 channels"),
+    "groups of one value": ("bn1", {"groups": 8, "shape": (2, 8, 1, 1)}, "8 groups of one value each"),
     "conv without a form": ("conv1", {"ws": None}, "'standardize' with the form None"),
     "norm that is standardized": ("bn1", {"action": Action.STANDARDIZE}, "'standardize' is for conv"),
     "conv that is grouped": ("conv1", {"action": Action.GROUP_NORM}, "'group_norm' is for norms"),
@@ -57,3 +59,46 @@ def test_a_plan_that_cannot_be_carried_out_is_refused(
     ):
         normswap.apply(model, plan.with_entries(entries), inplace=inplace)
     assert repr(model) == before
+
+
+TOO_LARGE = {
+    "conv in float32": ("conv1", torch.float32, 1e39),
+    "norm in float32": ("bn1", torch.float32, 1e308),
+    "conv in float16": ("conv1", torch.float16, 1e10),
+    "norm in float16": ("bn1", torch.float16, 1e10),
+}
+
+
+@pytest.mark.parametrize(("layer", "dtype", "eps"), TOO_LARGE.values(), ids=TOO_LARGE)
+def test_an_epsilon_that_a_layer_cannot_hold_is_refused(layer: str, dtype: torch.dtype, eps: float) -> None:
+    """Gains and γ carry its root, which made them infinite, and outputs NaN."""
+    model = broken.Net().to(dtype)
+    plan = normswap.inspect(model, example_input=broken.X.to(dtype))
+    entries = {entry.name: replace(entry, eps=eps) for entry in plan.entries if entry.name == layer}
+    with pytest.raises(normswap.PlanMismatch, match=rf"^{layer}: an epsilon of .* is too large for float"):
+        normswap.apply(model, plan.with_entries(entries))
+
+
+def test_a_large_epsilon_that_a_type_holds_keeps_the_kernel() -> None:
+    model = broken.Net()
+    plan = normswap.inspect(model, example_input=broken.X)
+    entries = {entry.name: replace(entry, eps=1e30) for entry in plan.convs if entry.changes}
+    torch.testing.assert_close(
+        normswap.fold(normswap.apply(model, plan.with_entries(entries))).conv1.weight,
+        normswap.fold(normswap.apply(model, plan)).conv1.weight,
+    )
+
+
+def test_shrink_beyond_what_the_norms_can_hold() -> None:
+    model = nn.Sequential(conv(3, 8), nn.BatchNorm2d(8)).eval()
+    model[1].running_var.fill_(2)  # type: ignore[union-attr, operator]
+    with pytest.raises(normswap.PlanMismatch, match=r"^1: an epsilon of .* too large for float32; .* smaller shrink="):
+        normswap.convert(model, shrink=1e300, example_input=torch.zeros(2, 3, 8, 8))
+
+
+def test_affine_values_that_overflow_are_refused() -> None:
+    model = nn.Sequential(conv(3, 8), nn.BatchNorm2d(8)).half().eval()
+    model[1].running_mean[0], model[1].running_mean[1] = 6e4, -6e4  # type: ignore[index]
+    model[1].weight.data.fill_(9)  # type: ignore[union-attr, operator]
+    with pytest.raises(normswap.BadStatistics, match=r"^1: its γ or β would overflow in float16; convert .* float32"):
+        normswap.convert(model, example_input=torch.zeros(2, 3, 8, 8).half())

@@ -209,3 +209,14 @@ def test_sparse_outputs_are_looked_at() -> None:
     checks = normswap.check(normswap.convert(model, example_input=X), model, example_input=X)
     assert checks
     assert {row.name: row.ok for row in checks.rows}["batch independence"]
+
+
+def test_groups_of_one_value_are_named() -> None:
+    """A channel by itself on one position is its own mean: for several samples torch puts out β and says nothing."""
+    model = Net()
+    result = normswap.convert(model, to="instance", example_input=X)
+    assert normswap.check(result, model)
+    found = failed(normswap.check(result, model, example_input=torch.randn(2, 3, 5, 5)))
+    assert found["values per group"].startswith(
+        "bn2 meets (2, 8, 1, 1): one value in each of 8 groups, which it erases"
+    )

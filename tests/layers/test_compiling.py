@@ -1,6 +1,7 @@
 """Converted layers and networks in torch.compile's own code against the same in float64."""
 
 import copy
+import re
 import shutil
 import sysconfig
 from collections.abc import Callable
@@ -146,3 +147,24 @@ def test_a_network(training: bool, half: bool) -> None:
                 assert (a - c).abs().max() <= 4 * (b - c).abs().max() + ROUNDING * eps * c.abs().max(), name
     assert backend.frame_count <= graphs + training, "compiled again"  # once in train mode: BatchNorm in bf16, too
     assert not counters["graph_break"]
+
+
+class Wrapped(nn.Sequential):
+    """A network of which one layer was compiled by itself."""
+
+    def __init__(self, compiled: int) -> None:
+        super().__init__(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+        self[compiled] = torch.compile(self[compiled], backend="eager")
+
+
+def test_a_layer_that_was_compiled_alone_is_left_with_the_way_on() -> None:
+    x, way = torch.randn(2, 3, 8, 8), "torch.compile was called on it alone, .*: compile it after that"
+    with pytest.raises(normswap.CheckFailed, match=rf"1 left: 1._orig_mod; 1._orig_mod: {way}"):
+        normswap.convert(Wrapped(1), example_input=x)
+    plan = normswap.inspect(Wrapped(0), example_input=x)
+    assert re.match(way, {entry.name: entry.reason for entry in plan.convs}["0._orig_mod"])
+    plain = Wrapped(0)
+    plain[1].compile(backend="eager")  # its replacement is not compiled, and needs no wrapper
+    result = normswap.convert(plain, example_input=x)
+    assert isinstance(result[1], nn.GroupNorm)  # type: ignore[index]
+    assert normswap.check(result, plain)

@@ -145,6 +145,46 @@ def test_averages_through_data_are_filters_though_a_tool_asked_for_sizes(
     torch.testing.assert_close(average.standardized_weight(), fresh.standardized_weight(), rtol=0, atol=0)
 
 
+def copied(mine: Any, theirs: Any) -> None:
+    mine.weight.data.copy_(theirs.weight.data)
+
+
+def averaged(mine: Any, theirs: Any) -> None:
+    mine.weight.data.mul_(0.5).add_(theirs.weight.data, alpha=0.5)
+
+
+def drawn_to(mine: Any, theirs: Any) -> None:
+    mine.weight.data.lerp_(theirs.weight.data, 0.5)
+
+
+@KINDS
+@pytest.mark.parametrize("update", [copied, averaged, drawn_to])
+def test_another_layers_filters_are_filters_though_they_come_through_data(
+    kind: type[nn.Module], update: Callable[[Any, Any], None]
+) -> None:
+    """A frozen teacher that was updated layer by layer counted as one into which something is merged."""
+    _, ws = both(kind)
+    teacher = copy.deepcopy(ws).requires_grad_(False)
+    with torch.no_grad():
+        ws.weight.mul_(2).add_(torch.randn_like(ws.weight))
+    filters = ws.weight.detach() if update is copied else (teacher._parameters["weight"] + ws.weight.detach()) / 2
+    fresh = ws_class(kind).of(kind(4, 6, 3), adaptive=True)
+    fresh.load_state_dict({**ws.state_dict(), "weight": filters})
+    update(teacher, ws)
+    torch.testing.assert_close(teacher.standardized_weight(), fresh.standardized_weight())
+
+
+@KINDS
+def test_a_copy_of_what_was_there_before_takes_a_merge_back(kind: type[nn.Module]) -> None:
+    _, ws = both(kind)
+    ws.requires_grad_(False)
+    kernel, before = ws.standardized_weight(), ws.weight.data.clone()
+    ws.weight.data += torch.randn_like(before)
+    ws(X)
+    ws.weight.data.copy_(before)
+    torch.testing.assert_close(ws.standardized_weight(), kernel, rtol=1e-5, atol=1e-5)
+
+
 @KINDS
 def test_spectral_norm_bounds_the_kernel(kind: type[nn.Module]) -> None:
     _, ws = both(kind)

@@ -47,6 +47,19 @@ FREE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "1d": (lambda: chain(nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6)), (8, 4, 20)),
     "3d": (lambda: chain(nn.Conv3d(4, 6, 3), nn.BatchNorm3d(6)), (8, 4, 6, 6, 6)),
     "linear": (lambda: chain(nn.Linear(4, 16), nn.BatchNorm1d(16)), (32, 4)),
+    "times a number": (
+        lambda: Wired(lambda m, x: m.bn(m.a(x) * 0.5), a=nn.Conv2d(4, 6, 3), bn=nn.BatchNorm2d(6)),
+        SQUARE,
+    ),
+    "dropout that train mode shows": (
+        lambda: Wired(
+            lambda m, x: (lambda y: y * 2 if m.training else y)(m.bn(m.drop(m.a(x)))),
+            a=nn.Conv2d(4, 6, 3),
+            drop=nn.Dropout(0.3),
+            bn=nn.BatchNorm2d(6),
+        ),
+        SQUARE,
+    ),
     "called twice": (
         lambda: Wired(lambda m, x: m.bn(m.a(x)) + m.bn(m.a(-x)), a=nn.Conv2d(4, 6, 3), bn=nn.BatchNorm2d(6)),
         SQUARE,
@@ -62,6 +75,16 @@ BOUND: dict[str, tuple[Callable[[], nn.Module], str]] = {
             lambda m, x: m.bn(m.pool(m.a(x))), a=nn.Conv2d(4, 6, 3), pool=nn.MaxPool2d(2), bn=nn.BatchNorm2d(6)
         ),
         "something stands between the layer before it and the norm",
+    ),
+    "a divisor": (
+        lambda: Wired(lambda m, x: m.bn(0.5 / m.a(x)), a=nn.Conv2d(4, 6, 3), bn=nn.BatchNorm2d(6)),
+        "not fed by one convolution or linear layer",
+    ),
+    "times a number, and another reader": (
+        lambda: Wired(
+            lambda m, x: (lambda y: m.bn(y * 0.5) + y.sigmoid())(m.a(x)), a=nn.Conv2d(4, 6, 3), bn=nn.BatchNorm2d(6)
+        ),
+        "a is read by others, too",
     ),
     "another reader": (
         lambda: Wired(lambda m, x: m.bn(m.a(x)) + m.a(x).sigmoid(), a=nn.Conv2d(4, 6, 3), bn=nn.BatchNorm2d(6)),

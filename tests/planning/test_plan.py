@@ -54,6 +54,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "value of the other role": ({**CONV, "groups": -4}, "the layer 'conv': groups cannot be -4"),
     "shape": ({**NORM, "shape": [1, -1]}, "the layer 'bn': shape cannot be"),
     "negative epsilon": ({**NORM, "eps": -1e-5}, "the layer 'bn': eps cannot be -1e-05"),
+    "epsilon beyond floats": ({**NORM, "eps": 10**400}, "the layer 'bn': eps cannot be 1000"),
     "text that is not printable": ({**NORM, "reason": "\x1b[2J"}, "the layer 'bn': reason cannot be"),
     "name that is no text": ({**NORM, "name": 3}, "a layer: name cannot be 3"),
     "flaw": ({**NORM, "action": "group_norm", "channels": 8, "groups": 3, "eps": 1}, "3 groups do not divide 8"),

@@ -1,5 +1,6 @@
 """What a plan warns of."""
 
+import re
 from typing import Any
 
 import torch
@@ -43,3 +44,35 @@ def test_warnings() -> None:
 def test_a_mode_that_folds_is_warned_of() -> None:
     plan = normswap.inspect(Caching(conv=conv(), bn=bn()), example_input=torch.zeros(2, 3, 8, 8))
     assert plan.warnings[0].startswith("1 modules can fold BatchNorm into convolutions (the model, …)")
+
+
+class Watched(Direct):
+    """Has a hook that notes what its convolution makes: on the network that it was made for, or on what calls it."""
+
+    def watch(self, known: bool) -> "Watched":
+        self.seen: dict[str, torch.Tensor] = {}
+        if known:
+            self.conv.register_forward_hook(lambda _m, _args, output: self.seen.update(conv=output))
+        else:
+            self.conv.register_forward_hook(self.note)
+        return self
+
+    def note(self, _module: torch.nn.Module, _args: Any, output: torch.Tensor) -> None:
+        self.seen["conv"] = output
+
+
+def test_a_hook_that_knows_the_network_is_warned_of() -> None:
+    """A copy's hook wrote to the original, and the copy went on with what that had seen."""
+    x = torch.zeros(2, 3, 8, 8)
+    plans = [normswap.inspect(Watched(conv=conv(), bn=bn()).watch(known), example_input=x) for known in (True, False)]
+    (warning,) = plans[0].warnings
+    assert re.fullmatch(
+        r"conv._forward_hooks\[\d+\] \(a function\) knows the network itself, and of a converted copy it goes on with "
+        r"the original's: make it a method, which is copied, or convert with inplace=True",
+        warning,
+    )
+    assert plans[1].warnings == ()
+    model = Watched(conv=conv(), bn=bn()).watch(True)
+    result = normswap.convert(model, example_input=x, inplace=True)
+    result(x)
+    assert result.seen["conv"].shape == (2, 8, 8, 8)

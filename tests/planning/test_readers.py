@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -564,3 +565,58 @@ def test_a_function_that_knows_the_registered_modules_holds_no_more_than_they_do
     compiled = nn.Sequential(torch.compile(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), backend="eager"))
     for model in (net.eval(), compiled.eval()):
         assert conv_of(model).changes
+
+
+GLOBAL: dict[str, Any] = {}
+"""What networks keep in their file."""
+
+PAST = {
+    "weak reference": (lambda net: vars(net).update(ref=weakref.ref(net.conv)), lambda net: net.ref()),
+    "global": (lambda net: GLOBAL.update(conv=net.conv), lambda net: GLOBAL["conv"]),
+    "class": (lambda net: setattr(Holder, "conv", net.conv), lambda net: Holder.conv),  # type: ignore[attr-defined]
+}
+
+
+@pytest.mark.parametrize(("keep", "found"), PAST.values(), ids=PAST)
+def test_a_layer_that_is_found_past_the_modules_stays_plain(keep: Any, found: Callable[[Any], nn.Module]) -> None:
+    """No replacement takes the place of what a global holds, and a copy goes on with the original's."""
+    net = Base(keep, lambda net, x: net.bn(net.conv(x)) + net.bn(found(net)(x.flip(-1)))).eval()
+    plan = normswap.inspect(net, example_input=X)
+    (entry, *_) = [own for own in plan.convs if own.name == "conv"]
+    assert entry.reason == "its weight is also read by code that finds it past the network's modules"
+    assert any(line.startswith("conv.bias is found past the network's modules") for line in plan.warnings)
+    for inplace in (False, True):
+        result = normswap.convert(net, example_input=X, inplace=inplace)
+        assert type(found(net)) is type(result.conv) is nn.Conv2d
+
+
+WITH_GRADIENTS = {
+    "enabled": lambda net, x: (net.bn(net.conv(x)), net.conv(x)) if torch.is_grad_enabled() else net.bn(net.conv(x)),
+    "wanted": lambda net, x: penalized(net, net.conv(x)),
+}
+
+
+def penalized(net: Any, h: Tensor) -> Any:
+    return (net.bn(h), h.square().mean()) if h.requires_grad else net.bn(h)
+
+
+@pytest.mark.parametrize("run", WITH_GRADIENTS.values(), ids=WITH_GRADIENTS)
+def test_what_reads_a_convolution_with_gradients_alone_is_seen(run: Callable[[Any, Tensor], Any]) -> None:
+    """A trace that runs without them had its filters standardized and scaled, and training got other values."""
+    net = Base(nothing, run).eval()
+    nn.init.uniform_(net.bn.running_var, 0.5, 2)
+    wanted = net(X)[1]
+    result = normswap.convert(net, example_input=X)
+    assert type(result.conv) is nn.Conv2d
+    assert torch.equal(result(X)[1], wanted)
+
+
+def test_a_reader_in_the_networks_own_code_has_a_name() -> None:
+    """A fixed filter behind a convolution, as it blurs before it skips positions."""
+    blur = torch.ones(16, 1, 3, 3) / 9
+    net = Base(nothing, lambda net, x: net.bn(F.conv2d(net.conv(x), blur.to(x.device), groups=16))).eval()
+    assert conv_named(net, "conv").reason == "its output is read by the code of the network itself"
+
+
+def conv_named(net: nn.Module, name: str) -> Any:
+    return next(entry for entry in normswap.inspect(net, example_input=X).convs if entry.name == name)
