@@ -283,6 +283,17 @@ class BlurPool(Net):
         return self.bn(F.conv2d(self.conv(x), self.filt, groups=CHANNELS))
 
 
+class Forces(Net):
+    """An energy and its derivative by the positions, as networks of molecules and fields put out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            energy = self.head(self.bn(self.conv(x)).sigmoid().mean((2, 3)))
+            (force,) = torch.autograd.grad(energy.sum(), x, create_graph=self.training)
+        return torch.cat([energy, force.flatten(1)], 1)
+
+
 def bn(channels: int = CHANNELS) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels)
 
@@ -364,6 +375,9 @@ CASES: dict[str, Case] = {
         warns="flattened batch",
     ),
     "fusable": Case(lambda: Fusable(conv=conv(), bn=bn()), IMAGE, ONE, {"conv"}, warns="fold"),
+    "derivatives": Case(
+        lambda: Forces(conv=conv(), bn=bn(), head=nn.Linear(8, 1)), IMAGE, ONE, set(), {"conv": "convolution_backward"}
+    ),
     "channels 7": Case(lambda: Direct(conv=conv(3, 7), bn=bn(7)), IMAGE, {"bn": 1}, {"conv"}),
 }  # fmt: skip
 

@@ -459,7 +459,7 @@ def _difference(a: Tensor, b: Tensor) -> float:
     """Largest difference relative to the largest value; NaN counts as infinite."""
     if a.numel() == 0:
         return 0.0
-    wide = torch.complex128 if a.is_complex() else torch.float64
+    a, b, wide = a.detach(), b.detach(), torch.complex128 if a.is_complex() else torch.float64
     scale = a.abs().max().double().clamp_min(1e-12)
     return float(torch.nan_to_num((a.to(wide) - b.to(wide)).abs().max() / scale, nan=float("inf")))
 

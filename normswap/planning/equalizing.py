@@ -227,8 +227,8 @@ def _advice(network: Network, norms: Mapping[str, NormEntry], options: Options, 
     if expected >= EXPECTED_LOSS:
         yield (
             "the groups asked for may lose much of what the network knows: as running statistics have it, samples' own "
-            f"statistics move the norms' outputs by {expected:.2g} in all (sum of squared drifts); compare groups='auto' "
-            "(--groups auto), and give images"
+            f"statistics move the norms' outputs by {expected:.2g} in all (sum of squared drifts); compare groups="
+            "'auto' (--groups auto), and give images"
         )
     asked = [entry for entry in asked if entry.name in images]
     lost = sum(entry.drift**2 for entry in asked if entry.drift)

@@ -41,7 +41,7 @@ def shape_alone(func: Any, name: str, args: tuple[Any, ...], operands: list[Tens
     torch works these out in Python there, which takes most of the time of a pass without data.
     """
     first, schema = operands[0], func._schema
-    if name in OTHER_NORMS:
+    if name in OTHER_NORMS and not torch.is_grad_enabled():  # a backward pass asks for the shapes of statistics, too
         extra = len(schema.returns) - 1
         result = torch.empty(first.shape, dtype=first.dtype, device="meta")
         return (result, *(torch.empty(0, device="meta") for _ in range(extra))) if extra > 0 else result
