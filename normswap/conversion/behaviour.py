@@ -22,6 +22,7 @@ from normswap.networks.inputs import (
     as_call,
     cannot_be_seen,
     first_sample,
+    has_other_axes,
     leaves_in,
     materialize,
     may_name_samples,
@@ -154,8 +155,10 @@ def _batch_one(model: nn.Module, original: nn.Module | None, inputs: Any, sample
     try:
         output = _output(model, single)
     except Exception as error:
-        if may_name_samples(inputs, samples) and (original is None or not _runs(original, single)):
-            why = "indices in the example may name other samples"
+        why = "indices in the example may name other samples" if may_name_samples(inputs, samples) else ""
+        if not why and has_other_axes(inputs, samples):
+            why = "a tensor of the example may hold samples on another axis than its first"
+        if why and (original is None or not _runs(original, single)):
             return Check("batch size 1", None, f"one sample does not run by itself: {why} ({described(error)})")
         return Check("batch size 1", False, described(error))
     finite = _is_finite(output)

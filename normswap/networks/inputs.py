@@ -232,6 +232,14 @@ def may_name_samples(value: Any, samples: Samples) -> bool:
     return any(not t.is_meta and t.numel() and 0 <= int(t.max()) < samples.count for t in whole)
 
 
+def has_other_axes(value: Any, samples: Samples) -> bool:
+    """Tell whether a tensor of an example may hold the samples on another axis than the first, as RNNs take states."""
+    return samples.count > 1 and any(
+        tensor.ndim > 1 and tensor.shape[0] != samples.count and samples.count in tensor.shape[1:]
+        for tensor in tensors_in(value)
+    )
+
+
 def vary(value: Any, samples: Samples, *, seed: int) -> Any:
     """Return the example with every sample but the first replaced by another random one."""
     generator = torch.Generator().manual_seed(seed)

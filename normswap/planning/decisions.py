@@ -144,7 +144,7 @@ def _plan_norm(
     parts = checked_parts(name, norm)
     channels = parts.num_channels
     then, obstacle = _what_follows(name, norm, facts) if channels else ((), "it has no channels")
-    obstacle = misshapen(parts) or obstacle or _read_elsewhere(facts)
+    obstacle = misshapen(parts) or obstacle
     shape = facts.shape if facts else None
     stepped = shape is not None and is_stepped(norm, shape)
     if shape is not None and stepped:
@@ -165,7 +165,8 @@ def _plan_norm(
     if refusal := options.leaves(name):
         obstacle = obstacle or _departure(norm, then, facts, known)
         return _kept(replace(base, reason=refusal, by_user=True), norm, obstacle, options)
-    if obstacle := obstacle or chosen or _departure(norm, then, facts, known) or network.pinned_at(name):
+    read = "" if own.to is To.FROZEN else _read_elsewhere(facts)  # a frozen norm has the γ and β that it had
+    if obstacle := obstacle or read or chosen or _departure(norm, then, facts, known) or network.pinned_at(name):
         return replace(base, reason=obstacle)
     if own.to is To.FROZEN:
         return _frozen(base, norm)

@@ -150,6 +150,37 @@ def test_what_cannot_be_frozen_is_refused_with_the_layer_and_the_reason(norm: nn
         normswap.convert(model, to="frozen", example_input=X[:2])
 
 
+class Edged(nn.Module):
+    """Pads with what its norm makes of zero, as branches do that are merged into one convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.last = conv(), nn.BatchNorm2d(CHANNELS), conv(CHANNELS)
+        self.end = nn.BatchNorm2d(CHANNELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, bn = self.bn(self.conv(x)), self.bn
+        edge = bn.bias - bn.running_mean * bn.weight / (bn.running_var + bn.eps).sqrt()
+        row = edge.view(1, -1, 1, 1).expand(len(y), -1, 1, y.shape[-1])
+        return self.end(self.last(torch.cat([row, y, row], 2)))
+
+
+@pytest.mark.parametrize("options", [{"to": "frozen"}, {"exclude": ["bn"]}], ids=str)
+def test_a_norm_with_which_others_compute_is_frozen(options: dict[str, object]) -> None:
+    model = trained(Edged()).eval()
+    frozen = normswap.convert(model, example_input=X[:2], **options).train()
+    assert isinstance(frozen.bn, FrozenBatchNorm)
+    statistics = frozen.bn.running_mean.clone()
+    seen = dict[str, Tensor]()
+    frozen.last.register_forward_pre_hook(lambda _, args: seen.update(padded=args[0]))
+    frozen(X).square().sum().backward()
+    model.last.register_forward_pre_hook(lambda _, args: seen.update(expected=args[0]))
+    model(X)
+    torch.testing.assert_close(seen["padded"], seen["expected"])
+    assert torch.equal(frozen.bn.running_mean, statistics)
+    assert frozen.bn.weight.grad is not None
+
+
 @pytest.mark.parametrize("ws", ["adaptive", "standard"])
 def test_weight_standardization_is_refused_at_the_start(ws: str) -> None:
     with pytest.raises(InvalidOption, match=r"to='frozen' leaves convolutions as they are: leave ws= out"):

@@ -43,6 +43,27 @@ def test_nodes_of_a_graph_are_no_samples_of_their_own(original: bool) -> None:
     assert "one sample does not run by itself" in found["batch size 1"].detail
 
 
+class Stateful(nn.Module):
+    """Takes the state of a recurrent layer, (layers, samples, features)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.rnn = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.LSTM(8, 5)
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> Tensor:
+        y, _ = self.rnn(self.bn(self.conv(x)).mean((2, 3))[None], state)
+        return y[0]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("original", [True, False], ids=["beside the original", "alone"])
+def test_states_hold_samples_on_another_axis(original: bool) -> None:
+    state = torch.randn(1, 2, 5), torch.randn(1, 2, 5)
+    found = checks(Stateful(), (torch.randn(2, 3, 8, 8), state), original=original)
+    assert [name for name, row in found.items() if row.ok is False] == []
+    assert found["batch size 1"].ok is None
+    assert "another axis than its first" in found["batch size 1"].detail
+
+
 def test_a_network_without_edges_must_run_on_one_sample() -> None:
     class Paired(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:

@@ -37,6 +37,10 @@ def after(change: Callable[[Any, Tensor, Tensor], Tensor]) -> Forward:
     return lambda s, x: change(s, EXACTLY(s, x), x)
 
 
+def by_the_batch(self: Any, x: Tensor) -> Tensor:
+    return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, True, 0.1, self.eps)
+
+
 def zeroed(_: Any, y: Tensor, x: Tensor) -> Tensor:
     return torch.cat([y[:, :-1], torch.zeros_like(y[:, -1:])], 1)
 
@@ -129,6 +133,7 @@ DEPARTING: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "gamma is 1 + weight": (lambda: subclass(by_hand(lambda w: 1 + w)), OFF),
     "gamma is positive": (lambda: subclass(by_hand(torch.abs)), OFF),
     "clips its gamma": (lambda: subclass(clipping), OFF),
+    "batch statistics in eval mode": (lambda: subclass(by_the_batch), "without mean and var"),
     "writes to its input": (lambda: subclass(in_place), "in eval mode it writes to its input"),
     "flips": (lambda: subclass(after(lambda s, y, x: y.flip(-1))), OFF),
     "transposes": (lambda: subclass(after(lambda s, y, x: y.mT.reshape_as(y))), OFF),
@@ -198,6 +203,24 @@ def test_refused(build: Callable[[], nn.Module], found: str, device: str) -> Non
     model = Direct(conv=conv(), bn=build()).to(device)
     with pytest.raises(normswap.NormswapError, match=f"bn: .*{found}.*register_norm"):
         normswap.convert(model, example_input=torch.zeros(2, 3, 9, 9))
+
+
+def test_a_norm_that_never_uses_its_running_statistics_can_be_taught_without_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("normswap.networks.recognition._NORMS", {})
+    norm = subclass(by_the_batch)
+    with torch.no_grad():
+        for value in (norm.weight, norm.running_mean, norm.running_var):
+            value.uniform_(0.5, 2)
+    model = Direct(conv=conv(), bn=norm).eval()
+    x = torch.randn(1, 3, 9, 9)
+    with pytest.raises(normswap.NormswapError, match="by the batch's statistics in eval mode, too"):
+        normswap.convert(model, example_input=x)
+    normswap.register_norm(type(norm), lambda m: normswap.NormParts(m.num_features, m.eps, m.weight, m.bias))
+    converted = normswap.convert(model, overrides={"bn": {"groups": 4}}, example_input=x)
+    expected = F.relu(F.group_norm(model.conv(x), 4, norm.weight, norm.bias, norm.eps))
+    torch.testing.assert_close(converted(x), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_refused_beside_other_norms() -> None:
