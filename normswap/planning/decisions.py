@@ -165,8 +165,9 @@ def _plan_norm(
     if refusal := options.leaves(name):
         obstacle = obstacle or _departure(norm, then, facts, known)
         return _kept(replace(base, reason=refusal, by_user=True), norm, obstacle, options)
+    obstacle = obstacle or chosen or _departure(norm, then, facts, known)
     read = "" if own.to is To.FROZEN else _read_elsewhere(facts)  # a frozen norm has the γ and β that it had
-    if obstacle := obstacle or read or chosen or _departure(norm, then, facts, known) or network.pinned_at(name):
+    if obstacle := obstacle or read or network.pinned_at(name):
         return replace(base, reason=obstacle)
     if own.to is To.FROZEN:
         return _frozen(base, norm)
