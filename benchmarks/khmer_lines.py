@@ -4,11 +4,11 @@ The network is the recurrent one of `pip install khmer-ocr-ocm --no-deps` (BSD),
 lines are random letters and vowels, drawn with the fonts of the package.
 """
 
-import importlib.util
 from pathlib import Path
 from random import Random
 
 import torch
+from installed import installed
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_tensor
@@ -44,10 +44,7 @@ class Reader(nn.Module):
 
 def package() -> Path:
     """Return the folder of the weights and the fonts."""
-    spec = importlib.util.find_spec("khmer_ocr_ocm")
-    if spec is None or spec.origin is None:
-        raise SystemExit("pip install khmer-ocr-ocm --no-deps")
-    return Path(spec.origin).parent / "assets"
+    return installed("khmer_ocr_ocm") / "assets"
 
 
 def reader() -> Reader:

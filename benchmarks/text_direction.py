@@ -7,13 +7,13 @@ The network is PaddleOCR's ch_ppocr_mobile_v2.0_cls (Apache 2.0), a MobileNetV3 
 """
 
 import argparse
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 
 import torch
 import torch.nn.functional as F
+from installed import installed
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image, to_tensor
@@ -90,10 +90,7 @@ class TextDirection(nn.Module):
 
 def source() -> Path:
     """Return the ONNX file of the package."""
-    spec = importlib.util.find_spec("rapidocr_onnxruntime")
-    if spec is None or spec.origin is None:
-        raise SystemExit("pip install rapidocr-onnxruntime")
-    return Path(spec.origin).parent / "models" / "ch_ppocr_mobile_v2.0_cls_infer.onnx"
+    return installed("rapidocr_onnxruntime") / "models" / "ch_ppocr_mobile_v2.0_cls_infer.onnx"
 
 
 def tensors(path: Path) -> dict[str, Tensor]:
