@@ -75,7 +75,7 @@ def _behaviour(
     if device.type == "meta":
         yield Check("numbers", None, "the network is on the meta device")
         return
-    inputs, failure = _first_inputs(model, example, device)
+    inputs, output, failure = _first_inputs(model, example, device)
     if failure is not None:
         unknown = [tensor for tensor in tensors_in(example) if tensor.is_meta]
         guessed = stopped and bool(unknown)
@@ -86,11 +86,11 @@ def _behaviour(
         return
     original = None if original is None else unwrap(original)
     with _same_random_numbers(device):
-        yield _finite(_output(model, inputs))
+        yield _finite(output)
         yield _batch_one(model, original, inputs, samples)
-        opened = _opened(model, inputs)
-        yield _batch_independent(opened, original, inputs, samples)
-        yield _train_equals_eval(opened, plan, inputs)
+        opened, output = _opened(model, inputs, output)
+        yield _batch_independent(opened, original, inputs, output, samples)
+        yield _train_equals_eval(opened, plan, inputs, output)
         yield _gradients(converted, plan, original, inputs)
 
 
@@ -101,13 +101,13 @@ def _same_random_numbers(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _first_inputs(model: nn.Module, example: Any, device: torch.device) -> tuple[Any, Exception | None]:
-    """Return inputs that a network runs on, to finite outputs where there are such; else the first error."""
+def _first_inputs(model: nn.Module, example: Any, device: torch.device) -> tuple[Any, Any, Exception | None]:
+    """Return inputs that a network runs on and its output, a finite one where there is such; else the first error."""
     made = partial(materialize, example, device, _dtype(model), seed=0)
     makers: list[Callable[[], Any]] = [made, partial(made, count=1)]
     if not any(tensor.is_meta for tensor in tensors_in(example)):
         makers.append(lambda: tree_map_only(Tensor, lambda tensor: tensor.to(device), example))
-    failures, ran = list[Exception](), list[Any]()
+    failures, ran = list[Exception](), list[tuple[Any, Any]]()
     for make in makers:
         try:
             inputs = make()
@@ -117,9 +117,9 @@ def _first_inputs(model: nn.Module, example: Any, device: torch.device) -> tuple
             failures.append(error)
         else:
             if _is_finite(output):
-                return inputs, None
-            ran.append(inputs)
-    return (ran[0], None) if ran else (None, failures[0])
+                return inputs, output, None
+            ran.append((inputs, output))
+    return (*ran[0], None) if ran else (None, None, failures[0])
 
 
 def _output(model: nn.Module, inputs: Any) -> Any:
@@ -174,25 +174,30 @@ def _runs(model: nn.Module, inputs: Any) -> bool:
     return True
 
 
-def _opened(model: nn.Module, inputs: Any) -> nn.Module:
-    """Return a copy whose closed gates are open, so that what is behind them shows; the model where that is too much.
+def _opened(model: nn.Module, inputs: Any, output: Any) -> tuple[nn.Module, Any]:
+    """Return a copy whose closed gates are open, so that what is behind them shows, and its output; the model and its
+    own where there are none, or where that is too much.
 
     Values of branches that start with zeros are made up; as the same network is compared with itself they may be.
     """
     opened, generator = copy_model(model), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in opened.parameters():
-            if parameter.is_floating_point() and parameter.numel() and float(parameter.abs().max()) < CLOSED:
-                fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
-                values = (uniform(parameter.shape, generator) + 0.5) / fan_in
-                parameter.data = torch.empty_like(parameter).copy_(values)
+    some = (p for p in opened.parameters() if p.is_floating_point() and p.numel())
+    closed = [parameter for parameter in some if float(parameter.detach().abs().max()) < CLOSED]
+    for parameter in closed:
+        fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
+        parameter.data = torch.empty_like(parameter).copy_((uniform(parameter.shape, generator) + 0.5) / fan_in)
+    if not closed:
+        return model, output
     try:
-        return opened if _is_finite(_output(opened, inputs)) else model
+        made = _output(opened, inputs)
     except Exception:
-        return model
+        return model, output
+    return (opened, made) if _is_finite(made) else (model, output)
 
 
-def _batch_independent(model: nn.Module, original: nn.Module | None, inputs: Any, samples: Samples) -> Check:
+def _batch_independent(
+    model: nn.Module, original: nn.Module | None, inputs: Any, output: Any, samples: Samples
+) -> Check:
     """Change all samples but the first and look at what becomes of the first one.
 
     What holds a mean over the batch beside other outputs, as the original has it, is left out.
@@ -200,12 +205,13 @@ def _batch_independent(model: nn.Module, original: nn.Module | None, inputs: Any
     name = "batch independence"
     if samples.count < 2:
         return Check(name, None, "the example holds one sample")
-    moved, paired = _moved(model, inputs, samples)
+    moved, paired = _moved(model, inputs, output, samples)
     if not moved:
         return Check(name, None, "no output has one row per sample")
     named, worst, note = may_name_samples(inputs, samples), max(moved), ""
     if worst > TOLERANCE and original is not None:
-        before, _ = _moved(in_mode(copy_model(original), False), inputs, samples)
+        twin = in_mode(copy_model(original), False)
+        before, _ = _moved(twin, inputs, _output(twin, inputs), samples)
         if (paired or named) and max(before, default=0) > TOLERANCE:
             return Check(name, None, "the network compares its samples with each other, as before")
         alone = [own for own, first in zip(moved, before, strict=False) if first <= TOLERANCE]
@@ -217,13 +223,13 @@ def _batch_independent(model: nn.Module, original: nn.Module | None, inputs: Any
     return Check(name, worst <= TOLERANCE, f"changing the other samples moves a sample by {worst:.1e}{note}")
 
 
-def _moved(model: nn.Module, inputs: Any, samples: Samples) -> tuple[list[float], bool]:
+def _moved(model: nn.Module, inputs: Any, output: Any, samples: Samples) -> tuple[list[float], bool]:
     """Return how far the first sample's outputs move when the others change, and whether one is of pairs of samples.
 
     An output with several axes that run over the samples is one of pairs, of which the first sample's with itself is
     looked at. Outputs without a row per sample are left out.
     """
-    count, output, varied = samples.count, _output(model, inputs), _output(model, vary(inputs, samples, seed=1))
+    count, varied = samples.count, _output(model, vary(inputs, samples, seed=1))
     rows = [(a, b) for a, b in zip(_floats(output), _floats(varied), strict=False) if a.ndim and a.shape[0] == count]
     pairs = [(_first(a, count), _first(b, count)) for a, b in rows if a.shape == b.shape]
     if isinstance(output, (list, tuple)) and len(output) == count and not pairs:
@@ -237,12 +243,12 @@ def _first(tensor: Tensor, count: int) -> Tensor:
     return tensor[tuple(0 if size == count else slice(None) for size in tensor.shape)]
 
 
-def _train_equals_eval(model: nn.Module, plan: Plan, inputs: Any) -> Check:
+def _train_equals_eval(model: nn.Module, plan: Plan, inputs: Any, output: Any) -> Check:
     """Compare modes; where a network is random or returns something else in train mode, layer by layer.
 
     Norms that the user kept are left in eval mode: their statistics are what was asked for.
     """
-    name, output = "train() equals eval()", _output(model, inputs)
+    name = "train() equals eval()"
     kept = [entry for entry in plan.norms if entry.by_user and not entry.changes]
     trained = in_mode(copy_model(model), True)
     _leave_kept(trained, kept)
