@@ -12,6 +12,7 @@ from typing import Any, TypeGuard
 from torch import nn
 
 from normswap.layers.norms import HOOKS
+from normswap.networks.overrides import codes
 from normswap.networks.recognition import has_kernel, is_batch_norm
 
 FLAG = "training"
@@ -132,14 +133,6 @@ def _is_own(value: Any) -> TypeGuard[FunctionType]:
 
 def _is_torchs(value: Any) -> bool:
     return str(getattr(value, "__module__", "")).partition(".")[0] == "torch"
-
-
-def codes(code: CodeType) -> Iterator[CodeType]:
-    """Yield a function's code, and that of the functions within it."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from codes(constant)
 
 
 @lru_cache(maxsize=1024)
