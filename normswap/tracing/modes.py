@@ -3,7 +3,6 @@
 import dis
 import inspect
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from functools import lru_cache
 from itertools import chain, pairwise
 from types import CodeType, FunctionType, ModuleType
@@ -14,6 +13,7 @@ from torch import nn
 from normswap.layers.norms import HOOKS
 from normswap.networks.overrides import codes
 from normswap.networks.recognition import has_kernel, is_batch_norm
+from normswap.networks.references import closed_over
 
 FLAG = "training"
 """What torch calls the mode of a module."""
@@ -111,7 +111,7 @@ def _running(modules: list[nn.Module]) -> Iterator[tuple[CodeType, bool]]:
 def _named(code: CodeType, function: FunctionType) -> Iterator[Any]:
     """Yield what code may mean by its names: what its file and its closure hold, and what modules hold for it."""
     held = [function.__globals__[name] for name in code.co_names if name in function.__globals__]
-    held += [value for cell in function.__closure__ or () for value in _contents(cell)]
+    held += closed_over(function)
     for value in held:
         kind = type(value)  # an object may answer anything for its class, and a dict for its values
         if issubclass(kind, ModuleType):
@@ -120,11 +120,6 @@ def _named(code: CodeType, function: FunctionType) -> Iterator[Any]:
             yield from dict.values(value) if base is dict else base.__iter__(value)
         else:
             yield value
-
-
-def _contents(cell: Any) -> Iterator[Any]:
-    with suppress(ValueError):  # empty as yet
-        yield cell.cell_contents
 
 
 def _is_own(value: Any) -> TypeGuard[FunctionType]:
