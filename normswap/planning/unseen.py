@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from normswap.layers.convs import layout_of
 from normswap.layers.equalization import times
 from normswap.layers.norms import HOOKS
 from normswap.networks.copying import PLAIN, copy_model, in_mode
@@ -145,10 +146,9 @@ def _divide(norm: nn.Module, slices: Iterable[tuple[str, int, int]], factors: Ma
 
 def _scale(layer: nn.Module, factors: Tensor) -> None:
     """Multiply the filters and the bias of a copy."""
-    layout = {"transposed": bool(getattr(layer, "transposed", False)), "groups": int(getattr(layer, "groups", 1))}
     for parameter in (layer._parameters.get("weight"), layer._parameters.get("bias")):
         if parameter is not None:
-            parameter.copy_(times(parameter, factors.tolist(), **layout))  # type: ignore[arg-type]
+            parameter.copy_(times(parameter, factors.tolist(), **layout_of(layer)))
 
 
 def _factors(count: int, seed: int) -> Tensor:
