@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from normswap.errors import CheckpointError, PlanMismatch, described
 from normswap.networks.copying import copy_model, in_mode
-from normswap.networks.inputs import call, fresh, materialize, rebuild, tensors_in
+from normswap.networks.inputs import call, fresh, materialize, rebuild, reference, tensors_in
 from normswap.networks.network import Network
 from normswap.networks.randomness import normal, same_randomness
 from normswap.networks.sharing import sparing
@@ -124,7 +124,7 @@ def _steady(model: nn.Module, inputs: Any) -> dict[str, list[float]]:
 
 def _traits(model: nn.Module, inputs: Any, *, seed: int, moved: bool = False) -> dict[str, list[float]]:
     copy = Network(in_mode(copy_model(model), False))
-    like = next((p for p in copy.model.parameters() if p.is_floating_point()), torch.empty(0))
+    like = reference(copy.model)
     example = materialize(rebuild(inputs), like.device, like.dtype, seed=0)
     example = tree_map_only(Tensor, _moved, example) if moved else example
     found: dict[str, list[float]] = {INPUT: _traits_in(example)}
