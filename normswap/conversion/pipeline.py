@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normswap.conversion.carried_plan import carried_plan, carry_plan, must_fit
-from normswap.conversion.moments import match_moments
+from normswap.conversion.moments import alignable, match_moments
 from normswap.conversion.present_plan import joined
 from normswap.conversion.replacements import rewritten_filters
 from normswap.conversion.sizes import disturbed
@@ -302,7 +302,7 @@ def _made_up(network: Network, spec: Any) -> Iterator[Tensor]:
 def _matched(converted: nn.Module, original: nn.Module, plan: Plan, images: list[Any]) -> None:
     """Set the norms' affine values to what images ask for; modes, hooks and everything else stay."""
     student = Network(in_mode(copy_model(converted), False))
-    names = [entry.name for entry in plan.norms if entry.action is Action.GROUP_NORM and entry.shape is not None]
+    names = alignable(plan)
     with undisturbed(original):
         match_moments(student, Network(original), names, images)
     modules = Network(converted).slots
