@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from coverage_packages import sweep
+from coverage_packages import line, sweep
 from coverage_table import write_table
 from packages import PACKAGES
+from records import RESULTS
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from tqdm import tqdm
@@ -39,7 +40,6 @@ from normswap.networks.network import Network
 from normswap.networks.recognition import is_batch_norm
 from normswap.tracing.forward import Trace, trace
 
-RESULTS = Path(__file__).parent / "results"
 MAX_PARAMETERS, MAX_FLOPS = 30e6, 2e9
 
 
@@ -54,7 +54,7 @@ def one(job: tuple[str, str]) -> dict[str, Any]:
         try:
             model = build_on_meta(build)
         except Exception as error:
-            return {**row, "status": "not buildable", "error": _line(error)}
+            return {**row, "status": "not buildable", "error": line(error)}
         row["norms"] = sum(is_batch_norm(module) for module in model.modules())
         if not row["norms"]:
             return {**row, "status": "no BatchNorm"}
@@ -63,7 +63,7 @@ def one(job: tuple[str, str]) -> dict[str, Any]:
             row |= numbers(build())
         row["status"] = "failed" if row["left"] or row["lost_activations"] or row.get("failed_checks") else "ok"
     except Exception as error:
-        row |= {"status": "failed", "error": _line(error)}
+        row |= {"status": "failed", "error": line(error)}
     row["megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return row
 
@@ -179,10 +179,6 @@ def kind(warning: str) -> str:
     return warning
 
 
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300]
-
-
 def main() -> None:
     """Run the sweep and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -196,7 +192,7 @@ def main() -> None:
     table = Path(__file__).parent.parent / "docs" / "coverage.md"
     if args.zoo in PACKAGES:
         sweep(args.zoo, RESULTS / f"packages-{args.zoo}.jsonl", args.only)
-        write_table(RESULTS, table)
+        write_table(table)
         return
     rows = [json.loads(line) for line in path.read_text().splitlines()] if args.resume and path.exists() else []
     done = {row["model"] for row in rows}
@@ -210,7 +206,7 @@ def main() -> None:
             if row["status"] == "failed":
                 tqdm.write(f"{row['model']}: {row.get('error') or row.get('failed_checks') or row}")
     print(f"{len(jobs)} networks in {(time.perf_counter() - started) / 60:.1f} minutes")
-    write_table(RESULTS, table)
+    write_table(table)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def one(sample: Sample) -> dict[str, Any]:
     try:
         model = in_mode(sample.build(), False)
     except Exception as error:
-        return {"status": "not buildable", "error": _line(error)}
+        return {"status": "not buildable", "error": line(error)}
     norms = sum(is_batch_norm(module) for module in model.modules())
     row: dict[str, Any] = {"norms": norms}
     if not norms:
@@ -81,15 +81,15 @@ def one(sample: Sample) -> dict[str, Any]:
         trained(model, example)
         expected = called(model, example)
     except Exception as error:
-        return {**row, "status": "does not run by itself", "error": _line(error)}
+        return {**row, "status": "does not run by itself", "error": line(error)}
     row["by_hand"] = _needs_example(model, row)
     options = {"example_input": example} if row["by_hand"] else {}
     try:
         converted = normswap.convert(model, **options)
     except normswap.NormswapError as error:
-        return {**row, "status": "refused", "error": _line(error)}
+        return {**row, "status": "refused", "error": line(error)}
     except Exception as error:
-        return {**row, "status": "crash", "error": _line(error)}
+        return {**row, "status": "crash", "error": line(error)}
     plan = normswap.plan_of(converted)
     row["converted"] = sum(entry.changes for entry in plan.norms)
     row["standardized"] = sum(entry.changes for entry in plan.convs)
@@ -102,11 +102,11 @@ def one(sample: Sample) -> dict[str, Any]:
         row["checks"] = {check.name: check.ok for check in checks.rows}
         failed = [f"{check.name}: {check.detail}" for check in checks.failed]
     except Exception as error:
-        failed = [f"check raises {_line(error)}"]
+        failed = [f"check raises {line(error)}"]
     try:
         row["difference"] = difference = oracle(model, converted, example, expected)
     except Exception as error:
-        return {**row, "status": "wrong", "error": f"converted, it does not run: {_line(error)}"}
+        return {**row, "status": "wrong", "error": f"converted, it does not run: {line(error)}"}
     if not difference <= TOLERANCE:
         return {**row, "status": "wrong", "error": f"off by {difference:.1e}"}
     try:
@@ -116,7 +116,7 @@ def one(sample: Sample) -> dict[str, Any]:
         pairs = zip(converted.state_dict().items(), loaded.state_dict().values(), strict=True)
         failed += [f"reload: {key} differs" for (key, a), b in pairs if isinstance(a, Tensor) and not _same(a, b)]
     except Exception as error:
-        failed += [f"save and load: {_line(error)}"]
+        failed += [f"save and load: {line(error)}"]
     return {**row, "status": "check fails" if failed else "ok", **({"error": failed[0]} if failed else {})}
 
 
@@ -134,12 +134,12 @@ def _needs_example(model: nn.Module, row: dict[str, Any]) -> bool:
     try:
         normswap.inspect(model)
     except normswap.NeedsExampleInput as error:
-        row["asked"] = _line(error)
+        row["asked"] = line(error)
         return True
     except normswap.NormswapError:
         pass
     except Exception as error:
-        row["asked"] = _line(error)
+        row["asked"] = line(error)
     return False
 
 
@@ -281,6 +281,7 @@ def _late(*_: Any) -> None:
     raise Late
 
 
-def _line(error: Exception) -> str:
+def line(error: Exception) -> str:
+    """Return an error's class and its first line."""
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"[:300]

@@ -4,9 +4,9 @@ import json
 import statistics
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-Row = dict[str, Any]
+from records import RESULTS, read
+from records import Job as Row
 
 SUMS = ("norms", "left", "convs", "standardized", "activations", "lost_activations")
 
@@ -21,12 +21,11 @@ cores on which the tests ran, too: two to four times those of idle ones.
 """
 
 
-def write_table(results: Path, target: Path) -> None:
+def write_table(target: Path) -> None:
     """Write the page from all result files."""
-    zoos = {path.stem.removeprefix("coverage-"): _read(path) for path in sorted(results.glob("coverage-*.jsonl"))}
-    packages = {path.stem.removeprefix("packages-"): _read(path) for path in sorted(results.glob("packages-*.jsonl"))}
+    zoos, packages = _results("coverage-"), _results("packages-")
     target.parent.mkdir(exist_ok=True)
-    parts = [_totals(zoos), *_packages(packages), *_inspect_time(results / "inspect_time.json")]
+    parts = [_totals(zoos), *_packages(packages), *_inspect_time(RESULTS / "inspect_time.json")]
     parts += [_details(zoo, rows) for zoo, rows in zoos.items()]
     target.write_text(HEAD + "\n\n".join(parts) + "\n")
 
@@ -94,8 +93,9 @@ def _inspect_time(path: Path) -> list[str]:
     ]
 
 
-def _read(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def _results(kind: str) -> dict[str, list[Row]]:
+    """Return the rows of all result files of a kind, by what their names say beside it."""
+    return {path.stem.removeprefix(kind): read(path.stem) for path in sorted(RESULTS.glob(f"{kind}*.jsonl"))}
 
 
 def _totals(zoos: dict[str, list[Row]]) -> str:

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import timm
@@ -134,7 +135,7 @@ SOURCES: dict[str, dict[str, object]] = {
 
 
 def main() -> None:
-    """Measure every source of moments at every shrink."""
+    """Measure every source of moments at every shrink; what is copied, which has none, once."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("crops", type=Path, nargs="?", help="folder of photo crops")
     parser.add_argument("--networks", nargs="+", default=USUAL, choices=list(NETWORKS))
@@ -149,17 +150,17 @@ def main() -> None:
             trial = NETWORKS[name](args.crops)
             own = args.crops.name if args.crops and name in PHOTOS else "drawn"
             options = SOURCES | {"128 images": {"batches": [torch.cat(trial.images)]}}
-            for shrink in args.shrink:
-                for source in args.sources:
-                    started = time.perf_counter()
-                    how = options[source] if source == "copied" or not shrink else {"shrink": shrink, **options[source]}
-                    converted = normswap.convert(trial.model, groups=groups, example_input=trial.images[0][:2], **how)
-                    seconds = round(time.perf_counter() - started, 1)
-                    row = {"network": name, "crops": own, "groups": groups, "shrink": shrink}
-                    row |= {"source": source, "seconds": seconds, **trial.judge(converted)}
-                    print(row, flush=True)
-                    file.write(json.dumps(row) + "\n")
-                    file.flush()
+            pairs = product(args.shrink, args.sources)
+            for shrink, source in dict.fromkeys((None if source == "copied" else x, source) for x, source in pairs):
+                started = time.perf_counter()
+                how = options[source] | ({"shrink": shrink} if shrink else {})
+                converted = normswap.convert(trial.model, groups=groups, example_input=trial.images[0][:2], **how)
+                seconds = round(time.perf_counter() - started, 1)
+                row = {"network": name, "crops": own, "groups": groups, "shrink": shrink}
+                row |= {"source": source, "seconds": seconds, **trial.judge(converted)}
+                print(row, flush=True)
+                file.write(json.dumps(row) + "\n")
+                file.flush()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from function import converted, distilled
 from records import Job, run_all
 from torch import Tensor, nn
 
+from normswap.demo.comparison import far
+
 RATES = {"near": (1e-4, 3e-4, 1e-3), "far": (5e-4, 1e-3, 2e-3)}
 BATCHES = {"near": 2, "far": 1}
 STEPS = {"near": (0, 100, 300), "far": (0, 400, 1200)}
@@ -37,11 +39,6 @@ OTHERS: dict[str, Callable[[int], nn.Module]] = {
     "distilled": lambda seed: distilled(seed)[0],
 }
 """Of 32 groups where none are named."""
-
-
-def turned(images: Tensor) -> Tensor:
-    """Return images turned by 90° and inverted."""
-    return -torch.rot90(images, 1, (2, 3))
 
 
 def steps(
@@ -67,7 +64,7 @@ def steps(
 def tune(job: Job) -> Job:
     """Fine-tune one network and return its accuracies."""
     images, labels, test_images, test_labels = load()
-    seen = turned if job["task"] == "far" else lambda x: x
+    seen = far if job["task"] == "far" else lambda x: x
     test_images, test_labels = seen(test_images[:TEST_IMAGES]), test_labels[:TEST_IMAGES]
     model = (FORMS | OTHERS)[job["form"]](job["seed"])
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], job["rate"], momentum=0.9)

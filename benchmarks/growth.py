@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from records import RESULTS, read
 from torch import Tensor, nn
 
 import normswap
 
-RESULT = Path(__file__).parent / "results" / "growth.jsonl"
+RESULT = RESULTS / "growth.jsonl"
 PICTURE = Path(__file__).parent.parent / "docs" / "growth.png"
 BLOCKS = (100, 400, 1600, 6400)
 CONVS = 5_000
@@ -136,7 +137,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    rows = [json.loads(line) for line in RESULT.read_text(encoding="utf-8").splitlines()] if RESULT.exists() else []
+    rows = read("growth")
     if not args.draw:
         dict(verbs(residual(4), residual(4), torch.zeros(2, 3, 8, 8)))  # what is imported late is imported now
         for name in args.networks:

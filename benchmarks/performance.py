@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import accumulate, product
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -21,6 +20,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from opacus.validators import ModuleValidator
+from records import RESULTS
 from timing import Variant, device, device_name, interleaved, summary
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -31,7 +31,6 @@ import normswap
 from normswap.layers.convs import WeightStandardized, given
 from normswap.layers.standardization import gain_and_offset, standardize
 
-RESULTS = Path(__file__).parent / "results"
 Rows = Iterator[dict[str, Any]]
 
 

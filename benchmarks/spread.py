@@ -16,7 +16,7 @@ from records import Job, run_all
 from torch import nn
 
 import normswap
-from normswap.demo.comparison import accuracy
+from normswap.demo.comparison import accuracy, far
 from normswap.demo.digits import digits_resnet, load_digits
 from normswap.layers.equalization import equalize
 from normswap.planning import equalizing
@@ -45,7 +45,7 @@ def tune(job: Job) -> Job:
     rows["converted"] = accuracy(start.eval(), test_images, test_labels)
     state = {key: value.clone() for key, value in start.state_dict().items()}
     for task in RATES:
-        see = (lambda x: -torch.rot90(x, 1, (2, 3))) if task == "far" else (lambda x: x)
+        see = far if task == "far" else (lambda x: x)
         for rate in RATES[task]:
             start.load_state_dict(state)
             optimizer = torch.optim.SGD([p for p in start.parameters() if p.requires_grad], rate, momentum=0.9)

@@ -22,10 +22,7 @@ def main(checkpoint: str, images: str) -> None:
     """Load, train privately, and read the state dict back."""
     torch.manual_seed(0)
     data = ImageFolder(images, transforms.Compose([transforms.Resize((64, 64)), transforms.ToTensor()]))
-    model = normswap.load(checkpoint, num_classes=len(data.classes)).train()
-    for module in model.modules():
-        if hasattr(module, "inplace"):  # Opacus' hooks and in-place activations exclude each other
-            module.inplace = False
+    model = normswap.out_of_place(normswap.load(checkpoint, num_classes=len(data.classes))).train()
     assert ModuleValidator.is_valid(model)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trainable, lr=1e-3)

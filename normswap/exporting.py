@@ -44,6 +44,7 @@ FREE_AXES = (5, 1, 0)
 """How many leading axes are free, tried in this order: all, the batch, none."""
 
 AXES = {3: ("length",), 4: ("height", "width"), 5: ("depth", "height", "width")}
+"""What is behind samples and channels, by the number of all axes."""
 
 
 @dataclass(frozen=True)

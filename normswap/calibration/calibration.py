@@ -15,7 +15,7 @@ from normswap.calibration.batches import Split
 from normswap.calibration.distillation import LEARNING_RATES, disagreement, distill
 from normswap.calibration.supply import PASSES, with_made_up
 from normswap.conversion.carried_plan import carry_plan, must_fit, plan_of
-from normswap.conversion.moments import match_moments
+from normswap.conversion.moments import alignable, match_moments
 from normswap.conversion.pipeline import apply, convert
 from normswap.errors import CalibrationFailed, InvalidOption, described
 from normswap.networks.copying import copy_model, in_mode
@@ -26,7 +26,7 @@ from normswap.networks.processes import processes, summed
 from normswap.networks.settings import own_settings
 from normswap.networks.surroundings import undisturbed
 from normswap.networks.validation import must_have_data, unwrap
-from normswap.planning.choices import Action, Affine
+from normswap.planning.choices import Affine
 from normswap.planning.measuring import Prepared, first_batches, must_be_batches
 from normswap.planning.plan import Plan
 
@@ -160,7 +160,7 @@ def calibration(
             scores["equalized"] = judge(best["equalized"])
         else:
             best["matched"] = Network(copy_model(student.model))
-            match_moments(best["matched"], teacher, _norms(plan), few)
+            match_moments(best["matched"], teacher, alignable(plan), few)
             scores["matched"] = judge(best["matched"])
         interrupted = False
         if steps:
@@ -174,10 +174,6 @@ def calibration(
     return Calibration(scores, kept, interrupted)
 
 
-def _norms(plan: Plan) -> list[str]:
-    return [entry.name for entry in plan.norms if entry.action is Action.GROUP_NORM and entry.shape is not None]
-
-
 def _as_converted(converted: nn.Module, original: nn.Module, plan: Plan) -> bool:
     """Tell whether a network's filters are still those that its plan makes of the original's, free to be scaled anew.
 
@@ -186,7 +182,7 @@ def _as_converted(converted: nn.Module, original: nn.Module, plan: Plan) -> bool
     fitted = any(entry.affine is Affine.MATCH for entry in plan.norms)
     if not (fitted and plan.options.equalize and plan.options.affine is Affine.MATCH):
         return False
-    affine = {f"{name}.{key}" for name in _norms(plan) for key in ("weight", "bias")}
+    affine = {f"{name}.{key}" for name in alignable(plan) for key in ("weight", "bias")}
     ours, fresh = converted.state_dict(), apply(original, plan).state_dict()
     return ours.keys() == fresh.keys() and all(
         torch.equal(value, fresh[key].to(value.device)) for key, value in ours.items() if key not in affine
@@ -220,7 +216,7 @@ def _distilled(
     if made_up and images.passes(steps) > PASSES:
         supply = with_made_up(supply, seed=seed)
     batches = iter(tqdm(islice(supply, steps), "distilling", steps, unit="step", disable=None, leave=False))
-    names = _norms(plan_of(start.model))
+    names = alignable(plan_of(start.model))
 
     interrupted = False
 
@@ -286,7 +282,7 @@ class _Judge:
     @torch.no_grad()
     def __call__(self, student: Network) -> float:
         """Return the score of a network; of its norms' outputs where the network's cannot be compared."""
-        names, scores = _norms(plan_of(student.model)), list[Tensor | None]()
+        names, scores = alignable(plan_of(student.model)), list[Tensor | None]()
         watched = ({name: network.slots[name] for name in names} for network in (student, self.teacher))
         with outputs_of(next(watched)) as ours, outputs_of(next(watched)) as theirs:
             for batch in self.batches:

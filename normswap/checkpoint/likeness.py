@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from normswap.errors import CheckpointError, PlanMismatch, described
 from normswap.networks.copying import copy_model, in_mode
-from normswap.networks.inputs import call, fresh, materialize, rebuild, tensors_in
+from normswap.networks.inputs import call, fresh, materialize, rebuild, reference, tensors_in
 from normswap.networks.network import Network
 from normswap.networks.randomness import normal, same_randomness
 from normswap.networks.sharing import sparing
@@ -46,11 +46,11 @@ MOST_DECISIONS = 1000
 INPUT = "."
 """Stands for the network's input, among names of layers."""
 
-Traits = Mapping[str, list[float]]
+Traits = dict[str, list[float]]
 """Size and weighted sums of every layer's first output, by name, in the order in which the layers were done."""
 
 
-def traits_of(model: nn.Module, inputs: Any) -> dict[str, list[float]]:
+def traits_of(model: nn.Module, inputs: Any) -> Traits:
     """Return what tells the outputs of a network's layers from others, on made-up inputs in eval mode.
 
     Layers that draw random numbers or remember are left out, and those that put out something else where inputs are
@@ -116,18 +116,18 @@ class _Bounded(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _steady(model: nn.Module, inputs: Any) -> dict[str, list[float]]:
+def _steady(model: nn.Module, inputs: Any) -> Traits:
     """Return the traits that are the same whatever is drawn and however inputs are rounded."""
     first, second = _traits(model, inputs, seed=0), _traits(model, inputs, seed=1, moved=True)
     return {name: own for name, own in first.items() if text(name) and _alike(own, second.get(name, []), TOLERANCE)}
 
 
-def _traits(model: nn.Module, inputs: Any, *, seed: int, moved: bool = False) -> dict[str, list[float]]:
+def _traits(model: nn.Module, inputs: Any, *, seed: int, moved: bool = False) -> Traits:
     copy = Network(in_mode(copy_model(model), False))
-    like = next((p for p in copy.model.parameters() if p.is_floating_point()), torch.empty(0))
+    like = reference(copy.model)
     example = materialize(rebuild(inputs), like.device, like.dtype, seed=0)
     example = tree_map_only(Tensor, _moved, example) if moved else example
-    found: dict[str, list[float]] = {INPUT: _traits_in(example)}
+    found: Traits = {INPUT: _traits_in(example)}
     for name, module in copy.modules.items():
         module.register_forward_hook(partial(_note, found, name))
     with torch.no_grad(), same_randomness(like.device), _Bounded():
@@ -143,7 +143,7 @@ def _moved(tensor: Tensor) -> Tensor:
     return tensor * (1 + max(ROUNDING, torch.finfo(tensor.dtype).eps) * noise)
 
 
-def _note(found: dict[str, list[float]], name: str, module: nn.Module, args: Any, output: Any) -> None:
+def _note(found: Traits, name: str, module: nn.Module, args: Any, output: Any) -> None:
     if name not in found:
         found[name] = _traits_in(output)
 

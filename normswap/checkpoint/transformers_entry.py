@@ -16,7 +16,7 @@ from normswap.conversion.carried_plan import carry_plan, plan_of
 from normswap.conversion.pipeline import apply
 from normswap.conversion.present_plan import present_plan
 from normswap.networks.network import Network
-from normswap.planning.entry import ConvEntry, NormEntry
+from normswap.planning.entry import renamed
 from normswap.planning.plan import Plan
 from normswap.sources.pretrained import METHOD
 
@@ -94,12 +94,7 @@ def _fitted(plan: Plan, model: nn.Module) -> Plan:
     if all(entry.name in names for entry in plan.changes):
         return plan
     if any(entry.name.startswith(body) for entry in plan.changes):
-        entries = [_renamed(e, lambda n: n.removeprefix(body)) for e in plan.entries if e.name.startswith(body)]
+        entries = [renamed(e, lambda name: name.removeprefix(body)) for e in plan.entries if e.name.startswith(body)]
     else:
-        entries = [_renamed(entry, lambda name: body + name) for entry in plan.entries]
+        entries = [renamed(entry, lambda name: body + name) for entry in plan.entries]
     return replace(plan, entries=tuple(entries), scales={})
-
-
-def _renamed(entry: NormEntry | ConvEntry, rename: Any) -> NormEntry | ConvEntry:
-    renamed = replace(entry, name=rename(entry.name), aliases=tuple(map(rename, entry.aliases)))
-    return replace(renamed, scaled_by=()) if isinstance(renamed, NormEntry) else renamed

@@ -187,6 +187,7 @@ def inspect(out: Output, model: str, plot: Path | None, report: Path | None, ope
         if report is not None:
             plan.report(report, title=model, command=command_line())
     else:
+        out.note("loading torch and timm …")
         network, _, example_input = open_named(out, model, opening, options)
         plan = show_plan(out, network, example_input, options, name=model, report=report)
     if plot is not None:

@@ -72,7 +72,6 @@ def open_named(
     """
     if opening.shapes and opening.example:
         raise errors.InvalidOption("--input and --input-from both say what the network takes; leave one of them out")
-    out.note("loading torch and timm …")
     from normswap.sources.opening import open_model, open_with_weights
 
     shapes, given = tuple(map(parse_shape, opening.shapes)) or None, opening.weights

@@ -12,7 +12,7 @@ from normswap.networks.network import Network
 from normswap.networks.recognition import has_kernel, is_batch_norm, norm_parts, out_channels, rows_of
 from normswap.networks.validation import unwrap
 from normswap.planning.choices import Role
-from normswap.planning.entry import NormEntry
+from normswap.planning.entry import NormEntry, renamed
 from normswap.planning.plan import Plan
 from normswap.sources.pretrained import describe_pretrained
 from normswap.sources.provenance import remember
@@ -34,12 +34,8 @@ def _below(plan: Plan, holder: str) -> dict[str, Any] | None:
     if not holder:
         return plan.to_dict()
     inner = f"{holder}."
-    entries = tuple(
-        replace(entry, name=entry.name.removeprefix(inner), aliases=tuple(a.removeprefix(inner) for a in entry.aliases))
-        for entry in plan.entries
-        if entry.name.startswith(inner)
-    )
-    entries = tuple(replace(entry, scaled_by=()) if isinstance(entry, NormEntry) else entry for entry in entries)
+    held = (entry for entry in plan.entries if entry.name.startswith(inner))
+    entries = tuple(renamed(entry, lambda name: name.removeprefix(inner)) for entry in held)
     own = replace(plan, entries=entries, inputs=None, scales={})
     return own.to_dict() if own.changes else None
 

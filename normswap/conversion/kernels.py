@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from normswap.conversion.execution import kernel_in_use, own_tensors
+from normswap.layers.convs import layout_of
 from normswap.layers.standardization import filters, kernel
 
 EXACT = 1e-5
@@ -94,21 +95,15 @@ def _is_per_filter(tensor: Tensor, module: nn.Module) -> bool:
     return tensor.is_floating_point() and tensor.numel() == int(module.out_channels)  # type: ignore[arg-type]
 
 
-def _layout(module: nn.Module) -> tuple[bool, int]:
-    return bool(getattr(module, "transposed", False)), int(getattr(module, "groups", 1))
-
-
 def _rows(weight: Tensor, module: nn.Module) -> Tensor:
-    transposed, groups = _layout(module)
-    return filters(weight.contiguous(), transposed=transposed, groups=groups)
+    return filters(weight.contiguous(), **layout_of(module))
 
 
 def _unit(weight: Tensor, module: nn.Module) -> Tensor:
     """Return filters of unit deviation, beside which any epsilon is nothing."""
-    transposed, groups = _layout(module)
     rows = _rows(weight, module)
     spread = rows.std(1, correction=0, keepdim=True)
-    return kernel(rows / spread.clamp_min(1e-12), weight.contiguous(), transposed=transposed, groups=groups)
+    return kernel(rows / spread.clamp_min(1e-12), weight.contiguous(), **layout_of(module))
 
 
 def _same(found: Tensor, wanted: Tensor) -> bool:

@@ -14,6 +14,8 @@ from normswap.networks.inputs import call, fresh
 from normswap.networks.network import Network
 from normswap.networks.processes import summed
 from normswap.networks.recognition import norm_parts
+from normswap.planning.choices import Action
+from normswap.planning.plan import Plan
 
 PASSES = 3
 """Times that several batches are gone through: the first ones were met by norms that had not seen the others yet."""
@@ -23,6 +25,11 @@ ROUNDING = 1e-12
 
 FLOOR = 0.2
 """Least share of the scale that would give a channel its deviation; regression on noise would turn the channel off."""
+
+
+def alignable(plan: Plan) -> list[str]:
+    """Return the names of the norms that images can align: those that became GroupNorm and that a forward pass met."""
+    return [entry.name for entry in plan.norms if entry.action is Action.GROUP_NORM and entry.shape is not None]
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normswap.conversion.carried_plan import carried_plan, carry_plan, must_fit
-from normswap.conversion.moments import match_moments
+from normswap.conversion.moments import alignable, match_moments
 from normswap.conversion.present_plan import joined
 from normswap.conversion.replacements import rewritten_filters
 from normswap.conversion.sizes import disturbed
@@ -18,6 +18,7 @@ from normswap.conversion.surgery import operate
 from normswap.errors import AlreadyConverted, CheckFailed, InvalidOption, NeedsExampleInput, NothingToConvert
 from normswap.networks.copying import copy_model, in_mode, meta_copy
 from normswap.networks.garbage import collecting_later
+from normswap.networks.inputs import reference
 from normswap.networks.network import Network
 from normswap.networks.recognition import refuse_strays
 from normswap.networks.settings import own_settings
@@ -27,7 +28,7 @@ from normswap.networks.validation import must_be_finite, refuse_unsupported, unw
 from normswap.planning.choices import Action, Affine
 from normswap.planning.decisions import make_plan, recorded
 from normswap.planning.entry import NormEntry
-from normswap.planning.measuring import Images, Prepared, first_batches, must_be_batches, reference, watch
+from normswap.planning.measuring import Images, Prepared, first_batches, must_be_batches, watch
 from normswap.planning.options import Options, Wishes
 from normswap.planning.plan import Plan, as_plan
 from normswap.planning.synthetic import synthetic
@@ -248,8 +249,7 @@ def _few(network: Network, batches: Any) -> Any:
             raise InvalidOption(f"batches={batches!r} is neither batches of images nor 'synthetic'")
         return batches
     must_be_batches(batches)
-    like = reference(network.model)
-    found = first_batches(Prepared(batches, like))
+    found = first_batches(Prepared(batches, reference(network.model)))
     if not found:
         raise InvalidOption("batches= holds no images; pass at least one batch, or leave it out")
     return found
@@ -302,7 +302,7 @@ def _made_up(network: Network, spec: Any) -> Iterator[Tensor]:
 def _matched(converted: nn.Module, original: nn.Module, plan: Plan, images: list[Any]) -> None:
     """Set the norms' affine values to what images ask for; modes, hooks and everything else stay."""
     student = Network(in_mode(copy_model(converted), False))
-    names = [entry.name for entry in plan.norms if entry.action is Action.GROUP_NORM and entry.shape is not None]
+    names = alignable(plan)
     with undisturbed(original):
         match_moments(student, Network(original), names, images)
     modules = Network(converted).slots

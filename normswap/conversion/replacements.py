@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normswap.errors import BadStatistics, PlanMismatch, UnsupportedModel, described
-from normswap.layers.convs import WeightStandardized, ws_class
+from normswap.layers.convs import WeightStandardized, layout_of, ws_class
 from normswap.layers.equalization import rescaled, times
 from normswap.layers.matching import centred, closed_form, scale_and_shift
 from normswap.layers.norms import ChannelScale, FrozenBatchNorm, GroupNormAct, PositionNorm, carry_state
@@ -148,8 +148,7 @@ def _scaled(layer: nn.Module, scale: tuple[float, ...]) -> Iterator[Change]:
 
 def _times(layer: nn.Module, parameter: nn.Parameter, scale: tuple[float, ...]) -> Tensor:
     """Return rows of a weight, or values of a bias, times their factors."""
-    layout: dict[str, Any] = {"transposed": getattr(layer, "transposed", False), "groups": getattr(layer, "groups", 1)}
-    return times(parameter, scale, **layout)
+    return times(parameter, scale, **layout_of(layer))
 
 
 def _like(network: Network, plan: Plan) -> Tensor:

@@ -16,7 +16,7 @@ from normswap.conversion.surgery import fill
 from normswap.errors import TransferFailed
 from normswap.layers.convs import WeightStandardized
 from normswap.networks.copying import copy_model
-from normswap.networks.inputs import materialize, rebuild, tensors_in
+from normswap.networks.inputs import materialize, rebuild, reference, tensors_in
 from normswap.networks.network import Network
 from normswap.networks.randomness import normal
 from normswap.networks.settings import own_settings
@@ -124,7 +124,7 @@ def _example(source: nn.Module, example_input: Any) -> Any:
     if example_input is None and plan is not None and plan.inputs is not None:
         example_input = rebuild(plan.inputs)
     found = trace(Network(source), example_input, until=(), edges=False)
-    like = next((p for p in source.parameters() if p.is_floating_point()), torch.empty(0))
+    like = reference(source)
     return materialize(found.example, like.device, like.dtype, seed=0)
 
 

@@ -24,6 +24,11 @@ FIXED = ("ws_gain", "ws_offset")
 """Buffers of a weight-standardized convolution."""
 
 
+def layout_of(layer: nn.Module) -> dict[str, Any]:
+    """Return which axes of a layer's weight are channels, as `filters` takes it; not transposed where none says so."""
+    return {"transposed": getattr(layer, "transposed", False), "groups": getattr(layer, "groups", 1)}
+
+
 def _whole_kernel(
     weight: Tensor, gain: Tensor | None, offset: Tensor | None, eps: float, transposed: bool, groups: int
 ) -> Tensor:
@@ -132,7 +137,7 @@ class WeightStandardized(nn.Module):
         vars(self)["_ws_merged"] = True
         with torch.no_grad():
             rows = standardize(self.ws_filters(seen.values.to(added)), self.ws_eps, **self.constants())
-            self.take_kernel(kernel(rows.to(added.dtype), added, **self._layout()) + added)
+            self.take_kernel(kernel(rows.to(added.dtype), added, **layout_of(self)) + added)
 
     def __prepare_scriptable__(self) -> None:
         """Refuse ``torch.jit.script``, which calls this.
@@ -169,7 +174,7 @@ class WeightStandardized(nn.Module):
         if torch.compiler.is_compiling() or is_transformed():
             return self.fresh_kernel()
         if (weight := self._proxy()) is not None:
-            return _whole_kernel(cast(Tensor, weight), self.ws_gain, self.ws_offset, self.ws_eps, **self._layout())
+            return _whole_kernel(cast(Tensor, weight), self.ws_gain, self.ws_offset, self.ws_eps, **layout_of(self))
         kernel = GIVEN.get().get(self)
         return self.fresh_kernel() if kernel is None else kernel()
 
@@ -198,7 +203,7 @@ class WeightStandardized(nn.Module):
         Raises:
             UnsupportedModel: There are more or fewer of them than at conversion.
         """
-        rows, constants = by_filter(self.raw_weight, **self._layout()), self.constants()
+        rows, constants = by_filter(self.raw_weight, **layout_of(self)), self.constants()
         known = next((len(value) for value in constants.values() if value is not None), len(rows))
         if len(rows) != known:
             raise UnsupportedModel(
@@ -275,15 +280,11 @@ class WeightStandardized(nn.Module):
 
     def ws_filters(self, weight: Tensor | None = None) -> Tensor:
         """Return a weight of the layer's shape, by default its own, as rows (out_channels, fan_in), one per filter."""
-        return filters(self.raw_weight if weight is None else weight, **self._layout())
+        return filters(self.raw_weight if weight is None else weight, **layout_of(self))
 
     def ws_kernel(self, rows: Tensor) -> Tensor:
         """Return rows as `ws_filters` gives them in the shape of ``weight``."""
-        return kernel(rows, self.raw_weight, **self._layout())
-
-    def _layout(self) -> dict[str, Any]:
-        """Which axes of the weight are channels; classes outside torch's family are taken as not transposed."""
-        return {"transposed": getattr(self, "transposed", False), "groups": getattr(self, "groups", 1)}
+        return kernel(rows, self.raw_weight, **layout_of(self))
 
     @classmethod
     def of(cls, conv: nn.Module, *, adaptive: bool, eps: float = EPS, weight: Tensor | None = None) -> Self:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
+from itertools import chain
 from types import FunctionType, MethodType, ModuleType, NoneType
 from typing import Any
 
@@ -185,6 +186,12 @@ def rows_of(value: Any, rows: slice) -> Any:
 def fresh(value: Any) -> Any:
     """Return nested tensors as copies, which a forward pass may change in place."""
     return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), value)
+
+
+def reference(model: nn.Module) -> Tensor:
+    """Return a tensor of the type and on the device that a network computes with."""
+    tensors = chain(model.parameters(), model.buffers())
+    return next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
 
 
 def materialize(value: Any, device: torch.device, dtype: torch.dtype, *, seed: int, count: int = 0) -> Any:

@@ -60,15 +60,16 @@ def _is_known(function: Any, kind: type[nn.Module], depth: int) -> bool:
     """Tell whether a function calls nothing but what is known to look or to set."""
     function = unwrap(function)
     return isinstance(function, FunctionType) and all(
-        _calls_what_is_known(code, function, kind, depth) for code in _codes(function.__code__)
+        _calls_what_is_known(code, function, kind, depth) for code in codes(function.__code__)
     )
 
 
-def _codes(code: CodeType) -> Iterator[CodeType]:
+def codes(code: CodeType) -> Iterator[CodeType]:
+    """Yield a function's code, and that of the functions within it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _codes(constant)
+            yield from codes(constant)
 
 
 def _calls_what_is_known(code: CodeType, function: FunctionType, kind: type[nn.Module], depth: int) -> bool:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from types import BuiltinMethodType, FunctionType, MethodType, ModuleType
@@ -95,7 +96,7 @@ def _held(holder: Any, where: str) -> Iterator[tuple[Any, str, Any, Any]]:
                     yield child, f"{where}.{name}".lstrip("."), value, name
             elif type(value) not in PLAIN and key not in _SKIPPED and (not isinstance(value, dict) or value):
                 yield value, f"{where}.{key}".lstrip("."), own, key
-        for value in _closed_over(type(holder)):
+        for value in _of_class(type(holder)):
             yield value, f"the code of {type(holder).__name__}", None, None
     elif isinstance(holder, Mapping):
         slots = holder if isinstance(holder, dict) else None
@@ -125,12 +126,15 @@ def _held(holder: Any, where: str) -> Iterator[tuple[Any, str, Any, Any]]:
             yield value, f"{where} (a {type(holder).__name__})", None, None
 
 
-def _of_function(function: FunctionType) -> Iterator[Any]:
+def closed_over(function: FunctionType) -> Iterator[Any]:
+    """Yield what a function closes over."""
     for cell in function.__closure__ or ():
-        try:
+        with suppress(ValueError):  # not assigned yet
             yield cell.cell_contents
-        except ValueError:  # not assigned yet
-            continue
+
+
+def _of_function(function: FunctionType) -> Iterator[Any]:
+    yield from closed_over(function)
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
     yield from vars(function).values()
@@ -141,7 +145,7 @@ def _plain_class(kind: type) -> bool:
     return kind.__module__.startswith("torch.") or kind is object
 
 
-def _closed_over(kind: type[nn.Module]) -> Iterator[Any]:
+def _of_class(kind: type[nn.Module]) -> Iterator[Any]:
     """Yield what the functions of a class, as it is outside torch, close over, and its attributes."""
     for cls in kind.__mro__:
         if _plain_class(cls):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from normswap.networks.copying import CONTAINERS, PLAIN
+from normswap.networks.overrides import codes
 from normswap.networks.randomness import same_randomness
 from normswap.networks.unfoldable import OnModule
 
@@ -191,8 +192,7 @@ def _is_of_torch(code: Any) -> bool:
 
 def _names(code: CodeType) -> set[str]:
     """Return the globals and attributes that code names, with what is defined inside it."""
-    inner = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
-    return set(code.co_names).union(*inner)
+    return set[str]().union(*(inner.co_names for inner in codes(code)))
 
 
 def _content(cell: CellType) -> Any:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from normswap.networks.copying import copy_model, in_mode
 from normswap.networks.hooks import watching
-from normswap.networks.inputs import call, first_sample, fresh, materialize, tensors_in
+from normswap.networks.inputs import call, first_sample, fresh, materialize, reference, tensors_in
 from normswap.networks.network import Network
 from normswap.networks.randomness import normal
 from normswap.networks.surroundings import undisturbed
@@ -47,7 +47,7 @@ def causal_norms(network: Network, trace: Trace, names: Iterable[str]) -> list[s
     names = [name for name in names if len(trace.norms[name].shape) > 2]
     if not names or not _may_be_causal(trace, names):
         return []
-    like = next((p for p in network.model.parameters() if p.is_floating_point()), torch.empty(0))
+    like = reference(network.model)
     main = next((t for t in tensors_in(trace.inputs) if t.is_floating_point()), None)
     if like.is_meta or main is None or main[:1].numel() > MOST:
         return []
@@ -86,7 +86,7 @@ def _inputs(network: Network, names: list[str], example: Any, *, to_the_end: boo
     seen: dict[str, Tensor] = {}
 
     def look(name: str, _norm: nn.Module, x: Tensor) -> None:
-        seen.setdefault(name, x.detach().clone())
+        seen.setdefault(name, x.clone())
 
     torch.manual_seed(0)
     with watching({name: copy.slots[name] for name in names}, look):

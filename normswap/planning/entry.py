@@ -1,8 +1,8 @@
 """A plan's entries: what happens to one norm or one convolution, and why."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
 from normswap.planning.choices import WS, Action, Affine, Role
@@ -180,6 +180,12 @@ def entry_from(data: Mapping[str, Any]) -> NormEntry | ConvEntry:
     if entry.flaw:
         raise ValueError(f"{where}: {entry.flaw}")
     return entry
+
+
+def renamed(entry: NormEntry | ConvEntry, rename: Callable[[str], str]) -> NormEntry | ConvEntry:
+    """Return an entry by other names, without the slices of layers before it: these have others, too."""
+    named = replace(entry, name=rename(entry.name), aliases=tuple(map(rename, entry.aliases)))
+    return replace(named, scaled_by=()) if isinstance(named, NormEntry) else named
 
 
 def _tuples(value: Any) -> Any:

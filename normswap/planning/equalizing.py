@@ -28,6 +28,9 @@ from normswap.tracing.facts import Trace
 Scales = dict[str, tuple[float, ...]]
 """A factor for every output channel, by layer."""
 
+Fit = tuple[NormEntry, tuple[float, ...] | None]
+"""A norm's entry and the scales of its channels; None where filters stay."""
+
 NARROW, BRIEF = 0.35, 2
 """Largest log|t| where only filters tell, and steps to fit it: neither 0.7 nor more steps kept more."""
 
@@ -41,6 +44,9 @@ EXPECTED_LOSS = 1
 
 POSITIONS = "its statistics are those of each position, equalization is for those of a sample"
 """Why filters before some norms stay as they are."""
+
+LARGEST = 2.0**14
+"""Largest scale that is stored; 16 bits end at four times that."""
 
 COARSE, FEW = 12, 8
 """Steps that compare group counts, of which the one that is chosen gets all, and the most groups that are compared."""
@@ -145,7 +151,7 @@ def _noted(entry: NormEntry, free: Freedom, scale: tuple[float, ...] | None, sca
 
 def _jointly(
     network: Network, entries: list[NormEntry], free: Mapping[str, Freedom], options: Options, images: Images
-) -> list[tuple[NormEntry, tuple[float, ...] | None]]:
+) -> list[Fit]:
     """Fit norms that have scales in common, or channels whose filters stay; all are scaled or none."""
     layers: dict[str, range] = {}
     count = 0
@@ -170,8 +176,8 @@ def _jointly(
             tries = {(best := least({groups: _left(one, count) for groups, one in tries.items()})): tries[best]}
         readers.extend(tries.values())
     scales = equalize_jointly(readers, count).double()
-    scales = scales.half().clamp(-(2.0**14), 2.0**14).to(readers[0].unit)
-    made, drifts = list[tuple[NormEntry, tuple[float, ...] | None]](), list[tuple[float, float]]()
+    scales = _as_stored(scales).to(readers[0].unit)
+    made, drifts = list[Fit](), list[tuple[float, float]]()
     for entry, reader in zip(entries, readers, strict=True):
         before, after = (
             float(drift_of(reader.moments, num_groups=reader.num_groups, shrink=reader.shrink, t=reader.t(own)))
@@ -186,7 +192,7 @@ def _jointly(
         obstacle = "no scales leave the norms that share them less drift in all"
     if not obstacle:
         return made
-    stay = list[tuple[NormEntry, tuple[float, ...] | None]]()
+    stay = list[Fit]()
     for (entry, _), reader in zip(made, readers, strict=True):
         shrink = options.shrink_for(entry.groups_asked, equalized=False)
         t = reader.t(torch.ones_like(scales))
@@ -249,9 +255,7 @@ def _advice(network: Network, norms: Mapping[str, NormEntry], options: Options, 
         )
 
 
-def _from_images(
-    network: Network, entries: list[NormEntry], options: Options, images: Images, free: bool
-) -> list[tuple[NormEntry, tuple[float, ...] | None]]:
+def _from_images(network: Network, entries: list[NormEntry], options: Options, images: Images, free: bool) -> list[Fit]:
     """Fit norms of one size on what images showed; those that are not free are only measured."""
     names = [entry.name for entry in entries]
     moments = moments_of([images[name] for name in names], network, names)
@@ -272,7 +276,7 @@ def _from_images(
     before = {groups: drift_of(moments, num_groups=groups, shrink=shrink, t=plain).tolist() for groups in set(chosen)}
     fits = {groups: tried(groups)[0] for groups in set(chosen)}
     after = {groups: drift_of(moments, num_groups=groups, shrink=shrink, t=t).tolist() for groups, t in fits.items()}
-    made = list[tuple[NormEntry, tuple[float, ...] | None]]()
+    made = list[Fit]()
     for index, (entry, groups) in enumerate(zip(entries, chosen, strict=True)):
         scale = _relative(network, entry, fits[groups][index]) if free else None
         entry = replace(entry, groups=groups, drift_before=rounded(before[groups][index]))
@@ -283,7 +287,7 @@ def _from_images(
 
 def _from_filters(
     network: Network, entries: list[NormEntry], options: Options, free: bool, told: Mapping[str, Seen]
-) -> list[tuple[NormEntry, tuple[float, ...] | None]]:
+) -> list[Fit]:
     """Fit norms of one size on what constants that pass through the filters do to their inputs.
 
     They tell by how much scales lessen the drift, not how large it is.
@@ -311,18 +315,21 @@ def _relative(network: Network, entry: NormEntry, t: Tensor) -> tuple[float, ...
     """Return s = t/σ up to a factor per norm, which GroupNorm does not see; filters keep their size on average."""
     unit = _unit(network, entry)
     scale = t.to(unit) / unit * unit.log().mean().exp()
-    return tuple(scale.half().clamp(-(2.0**14), 2.0**14).double().tolist())
+    return tuple(_as_stored(scale).double().tolist())
 
 
-def _refitted(
-    network: Network, made: Sequence[tuple[NormEntry, tuple[float, ...] | None]], shrink: float
-) -> list[tuple[NormEntry, tuple[float, ...] | None]]:
+def _as_stored(scale: Tensor) -> Tensor:
+    """Return scales as a plan holds them, in 16 bits."""
+    return scale.half().clamp(-LARGEST, LARGEST)
+
+
+def _refitted(network: Network, made: Sequence[Fit], shrink: float) -> list[Fit]:
     """Return entries with the epsilons that belong to scaled filters; norms of one size together, for speed."""
     alike: dict[Any, list[int]] = {}
     running = [_running(network, entry) for entry, _ in made]
     for index, ((entry, scale), (mean, _, eps)) in enumerate(zip(made, running, strict=True)):
         alike.setdefault((entry.channels, entry.groups or 1, eps, scale is None, mean.device), []).append(index)
-    found = dict[int, tuple[NormEntry, tuple[float, ...] | None]]()
+    found = dict[int, Fit]()
     for (_, groups, eps, is_plain, _), indices in alike.items():
         mean, var = torch.stack([running[i][0] for i in indices]), torch.stack([running[i][1] for i in indices])
         sound = [True] * len(indices)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normswap.layers.convs import layout_of
 from normswap.layers.standardization import EPS, filters
 from normswap.networks.recognition import norm_parts
 
@@ -125,5 +126,4 @@ def _rows(layer: nn.Module) -> Tensor | None:
     weight = layer._parameters.get("weight")
     if weight is None or weight.is_meta:
         return None
-    layout: dict[str, Any] = {"transposed": getattr(layer, "transposed", False), "groups": getattr(layer, "groups", 1)}
-    return filters(weight.detach(), **layout)
+    return filters(weight.detach(), **layout_of(layer))

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from normswap.errors import InvalidOption, NeedsExampleInput, described
 from normswap.layers.equalization import Moments, deviation
 from normswap.networks.copying import copy_model, in_mode
 from normswap.networks.hooks import watching
-from normswap.networks.inputs import batch_size, call, fresh
+from normswap.networks.inputs import batch_size, call, fresh, reference
 from normswap.networks.network import Network
 from normswap.networks.processes import joined, processes
 from normswap.networks.recognition import norm_parts
@@ -144,12 +143,6 @@ def _has_statistics(norm: nn.Module) -> bool:
     """Tell whether a norm keeps running statistics."""
     parts = norm_parts(norm)
     return parts.mean is not None and parts.var is not None
-
-
-def reference(model: nn.Module) -> Tensor:
-    """Return a tensor of the type and on the device that a network computes with."""
-    tensors = chain(model.parameters(), model.buffers())
-    return next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
 
 
 def prepared(batch: Any, like: Tensor) -> Any:

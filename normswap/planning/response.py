@@ -172,7 +172,7 @@ class _Walk:
     def _through_norm(self, name: str, before: Move) -> Move | None:
         """Note what a norm sees, and return what it makes of it."""
         parts = norm_parts(self._network.slots[name])
-        if parts is None or parts.var is None or parts.var.is_meta or parts.var.shape != before.slope.shape:
+        if parts.var is None or parts.var.is_meta or parts.var.shape != before.slope.shape:
             return None
         unit = (parts.var.detach().to(before.channels) + parts.eps).sqrt()
         moves = before.channels / unit

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from normswap.errors import BadStatistics
+from normswap.layers.convs import layout_of
 from normswap.layers.matching import HEARD, group_moments, is_constant, standardized_statistics
 from normswap.layers.standardization import filters
 from normswap.networks.network import Network
@@ -34,8 +35,7 @@ def statistics_before(
     if feeder is None or feeder.ws is not WS.STANDARD or feeder.channels != norm.channels:
         return mean, var
     conv: Any = network.slots[feeder.name]
-    layout: dict[str, Any] = {"transposed": getattr(conv, "transposed", False), "groups": conv.groups}
-    rows, bias = filters(conv.weight.detach(), **layout), conv._parameters.get("bias")
+    rows, bias = filters(conv.weight.detach(), **layout_of(conv)), conv._parameters.get("bias")
     return standardized_statistics(rows, None if bias is None else bias.detach(), mean, var)
 
 

@@ -14,9 +14,6 @@ from torch import Tensor
 
 from normswap.networks.randomness import normal, uniform
 
-VERSION = 1
-"""Of the generator: the same version, seed and shape give the same inputs."""
-
 COUNT, BATCH = 64, 16
 """Inputs that are made where nobody says how many, and how many at a time."""
 

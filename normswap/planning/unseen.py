@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from normswap.layers.convs import layout_of
 from normswap.layers.equalization import times
 from normswap.layers.norms import HOOKS
 from normswap.networks.copying import PLAIN, copy_model, in_mode
 from normswap.networks.hooks import outputs_of
-from normswap.networks.inputs import call, first_sample, fresh, materialize, tensors_in
+from normswap.networks.inputs import call, first_sample, fresh, materialize, reference, tensors_in
 from normswap.networks.network import Network
 from normswap.networks.probing import FRAMEWORK
 from normswap.networks.randomness import normal
@@ -101,7 +102,7 @@ def network_follows(network: Network, trace: Trace, places: Mapping[str, Iterabl
     with undisturbed(network.model), torch.compiler.set_stance("force_eager"):
         try:
             copy = Network(in_mode(copy_model(network.model), False))
-            like = next((p for p in copy.model.parameters() if p.is_floating_point()), torch.empty(0))
+            like = reference(copy.model)
             example = materialize(first_sample(trace.example, trace.samples), like.device, like.dtype, seed=0)
             before = _outputs(copy, places, example)
             for layer, own in factors.items():
@@ -145,10 +146,9 @@ def _divide(norm: nn.Module, slices: Iterable[tuple[str, int, int]], factors: Ma
 
 def _scale(layer: nn.Module, factors: Tensor) -> None:
     """Multiply the filters and the bias of a copy."""
-    layout = {"transposed": bool(getattr(layer, "transposed", False)), "groups": int(getattr(layer, "groups", 1))}
     for parameter in (layer._parameters.get("weight"), layer._parameters.get("bias")):
         if parameter is not None:
-            parameter.copy_(times(parameter, factors.tolist(), **layout))  # type: ignore[arg-type]
+            parameter.copy_(times(parameter, factors.tolist(), **layout_of(layer)))
 
 
 def _factors(count: int, seed: int) -> Tensor:

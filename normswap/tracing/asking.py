@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from normswap.tracing.modes import codes
+from normswap.networks.overrides import codes
 
 OTHER = frozenset("eps momentum track_running_stats running_mean running_var num_batches_tracked".split())
 """Attributes of a BatchNorm that are another value in its replacement, or missing there."""

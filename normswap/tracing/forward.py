@@ -27,7 +27,7 @@ from normswap.tracing.candidates import candidates
 from normswap.tracing.dispatch import Dispatch, Endless, Numbers
 from normswap.tracing.facts import LayerFacts, NormFacts, Trace, layer_facts, norm_facts
 from normswap.tracing.fitted_size import fitted
-from normswap.tracing.modes import branches_on_gradients, branches_on_mode
+from normswap.tracing.modes import Running, branches_on_gradients, branches_on_mode, running
 from normswap.tracing.recorder import Recorder
 
 Facts = TypeVar("Facts", NormFacts, LayerFacts)
@@ -149,7 +149,8 @@ def _with_other_passes(
     One is told the opposite where the first decided by values without data, one runs with gradients, one in train mode.
     """
     run = partial(_run, model, example_input, around, data=first.with_data, edges=edges)
-    found, branches, follows = first, edges and branches_on_mode(model), edges and branches_on_gradients(model)
+    found, code = first, running(model.modules()) if edges else Running((), ())
+    branches, follows = branches_on_mode(code), branches_on_gradients(code)
     if first.decided and (edges or first.left_out(wanted)):
         found = _joined(found, run(training=False, yes=False), wanted, asked=edges)
     if follows:

@@ -2,8 +2,8 @@
 
 import dis
 import inspect
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, pairwise
 from types import CodeType, FunctionType, ModuleType
@@ -12,7 +12,9 @@ from typing import Any, TypeGuard
 from torch import nn
 
 from normswap.layers.norms import HOOKS
+from normswap.networks.overrides import codes
 from normswap.networks.recognition import has_kernel, is_batch_norm
+from normswap.networks.references import closed_over
 
 FLAG = "training"
 """What torch calls the mode of a module."""
@@ -27,24 +29,32 @@ _HANDS_ON = ("LOAD", "KW_NAMES", "PRECALL", "CALL", "PUSH_NULL", "CACHE")
 """Instructions before which a flag is an argument of a call, as of dropout; before others it decides something."""
 
 
-def branches_on_mode(model: nn.Module) -> bool:
-    """Tell whether code that a forward pass may run decides anything by the mode: by ``training``, or as it is set.
+@dataclass(frozen=True)
+class Running:
+    """What a forward pass may run outside torch.
 
-    Looked at is code outside torch; handing the mode on to one of torch's functions decides nothing. Norms count as
-    what they are shown to compute.
+    Attributes:
+        methods: Names of the modules' own methods, and of functions that were put on them.
+        codes: Code that runs modules, and that of what it names; each with whether it names any of the program's own.
     """
-    modules = [module for module in model.modules() if not is_batch_norm(module)]
-    if any(name == "train" for kind in _kinds(modules) for name, _ in _own_methods(kind)):
-        return True
-    return any(_decides(FLAG, code, calls) for code, calls in _running(modules))
+
+    methods: Collection[str]
+    codes: Sequence[tuple[CodeType, bool]]
 
 
-def branches_on_gradients(model: nn.Module) -> bool:
-    """Tell whether code that a forward pass may run decides by whether gradients are wanted, as by the mode."""
-    modules = [module for module in model.modules() if not is_batch_norm(module)]
+def branches_on_mode(found: Running) -> bool:
+    """Tell whether what runs decides anything by the mode: by ``training``, or as it is set.
+
+    Handing the mode on to one of torch's functions decides nothing.
+    """
+    return "train" in found.methods or any(_decides(FLAG, code, calls) for code, calls in found.codes)
+
+
+def branches_on_gradients(found: Running) -> bool:
+    """Tell whether what runs decides by whether gradients are wanted, as by the mode."""
     return any(
         ENABLED in code.co_names or any(_decides(flag, code, calls) for flag in GRADIENTS)
-        for code, calls in _running(modules)
+        for code, calls in found.codes
     )
 
 
@@ -53,13 +63,8 @@ def blocks_branch_on_mode(model: nn.Module) -> bool:
 
     They choose what runs; others compute, and what they compute should not depend on the mode.
     """
-    modules = [module for module in model.modules() if module._modules or has_kernel(module)]
-    running = _running([module for module in modules if not is_batch_norm(module)])
-    return any(_decides(FLAG, code, calls) for code, calls in running)
-
-
-def _kinds(modules: Iterable[nn.Module]) -> set[Any]:
-    return {type(module) for module in modules}
+    found = running(module for module in model.modules() if module._modules or has_kernel(module))
+    return any(_decides(FLAG, code, calls) for code, calls in found.codes)
 
 
 def _put_on(module: nn.Module) -> Iterator[tuple[str, FunctionType]]:
@@ -84,13 +89,11 @@ def _functions_of(member: Any) -> Iterator[FunctionType]:
             yield function
 
 
-def _running(modules: list[nn.Module]) -> Iterator[tuple[CodeType, bool]]:
-    """Yield the code that runs modules, and that of methods and functions of the same program that it names.
-
-    With it comes whether it names any.
-    """
-    methods = dict[str, set[FunctionType]]()
-    for name, function in chain(*map(_own_methods, _kinds(modules)), *map(_put_on, modules)):
+def running(modules: Iterable[nn.Module]) -> Running:
+    """Return what a forward pass through modules may run; norms count as what they are shown to compute."""
+    modules = [module for module in modules if not is_batch_norm(module)]
+    methods, found = dict[str, set[FunctionType]](), list[tuple[CodeType, bool]]()
+    for name, function in chain(*map(_own_methods, set(map(type, modules))), *map(_put_on, modules)):
         methods.setdefault(name, set()).add(function)
     ahead = [function for name in ("forward", "__call__", *HOOKS) for function in methods.get(name, ())]
     seen = set[FunctionType]()
@@ -103,14 +106,15 @@ def _running(modules: list[nn.Module]) -> Iterator[tuple[CodeType, bool]]:
             named = {*code.co_names, *(text for text in code.co_consts if isinstance(text, str))}
             called = [value for value in _named(code, function) if _is_own(value)]
             called += [value for name in named & methods.keys() for value in methods[name]]
-            yield code, bool(called)
+            found.append((code, bool(called)))
             ahead += called
+    return Running(methods, found)
 
 
 def _named(code: CodeType, function: FunctionType) -> Iterator[Any]:
     """Yield what code may mean by its names: what its file and its closure hold, and what modules hold for it."""
     held = [function.__globals__[name] for name in code.co_names if name in function.__globals__]
-    held += [value for cell in function.__closure__ or () for value in _contents(cell)]
+    held += closed_over(function)
     for value in held:
         kind = type(value)  # an object may answer anything for its class, and a dict for its values
         if issubclass(kind, ModuleType):
@@ -121,25 +125,12 @@ def _named(code: CodeType, function: FunctionType) -> Iterator[Any]:
             yield value
 
 
-def _contents(cell: Any) -> Iterator[Any]:
-    with suppress(ValueError):  # empty as yet
-        yield cell.cell_contents
-
-
 def _is_own(value: Any) -> TypeGuard[FunctionType]:
     return issubclass(type(value), FunctionType) and not _is_torchs(value)
 
 
 def _is_torchs(value: Any) -> bool:
     return str(getattr(value, "__module__", "")).partition(".")[0] == "torch"
-
-
-def codes(code: CodeType) -> Iterator[CodeType]:
-    """Yield a function's code, and that of the functions within it."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from codes(constant)
 
 
 @lru_cache(maxsize=1024)
