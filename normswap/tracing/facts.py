@@ -144,6 +144,7 @@ class Trace:
         stopped_by: The error that ended the pass after everything that counts had run; None where it ran to its end.
         made_up: Whether nobody gave the example.
         decided: Whether its code decided by values that there are none of.
+        asked_where: Whether its code asked for the kind of device of a tensor that was not where the network is.
         asked: Attributes that code outside of each norm asked it for, whether the norm ran or not (`NormFacts.asked`).
     """
 
@@ -160,6 +161,7 @@ class Trace:
     stopped_by: str | None = None
     made_up: bool = False
     decided: bool = False
+    asked_where: bool = False
     asked: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     @property
@@ -253,9 +255,9 @@ def layer_facts(recorder: Recorder) -> tuple[dict[str, LayerFacts], dict[str, La
             continue
         found = convs if node.kind is Kind.CONV else linears
         leaf = recorder.plain.get(index)
-        bias = f"{node.name}.bias".lstrip(".")
         reads, bias_reads = (
-            recorder.parameters.reads.get(own, set()) - OWN_READS[node.kind] if leaf else () for own in (leaf, bias)
+            recorder.parameters.reads.get(own, set()) - OWN_READS[node.kind] if leaf and own else ()
+            for own in (leaf, f"{node.name}.bias".lstrip("."))
         )
         read_by = tuple(graph.nodes[end] for end in reach.ends)
         norms = alone.get(index)
