@@ -185,7 +185,9 @@ def _as_converted(converted: nn.Module, original: nn.Module, plan: Plan) -> bool
     affine = {f"{name}.{key}" for name in alignable(plan) for key in ("weight", "bias")}
     ours, fresh = converted.state_dict(), apply(original, plan).state_dict()
     return ours.keys() == fresh.keys() and all(
-        torch.equal(value, fresh[key].to(value.device)) for key, value in ours.items() if key not in affine
+        torch.equal(value, fresh[key].to(value.device))
+        for key, value in ours.items()
+        if key not in affine and isinstance(value, Tensor)  # not what get_extra_state returns
     )
 
 
@@ -255,7 +257,8 @@ def _become(model: nn.Module, better: nn.Module) -> None:
     """Give a network the values, the group counts and the plan of another that was made from the same original."""
     state, modules = better.state_dict(), Network(better).slots
     for key, value in model.state_dict().items():
-        value.copy_(state[key])
+        if isinstance(value, Tensor):
+            value.copy_(state[key])
     for name, module in Network(model).slots.items():
         if isinstance(module, nn.GroupNorm):
             other: Any = modules[name]

@@ -3,6 +3,7 @@
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -49,14 +50,15 @@ def in_mode(model: nn.Module, training: bool) -> nn.Module:
     """Set the mode of a network and return it.
 
     Methods of the network's own run only where they are shown to set modes and nothing else: a ``train`` may start a
-    training run.
+    training run, or refuse a mode.
     """
     if all(map(sets_modes_alone, model.modules())):
-        model.train(training)
-    else:
-        model.training = training
-        for child in model.children():
-            in_mode(child, training)
+        with suppress(Exception):  # what is made for inference may raise
+            model.train(training)
+            return model
+    model.training = training
+    for child in model.children():
+        in_mode(child, training)
     return model
 
 

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import random
+import sys
 import warnings
 from array import array
 from collections import OrderedDict, deque
@@ -48,13 +49,13 @@ class Surroundings:
     A copy shares with the model what deepcopy takes for constant: classes, functions with the variables they close
     over, hooks, and what its forward names of globals and of other modules of Python. Lists, dicts, sets, deques,
     attributes, variables and small tensors among them get their contents back, function caches that grew are emptied,
-    and random generators go on where they were.
+    and random generators go on where they were. What was imported stays so: many modules cannot be imported twice.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._restores: list[Callable[[], None]] = []
         self._losses: list[Callable[[], str]] = []
-        self._seen: dict[int, Any] = {}  # held, so that an id stays a name
+        self._seen: dict[int, Any] = {id(sys.modules): sys.modules}  # held, so that an id stays a name
         for module in model.modules():
             self._walk_module(module)
         self._device = next((p.device for p in model.parameters()), None)

@@ -154,6 +154,8 @@ def _layer_obstacle(
         return f"the kernel of {name} is computed in the forward pass"
     if facts.leaves or facts.weight_reads or facts.norms is None:
         return f"{name} is read by others, too"
+    if facts.bias_reads:
+        return f"the bias of {name} is also read by {sorted(facts.bias_reads)[0]}"
     if not weight.requires_grad or isinstance(layer, WeightStandardized):
         return f"the filters of {name} are fixed"
     if options.leaves(name):

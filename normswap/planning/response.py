@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,8 @@ def responses(network: Network, graph: Graph, then: Mapping[str, Iterable[str]])
     """
     read = sum(node.shape[1] for node in graph.nodes if node.kind is Kind.INPUT and len(node.shape) > 1)
     walk = _Walk(network, OWN * max(COLOURS / max(read, 1), 1) ** 2, then)
-    followed = not any(tensor.is_inference() for tensor in network.model.state_dict().values())
+    own = chain(network.model.parameters(), network.model.buffers())
+    followed = not any(tensor.is_inference() for tensor in own)
     with torch.set_grad_enabled(followed):
         for node in graph.nodes:
             walk.step(node)

@@ -1,5 +1,9 @@
 """Run every operator of a forward pass, on meta tensors where any operand is one, and have it noted."""
 
+import dis
+import sys
+from functools import lru_cache
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -26,6 +30,12 @@ MOST_BYTES = 2**29
 
 FROM_NUMBERS = frozenset((torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor))
 """Functions that make a tensor of what Python holds."""
+
+PLACES = {getattr(Tensor, f"is_{kind}").__get__: kind for kind in ("meta", "cpu", "cuda", "mps", "xpu")}
+"""What tells code whether a tensor is on a kind of device."""
+
+DEVICE = Tensor.device.__get__
+"""What tells code the device of a tensor, which it may hand on or compare."""
 
 
 class Endless(BaseException):
@@ -89,18 +99,45 @@ class Numbers(TorchFunctionMode):
 
     Args:
         recorder: What is told of them.
+        home: Kind of the device that the network is on.
+
+    Attributes:
+        asked_where: Whether code outside torch asked for the kind of a tensor's device, and heard another one than at
+            home.
     """
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, home: str) -> None:
         super().__init__()
-        self._recorder = recorder
+        self._recorder, self._home, self.asked_where = recorder, home, False
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Call one function of torch."""
+        if func == DEVICE or func is Tensor.data_ptr or PLACES.get(func) in ("meta", self._home):
+            self.asked_where |= _decides_where(sys._getframe(1), whole=func != DEVICE)
         result = func(*args, **(kwargs or {}))
         if func in FROM_NUMBERS and not any(tensors_in((args[func is Tensor.new_tensor :], kwargs))):
             self._recorder.note_number(result)
         return result
+
+
+def _decides_where(asking: FrameType, *, whole: bool) -> bool:
+    """Tell whether code outside torch asks where a tensor is; of its device, whether it asks for the kind."""
+    if str(asking.f_globals.get("__name__")).partition(".")[0] in ("torch", "normswap"):
+        return False
+    return whole or _asks_for_the_kind(asking.f_code, asking.f_lasti)
+
+
+@lru_cache(maxsize=4096)
+def _asks_for_the_kind(code: CodeType, place: int) -> bool:
+    """Tell whether code takes the type of the device it gets, or compares it with what a text names."""
+    later = [step for step in dis.get_instructions(code) if step.offset > place]
+    if later and later[0].argval == "type":
+        return True
+    compared = next((at for at, step in enumerate(later[:10]) if step.opname == "COMPARE_OP"), 0)
+    between = later[:compared]
+    return any(isinstance(step.argval, str) and step.opname == "LOAD_CONST" for step in between) and not any(
+        step.opname.startswith(("STORE", "POP")) for step in between
+    )
 
 
 def _size(tensor: Tensor) -> int:

@@ -94,6 +94,7 @@ class LayerFacts:
         weight_reads: Other operators that read the weight.
         norms: The norms that read it, itself or in a concatenation along the channels; None where others do, too.
         beside: A convolution that updates its kernel, or the one that it updates (`Graph.updates`); else empty.
+        bias_reads: Other operators that read the bias.
     """
 
     plain: bool
@@ -105,6 +106,7 @@ class LayerFacts:
     weight_reads: frozenset[str] = frozenset()
     norms: frozenset[str] | None = None
     beside: str = ""
+    bias_reads: frozenset[str] = frozenset()
 
     def merged(self, other: "LayerFacts") -> "LayerFacts":
         """Return what both show together."""
@@ -119,6 +121,7 @@ class LayerFacts:
             self.weight_reads | other.weight_reads,
             None if self.norms is None or other.norms is None else self.norms | other.norms,
             self.beside or other.beside,
+            self.bias_reads | other.bias_reads,
         )
 
 
@@ -141,6 +144,7 @@ class Trace:
         stopped_by: The error that ended the pass after everything that counts had run; None where it ran to its end.
         made_up: Whether nobody gave the example.
         decided: Whether its code decided by values that there are none of.
+        asked_where: Whether its code asked for the kind of device of a tensor that was not where the network is.
         asked: Attributes that code outside of each norm asked it for, whether the norm ran or not (`NormFacts.asked`).
     """
 
@@ -157,6 +161,7 @@ class Trace:
     stopped_by: str | None = None
     made_up: bool = False
     decided: bool = False
+    asked_where: bool = False
     asked: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     @property
@@ -250,7 +255,10 @@ def layer_facts(recorder: Recorder) -> tuple[dict[str, LayerFacts], dict[str, La
             continue
         found = convs if node.kind is Kind.CONV else linears
         leaf = recorder.plain.get(index)
-        reads = recorder.parameters.reads.get(leaf, set()) - OWN_READS[node.kind] if leaf else ()
+        reads, bias_reads = (
+            recorder.parameters.reads.get(own, set()) - OWN_READS[node.kind] if leaf and own else ()
+            for own in (leaf, f"{node.name}.bias".lstrip("."))
+        )
         read_by = tuple(graph.nodes[end] for end in reach.ends)
         norms = alone.get(index)
         names = None if norms is None else frozenset(graph.nodes[norm].name for norm in norms)
@@ -264,6 +272,7 @@ def layer_facts(recorder: Recorder) -> tuple[dict[str, LayerFacts], dict[str, La
             frozenset(reads),
             names,
             beside.get(index, ""),
+            frozenset(bias_reads),
         )
         found[node.name] = found[node.name].merged(facts) if node.name in found else facts
     return convs, linears

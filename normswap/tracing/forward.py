@@ -146,11 +146,14 @@ def _with_other_passes(
 ) -> Trace:
     """Add what passes show that go other ways, where the first left wanted modules out or the code asks.
 
-    One is told the opposite where the first decided by values without data, one runs with gradients, one in train mode.
+    One is told the opposite where the first decided by values without data, one runs with gradients, one in train mode;
+    where code asks on what device a tensor is, they are run where the network is.
     """
-    run = partial(_run, model, example_input, around, data=first.with_data, edges=edges)
+    run = partial(_run, model, example_input, around, data=first.with_data or first.asked_where, edges=edges)
     found, code = first, running(model.modules()) if edges else Running((), ())
     branches, follows = branches_on_mode(code), branches_on_gradients(code)
+    if first.asked_where:
+        found = _joined(found, run(training=False), wanted, asked=True)
     if first.decided and (edges or first.left_out(wanted)):
         found = _joined(found, run(training=False, yes=False), wanted, asked=edges)
     if follows:
@@ -215,8 +218,9 @@ def _run(
         if not edges:
             _standardize_nothing(copy, stack)
         dispatch = stack.enter_context(Dispatch(recorder, yes=yes))
+        numbers = Numbers(recorder, next((t.device.type for t in model.parameters()), "cpu"))
         if edges and device.type == "meta":
-            stack.enter_context(Numbers(recorder))
+            stack.enter_context(numbers)
         if data:
             stack.enter_context(users_settings())
         try:
@@ -241,6 +245,7 @@ def _run(
         graphs=(recorder.graph,) if edges else (),
         stopped_by=stopped_by,
         decided=dispatch.decided,
+        asked_where=had_data and numbers.asked_where,
         asked=recorder.norm_asked,
     )
 

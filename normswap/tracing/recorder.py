@@ -204,7 +204,9 @@ class Recorder:
             shape = tuple(made[0].shape) if made else ()
             slices = self._slices(operands, made) if name == "cat" and not written else ()
             index = self.graph.add(Node(kind, name, tuple(data), shape, frozenset(steered), slices))
-            self.parameters.note_reads(name, sources)
+            elsewhere = {leaf for leaf in sources if kind in LAYERS and self._here not in self.parameters.owners(leaf)}
+            self.parameters.note_reads(name, sources - elsewhere)
+            self.parameters.note_reads(f"{name} outside of its layer", elsewhere)
             if kind is Kind.CONV:
                 self.parameters.note_reads(f"{name} as its input", self.parameters.sources(operands[:1]))
             self._name_node(index, kind, operands, sources)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import Direct, Net, conv
+from nets import Direct, Net, conv, warm
 from torch import Tensor, nn
 
 import normswap
@@ -57,6 +57,27 @@ def test_extras_are_saved_and_loaded(tmp_path: Path) -> None:
     nn.init.zeros_(again.bn.mask)  # type: ignore[arg-type]
     loaded: Any = normswap.load(normswap.save(normswap.convert(model, example_input=X), tmp_path / "OUT"), model=again)
     assert torch.equal(loaded.bn.mask, model.bn.mask)  # type: ignore[arg-type]
+
+
+class Remembers(nn.Identity):
+    """Holds a state that is no tensor."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"seen": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        assert state == {"seen": 3}
+
+
+def test_a_state_that_is_no_tensor_is_left_alone_and_named_by_save(tmp_path: Path) -> None:
+    """Looking for tensors in the state dict of a trained network raised an AttributeError."""
+    model = nn.Sequential(conv(), warm(nn.BatchNorm2d(8)), Remembers()).eval()
+    converted = normswap.convert(model, example_input=X)
+    assert converted.state_dict()["2._extra_state"] == {"seen": 3}
+    assert normswap.plan_of(converted).scales
+    normswap.calibrate(converted, model, [torch.randn(8, 3, 8, 8) for _ in range(4)], steps=1)
+    with pytest.raises(normswap.CheckpointError, match="^2._extra_state: is a dict, not a tensor; it cannot be saved"):
+        normswap.save(converted, tmp_path / "OUT")
 
 
 def test_hooks_on_loading_see_the_replacement() -> None:

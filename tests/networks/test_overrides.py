@@ -1,6 +1,7 @@
 """Modes are set without running code of the user's that is not shown to set modes and nothing else."""
 
-from typing import Any
+import copy
+from typing import Any, Self
 
 import pytest
 import timm
@@ -172,3 +173,21 @@ def test_a_train_put_on_a_module_is_not_run() -> None:
     in_mode(model, True)
     assert model.bn.training  # type: ignore[union-attr]
     assert RUNS == []
+
+
+class RefusesToTrain(nn.BatchNorm2d):
+    """Made for inference alone."""
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            raise RuntimeError("inference only")
+        return super().train(mode)
+
+
+def test_a_network_that_refuses_a_mode_is_looked_at_in_both() -> None:
+    """Its error came through `convert`; the network itself is left in the mode that it was in."""
+    model = Direct(conv=conv(), bn=RefusesToTrain(8)).eval()
+    assert in_mode(copy.deepcopy(model), True).bn.training  # type: ignore[union-attr]
+    converted = normswap.convert(model, example_input=torch.zeros(2, 3, 8, 8))
+    assert isinstance(converted.bn, nn.GroupNorm)
+    assert not any(module.training for module in (*model.modules(), *converted.modules()))

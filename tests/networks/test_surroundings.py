@@ -1,14 +1,17 @@
 """What a network's code keeps outside of it is as before, whatever was looked at, converted or refused."""
 
 import functools
+import importlib
 import itertools
 import queue
 import random
+import sys
 import warnings
 from array import array
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from contextvars import ContextVar
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -339,3 +342,19 @@ def test_an_example_that_a_network_changes_in_place_is_as_it_was() -> None:
     ids = torch.zeros(2, 9, 9, dtype=torch.long)
     normswap.check(normswap.convert(Changes(), example_input=ids), example_input=ids)
     assert ids.eq(0).all()
+
+
+class Imports(Base):
+    """Asks whether something is imported, and imports something."""
+
+    def step(self, x: Tensor) -> None:
+        if "torch_xla" not in sys.modules:
+            importlib.import_module("this_is_imported_once")
+
+
+def test_what_a_pass_imports_stays_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taken out of `sys.modules` again, it was imported a second time, which many modules do not survive."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "this_is_imported_once.py").touch()
+    normswap.convert(Imports(), example_input=torch.zeros(2, 3, 8, 8))
+    assert sys.modules.pop("this_is_imported_once", None)

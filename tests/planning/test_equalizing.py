@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from equality import assert_same_state
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -149,6 +150,32 @@ BOUND: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "the filters of layer are fixed",
     ),
     "tied": (tied, "shares its parameters with another layer"),
+    "a gate by its bias": (
+        lambda: Wired(
+            lambda m, x: m.bn(m.a(x)) * m.a.bias.sigmoid().view(1, -1, 1, 1), a=nn.Conv2d(4, 6, 3), bn=nn.BatchNorm2d(6)
+        ),
+        "the bias of a is also read by mul",
+    ),
+    "a penalty on its bias in train mode": (
+        lambda: Wired(
+            lambda m, x: (m.bn(m.a(x)), m.a.bias.abs().sum() if m.training else 0),
+            a=nn.Conv2d(4, 6, 3),
+            bn=nn.BatchNorm2d(6),
+        ),
+        "the bias of a is also read by abs",
+    ),
+    "its bias in another convolution": (
+        lambda: Wired(
+            lambda m, x: m.bn(m.a(x)) + F.conv2d(x, torch.ones(6, 4, 3, 3).to(x), m.a.bias),
+            a=nn.Conv2d(4, 6, 3),
+            bn=nn.BatchNorm2d(6),
+        ),
+        "the bias of a is also read by convolution outside of its layer",
+    ),
+    "a linear layer's bias": (
+        lambda: Wired(lambda m, x: m.bn(m.a(x.mean((2, 3)))) + m.a.bias, a=nn.Linear(4, 16), bn=nn.BatchNorm1d(16)),
+        "the bias of a is also read by add",
+    ),
 }
 
 

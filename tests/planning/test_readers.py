@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import normswap
+from normswap.networks.network import Network
+from normswap.tracing.forward import trace
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -609,6 +611,34 @@ def test_what_reads_a_convolution_with_gradients_alone_is_seen(run: Callable[[An
     result = normswap.convert(net, example_input=X)
     assert type(result.conv) is nn.Conv2d
     assert torch.equal(result(X)[1], wanted)
+
+
+ON_THE_CPU = {
+    "type": lambda net, x: net.conv.weight.device.type == "cpu",
+    "is_cpu": lambda net, x: x.is_cpu,
+    "is_meta": lambda net, x: not x.is_meta,
+    "comparison": lambda net, x: x.device == torch.device("cpu"),
+    "memory": lambda net, x: x.data_ptr() != 0,
+}
+
+
+@pytest.mark.parametrize("here", ON_THE_CPU.values(), ids=ON_THE_CPU)
+def test_what_reads_a_convolution_where_the_network_is_is_seen(here: Callable[[Any, Tensor], bool]) -> None:
+    """A pass without data is on another device: code that asks went the other way, and filters were scaled."""
+    net = Base(nothing, lambda net, x: (net.bn(h := net.conv(x)), h) if here(net, x) else net.bn(net.conv(x))).eval()
+    nn.init.uniform_(net.bn.running_var, 0.5, 2)
+    result = normswap.convert(net, example_input=X)
+    assert type(result.conv) is nn.Conv2d
+    assert torch.equal(result(X)[1], net(X)[1])
+
+
+def test_a_device_that_is_handed_on_or_compared_with_another_s_takes_no_pass_with_data() -> None:
+    def run(net: Any, x: Tensor) -> Tensor:
+        assert x.device == net.queue.device
+        return net.bn(net.conv(x) * torch.ones((), device=x.device)) if x.device.index is None else x  # type: ignore[no-any-return]
+
+    network = Network(Base(nothing, run).eval())
+    assert not trace(network, X).asked_where
 
 
 def test_a_reader_in_the_networks_own_code_has_a_name() -> None:
