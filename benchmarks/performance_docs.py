@@ -268,6 +268,8 @@ Time grows nearly as the network does: residual networks of tiny blocks, seconds
 
 {markdown(["residual blocks", *(f"{n:,}" for n in sizes)], lines)}
 
+`check` runs the network on data, here two images of 8×8: seven times, twice of them with gradients.
+
 ![seconds over blocks, both in logarithms](growth.png)
 
 {rest}"""
