@@ -89,7 +89,7 @@ def _behaviour(
     yield _batch_one(model, original, inputs, samples)
     opened, output = _opened(model, inputs, output)
     yield _batch_independent(opened, original, inputs, output, samples)
-    yield _train_equals_eval(opened, plan, inputs, output)
+    yield _train_equals_eval(opened, plan, inputs, output, samples)
     yield _gradients(converted, plan, original, inputs)
 
 
@@ -237,7 +237,7 @@ def _first(tensor: Tensor, count: int) -> Tensor:
     return tensor[tuple(0 if size == count else slice(None) for size in tensor.shape)]
 
 
-def _train_equals_eval(model: nn.Module, plan: Plan, inputs: Any, output: Any) -> Check:
+def _train_equals_eval(model: nn.Module, plan: Plan, inputs: Any, output: Any, samples: Samples) -> Check:
     """Compare modes; where a network is random or returns something else in train mode, layer by layer.
 
     Norms that the user kept are left in eval mode: their statistics are what was asked for.
@@ -261,6 +261,7 @@ def _train_equals_eval(model: nn.Module, plan: Plan, inputs: Any, output: Any) -
         comparable = False  # its own code does something else in train mode
     if not comparable:
         how = "every layer with parameters; the network itself differs by mode"
+        how += ", and mixes samples in train mode" if _mixes(trained, inputs, samples) else ""
         trained = copy_model(model)  # the passes above may have moved what a layer keeps, as spectral_norm does
         for module in trained.modules():
             if not any(True for _ in module.children()) and any(True for _ in module.parameters()):
@@ -277,6 +278,17 @@ def _train_equals_eval(model: nn.Module, plan: Plan, inputs: Any, output: Any) -
         return Check(name, None, "the output holds nothing that could be looked at")
     worst = _worst(first, output)
     return Check(name, worst <= TOLERANCE, f"largest difference {worst:.1e} ({how})")
+
+
+def _mixes(model: nn.Module, inputs: Any, samples: Samples) -> bool:
+    """Tell whether the other samples move the first one's outputs; False where the network does not run."""
+    if samples.count < 2:
+        return False
+    try:
+        moved, _ = _moved(model, inputs, _output(model, inputs), samples)
+    except Exception:  # detection networks ask for targets in train mode
+        return False
+    return max(moved, default=0) > TOLERANCE
 
 
 def _unsteady(model: nn.Module, inputs: Any) -> list[nn.Module]:
@@ -437,18 +449,24 @@ def _floats(value: Any) -> list[Tensor]:
     return [
         tensor
         for leaf in leaves_in(value)
-        if isinstance(leaf, (Tensor, float)) or (isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f")
-        for tensor in (_dense(torch.as_tensor(leaf)),)
+        if isinstance(leaf, (Tensor, float, complex))
+        or (isinstance(leaf, (np.ndarray, np.generic)) and leaf.dtype.kind in "fc")
+        for tensor in _dense(torch.as_tensor(leaf))
         if tensor.is_floating_point() or tensor.is_complex()
     ]
 
 
-def _dense(tensor: Tensor) -> Tensor:
-    return tensor if tensor.layout is torch.strided else tensor.to_dense()
+def _dense(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return a tensor as ones that torch's arithmetic takes: a nested one's parts, values of eight bits widened."""
+    if tensor.is_nested:
+        return tensor.unbind()
+    dense = tensor if tensor.layout is torch.strided else tensor.to_dense()
+    return (dense.float() if dense.is_floating_point() and dense.itemsize == 1 else dense,)
 
 
 def _same_structure(a: Any, b: Any) -> bool:
-    return [t.shape for t in tensors_in(a)] == [t.shape for t in tensors_in(b)]
+    ours, theirs = ([part.shape for t in tensors_in(value) for part in _dense(t)] for value in (a, b))
+    return ours == theirs
 
 
 def _worst(a: Any, b: Any) -> float:

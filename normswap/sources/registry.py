@@ -22,6 +22,8 @@ WEIGHTS_FROM = re.compile(r"(pretrained|weights|checkpoint|cache).*")
 NAME = re.compile(r"\w[\w.-]{0,199}", re.ASCII)
 LARGEST = 2**20
 """Largest number among the arguments; the shapes of the stored tensors bound what is built from them."""
+MOST = 64
+"""Values of one argument, as stages of a network or sides of a window."""
 IMPLIED = ("transform_input", "aux_logits")
 
 
@@ -78,7 +80,8 @@ class Source:
         fields = {"registry": str, "name": str, "arguments": dict}
         if not isinstance(data, Mapping) or {key: type(value) for key, value in data.items()} != fields:
             raise CheckpointError("the checkpoint's source is damaged; convert the model again")
-        return cls(data["registry"], data["name"], dict(data["arguments"]))
+        arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in data["arguments"].items()}
+        return cls(data["registry"], data["name"], arguments)
 
 
 def find(name: str) -> Source:
@@ -123,12 +126,17 @@ def as_built(source: Source, model: nn.Module) -> Source:
     return replace(source, arguments=source.arguments | implied)
 
 
-def _is_argument(key: Any, value: Any) -> bool:
+def plain_argument(value: Any) -> bool:
+    """Tell whether a builder's argument is data that a file may hold: one value, or a few in a row."""
     if isinstance(value, (int, float)):
-        plain = abs(value) <= LARGEST
-    else:
-        plain = value is None or (isinstance(value, str) and len(value) <= 200 and value.isprintable())
-    return plain and isinstance(key, str) and key.isidentifier()
+        return abs(value) <= LARGEST
+    if isinstance(value, tuple):
+        return len(value) <= MOST and all(not isinstance(item, tuple) and plain_argument(item) for item in value)
+    return value is None or (isinstance(value, str) and len(value) <= 200 and value.isprintable())
+
+
+def _is_argument(key: Any, value: Any) -> bool:
+    return isinstance(key, str) and key.isidentifier() and plain_argument(value)
 
 
 def meta_build(source: Source, **arguments: Any) -> nn.Module:

@@ -82,6 +82,18 @@ def test_feature_extractors(name: str, tmp_path: Path) -> None:
     assert len(create(tmp_path, features_only=True, out_indices=(0, 1))(x)) == 2
 
 
+@pytest.mark.parametrize("chosen", [(0, 4), [1, 3], (-1,)], ids=["both ends", "two of a list", "last"])
+def test_extractors_put_out_the_features_that_they_were_built_for(chosen: object, tmp_path: Path) -> None:
+    x = torch.randn(1, 3, 64, 64)
+    extractor = normswap.convert(trained("resnet18", features_only=True, out_indices=chosen), check=False)
+    normswap.save(extractor, tmp_path)
+    for loaded in (normswap.load(tmp_path), create(tmp_path)):
+        assert len(loaded(x)) == len(extractor(x))
+        for ours, theirs in zip(loaded(x), extractor(x), strict=True):
+            assert_same_output(ours, theirs)
+    assert len(create(tmp_path, features_only=True, out_indices=(0, 1))(x)) == 2
+
+
 def test_features_of_a_network_whose_concatenations_are_scaled(tmp_path: Path) -> None:
     x = torch.randn(2, 3, 64, 64)
     whole = normswap.convert(trained("densenet121"), batches=[x], groups=1, check=False)

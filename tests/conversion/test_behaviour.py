@@ -164,7 +164,37 @@ HOLDERS: dict[str, Callable[[Tensor], Any]] = {
     "array": lambda x: x.detach().numpy() if not x.is_meta else x,
     "numbers": lambda x: x.tolist() if not x.is_meta else x,
     "set": lambda x: {x},
+    "nested tensor": lambda x: torch.nested.nested_tensor(list(x)) if not x.is_meta else x,
+    "eight bits": lambda x: x.to(torch.float8_e5m2),
+    "complex number": lambda x: complex(x.sum()) if not x.is_meta else x,
+    "number of an array": lambda x: x.detach().numpy().sum() if not x.is_meta else x,
 }
+
+
+class Centred(nn.Module):
+    """A norm of one's own that no recognition knows: it takes the batch's mean in train mode, and has a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.first(x)
+        return y - y.mean((0, 2, 3), keepdim=True) if self.training else y
+
+
+class Halved(Centred):
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.first(x)
+        return y / 2 if self.training else y
+
+
+@pytest.mark.parametrize(("kind", "said"), [(Centred, True), (Halved, False)])
+def test_samples_that_are_mixed_in_train_mode_alone_are_told_of(kind: Callable[[], nn.Module], said: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), kind(), nn.ReLU()).eval()
+    checks = normswap.check(normswap.convert(model, example_input=broken.X), model)
+    (found,) = (row for row in checks.rows if row.name == "train() equals eval()")
+    assert ("mixes samples in train mode" in found.detail) is said
 
 
 @pytest.mark.parametrize("holder", HOLDERS.values(), ids=HOLDERS)
