@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -49,7 +50,7 @@ def save(
 
     The configuration is timm's schema plus a ``normswap`` block with the plan. Files are written under temporary names
     and renamed together: whatever interrupts it, the old checkpoint or the new one is there. timm's networks know their
-    source; without one, `load` needs the network.
+    source, unless they were changed (another head), of which a warning tells; without one, `load` needs the network.
 
     Args:
         model: A converted network, fine-tuned or not.
@@ -72,12 +73,15 @@ def save(
     model, directory = unwrap(model), Path(directory)
     network = Network(model)
     plan = _storable(present_plan(network, plan_of(model)))
-    source = find(source) if isinstance(source, str) else source or source_of(model)
-    tensors = stored_tensors(model)
-    if source is not None:
-        _must_rebuild(source, plan, tensors, network)
-    config = _config(model, plan, source, checks, weights)
-    if source is None:
+    known, tensors = find(source) if isinstance(source, str) else source or source_of(model), stored_tensors(model)
+    if known is not None and (other := _other_network(known, plan, tensors, network)):
+        other = f"source {known.name!r} builds another network ({other})"
+        if source is not None:
+            raise CheckpointError(f"{other}; pass the source it was made from, or leave the source out")
+        warnings.warn(f"{other} and is left out; load(directory, model=…) takes the unconverted network", stacklevel=3)
+        known = None
+    config = _config(model, plan, known, checks, weights)
+    if known is None:
         config["normswap"]["outputs"] = traits_of(model, plan.inputs)
     _must_be_readable(config, plan, str(directory / CONFIG))
     try:
@@ -118,28 +122,23 @@ def _must_be_readable(config: dict[str, Any], plan: Plan, where: str) -> None:
         raise CheckpointError(f"{where}: cannot be written ({first_line(error)})") from error
 
 
-def _must_rebuild(source: Source, plan: Plan, tensors: Mapping[str, Tensor], network: Network) -> None:
-    """Prove, before anything is written, that the source and the plan give this network."""
+def _other_network(source: Source, plan: Plan, tensors: Mapping[str, Tensor], network: Network) -> str:
+    """Return where the source and the plan give another network than this; empty where they give this."""
     try:
         model = apply(meta_build(source), plan, inplace=True)
     except PlanMismatch as error:
-        raise CheckpointError(f"source {source.name!r} builds another network ({error})") from error
+        return str(error)
     built = model.state_dict()
     for name in sorted({*built, *tensors}):
         ours, theirs = (x[name].shape if name in x else None for x in (tensors, built))
         if ours != theirs:
-            raise CheckpointError(
-                f"source {source.name!r} builds another network ({name}: {_size(theirs)} there, {_size(ours)} here); "
-                "pass the source it was made from"
-            )
+            return f"{name}: {_size(theirs)} there, {_size(ours)} here"
     theirs_by_name = Network(model).slots
     for name, module in network.slots.items():
         here, there = _outline(module), _outline(theirs_by_name.get(name))
         if here != there:
-            raise CheckpointError(
-                f"source {source.name!r} builds another network ({name}: {there} there, {here} here); "
-                "pass the source it was made from, or leave the source out"
-            )
+            return f"{name}: {there} there, {here} here"
+    return ""
 
 
 def _outline(module: nn.Module | None) -> str:

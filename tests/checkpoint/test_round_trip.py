@@ -196,17 +196,49 @@ def activation(model: Any) -> str:
     return "layer1.0.act1: ReLU there, SiLU here"
 
 
-def stride(model: Any) -> str:
-    model.layer2[0].conv1.stride = (1, 1)
-    return r"layer2.0.conv1: WSConv2d\(.*stride=\(2, 2\).* there, WSConv2d\(.*stride=\(1, 1\).* here"
+def dilation(model: Any) -> str:
+    conv = model.layer1[0].conv1
+    conv.dilation = conv.padding = (2, 2)
+    return r"layer1.0.conv1: \w*Conv2d\(.*padding=\(1, 1\).* there, \w*Conv2d\(.*dilation=\(2, 2\).* here"
 
 
-@pytest.mark.parametrize("change", [activation, stride], ids=["activation", "stride"])
-def test_a_source_that_builds_another_function_is_refused(change: Callable[[nn.Module], str], tmp_path: Path) -> None:
+def head(model: Any) -> str:
+    model.fc = nn.Sequential(nn.Dropout(0.1), nn.Linear(model.num_features, 3))
+    return r"fc.1.bias: missing there, \(3,\) here"
+
+
+def pooling(model: Any) -> str:
+    model.reset_classifier(3, "max")
+    return "global_pool.pool: AdaptiveAvgPool2d there, AdaptiveMaxPool2d here"
+
+
+CHANGED = pytest.mark.parametrize("change", [activation, dilation, head, pooling])
+
+
+@CHANGED
+def test_a_source_that_builds_another_network_is_refused(change: Callable[[nn.Module], str], tmp_path: Path) -> None:
     model = normswap.convert(timm.create_model("test_resnet"))
     says = change(model)
-    with pytest.raises(normswap.CheckpointError, match=f"builds another network .{says}"):
-        normswap.save(model, tmp_path / "OUT")
+    with pytest.raises(normswap.CheckpointError, match=f"builds another network .(fc.bias|{says})") as caught:
+        normswap.save(model, tmp_path / "OUT", source="timm/test_resnet")
+    assert str(caught.value).endswith("or leave the source out")
+    assert not (tmp_path / "OUT").exists()
+
+
+@CHANGED
+def test_a_network_that_its_remembered_source_does_not_build(
+    change: Callable[[nn.Module], str], tmp_path: Path
+) -> None:
+    """`save` refused it and advised another source, or none, which nobody had given."""
+    original = timm.create_model("test_resnet")
+    says = change(original)
+    model = normswap.convert(original.eval())
+    with pytest.warns(UserWarning, match=f"{says}. and is left out; load"):
+        normswap.save(model, tmp_path)
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(normswap.load(tmp_path, model=original)(x), model(x))
+    with pytest.raises(normswap.CheckpointError, match="names no registered model; pass load.directory, model="):
+        normswap.load(tmp_path)
 
 
 @pytest.mark.parametrize("inplace", [True, False], ids=["in place", "copy"])
