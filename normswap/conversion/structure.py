@@ -10,10 +10,14 @@ from normswap.planning.choices import Action
 from normswap.planning.entry import NormEntry
 from normswap.planning.plan import Plan
 from normswap.tracing.facts import Trace
+from normswap.tracing.operators import OTHER_NORMS
 from normswap.tracing.recorder import Shapes
 
 AROUND = "its code may ask for what only BatchNorm has: leave that layer alone with exclude="
 """The way on with a network that looks at its norms."""
+
+ASKED = "its code may ask what a layer is or holds: leave that layer alone with exclude="
+"""The way on with a network that computes something else by the class of its layers."""
 
 TEACH, LEAVE = "or teach it with normswap.register_norm", "or leave it alone with exclude="
 """Ways on with a norm that is not shown to be BatchNorm."""
@@ -75,7 +79,27 @@ def _same_shapes(plan: Plan, after: Trace, before: Trace, others: Iterable[Trace
         shapes, found = before.shapes[module], after.shapes[module]
         if not agree(shapes, found, _met(module, passes)):
             return Check(name, False, f"{module or 'the network'}: {shapes} became {found}")
+    if (otherwise := _otherwise(plan, after, before)) is not None:
+        return Check(name, False, f"{otherwise}; {ASKED}")
     return _kept(len(before.shapes), len(other))
+
+
+def _otherwise(plan: Plan, after: Trace, before: Trace) -> str | None:
+    """Tell of an operator outside of replaced layers that runs in one of two passes without data, and not in both.
+
+    Nothing is told where a replaced layer is called past its hooks, or gradients are taken: its own are among them.
+    """
+    ran = {*before.norms, *before.convs} & {entry.name for entry in (*plan.norms, *plan.convs) if entry.changes}
+    differing = before.operators ^ after.operators
+    stopped = before.stopped_by or after.stopped_by or before.with_data or after.with_data
+    if stopped or ran - before.shapes.keys() or any(operator.endswith("_backward") for _, operator in differing):
+        return None
+    replaced = tuple(f"{entry.name}.".lstrip(".") for entry in (*plan.norms, *plan.convs))
+    for module, operator in sorted(differing):
+        if operator not in OTHER_NORMS and not f"{module}.".lstrip(".").startswith(replaced):
+            did = "ran before and does not any more" if (module, operator) in before.operators else "did not run before"
+            return f"{operator} in {module or 'the network'} {did}"
+    return None
 
 
 def _met(module: str, passes: Iterable[Trace]) -> list[Shapes]:

@@ -135,6 +135,7 @@ class Trace:
         linears: Facts of the linear layers that ran.
         shapes: Shapes of the outputs of every module that ran, in the first pass where that reached all that counts.
         inputs: The example input on the meta device.
+        operators: Module and name of each operator that computed values outside of norms in the first pass.
         example: The example input as it was given or made up.
         with_data: Whether the pass needed real tensors.
         functional_norms: Modules that call batch_norm themselves, without a norm.
@@ -144,7 +145,7 @@ class Trace:
         stopped_by: The error that ended the pass after everything that counts had run; None where it ran to its end.
         made_up: Whether nobody gave the example.
         decided: Whether its code decided by values that there are none of.
-        asked_where: Whether its code asked for the kind of device of a tensor that was not where the network is.
+        asked_where: Whether its code asked for what only a tensor where the network is can tell, as its memory.
         asked: Attributes that code outside of each norm asked it for, whether the norm ran or not (`NormFacts.asked`).
     """
 
@@ -153,6 +154,7 @@ class Trace:
     linears: dict[str, LayerFacts]
     shapes: dict[str, Shapes]
     inputs: Any
+    operators: frozenset[tuple[str, str]] = field(default=frozenset(), repr=False)
     example: Any = None
     with_data: bool = False
     functional_norms: tuple[str, ...] = ()

@@ -24,7 +24,7 @@ from normswap.networks.recognition import norm_parts
 from normswap.networks.settings import users_settings
 from normswap.networks.surroundings import Surroundings
 from normswap.tracing.candidates import candidates
-from normswap.tracing.dispatch import Dispatch, Endless, Numbers
+from normswap.tracing.dispatch import Dispatch, Endless, Home
 from normswap.tracing.facts import LayerFacts, NormFacts, Trace, layer_facts, norm_facts
 from normswap.tracing.fitted_size import fitted
 from normswap.tracing.modes import Running, branches_on_gradients, branches_on_mode, running
@@ -147,7 +147,7 @@ def _with_other_passes(
     """Add what passes show that go other ways, where the first left wanted modules out or the code asks.
 
     One is told the opposite where the first decided by values without data, one runs with gradients, one in train mode;
-    where code asks on what device a tensor is, they are run where the network is.
+    where code asks for what only a tensor with data can tell, they are run with data.
     """
     run = partial(_run, model, example_input, around, data=first.with_data or first.asked_where, edges=edges)
     found, code = first, running(model.modules()) if edges else Running((), ())
@@ -174,7 +174,7 @@ def _joined(first: Trace, second: Trace, wanted: Collection[str], *, asked: bool
         norms={name: facts.asked_for(second.asked.get(name, ())) for name, facts in norms.items()},
         convs=_merged(first.convs, second.convs),
         linears=_merged(first.linears, second.linears),
-        shapes=second.shapes | first.shapes if missing else first.shapes,
+        shapes=second.shapes | first.shapes if second.left_out(missing) != missing else first.shapes,
         functional_norms=tuple({*first.functional_norms, *second.functional_norms}),
         past=tuple(sorted({*first.past, *second.past})),
         graphs=(*first.graphs, *second.graphs),
@@ -218,9 +218,9 @@ def _run(
         if not edges:
             _standardize_nothing(copy, stack)
         dispatch = stack.enter_context(Dispatch(recorder, yes=yes))
-        numbers = Numbers(recorder, next((t.device.type for t in model.parameters()), "cpu"))
-        if edges and device.type == "meta":
-            stack.enter_context(numbers)
+        home = Home(recorder, next((t.device for t in model.parameters()), torch.device("cpu")))
+        if not data:
+            stack.enter_context(home)
         if data:
             stack.enter_context(users_settings())
         try:
@@ -238,6 +238,7 @@ def _run(
         linears=linears,
         shapes=recorder.shapes,
         inputs=tree_map_only(Tensor, _without_data, placed),
+        operators=frozenset(recorder.operators),
         example=example_input,
         with_data=data,
         functional_norms=tuple(sorted(recorder.functional_norms)),
@@ -245,7 +246,7 @@ def _run(
         graphs=(recorder.graph,) if edges else (),
         stopped_by=stopped_by,
         decided=dispatch.decided,
-        asked_where=had_data and numbers.asked_where,
+        asked_where=had_data and home.asked_where,
         asked=recorder.norm_asked,
     )
 

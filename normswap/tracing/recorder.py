@@ -67,6 +67,7 @@ class Recorder:
         self.plain: dict[int, str] = {}
         self.functional_norms: set[str] = set()
         self.past: set[str] = set()
+        self.operators: set[tuple[str, str]] = set()
         self._original = original
         self._edges = edges
         (self._kept,) = _references({0: object()})
@@ -161,6 +162,8 @@ class Recorder:
             result: What it returned.
         """
         self._note_past(operands)
+        if operands and not self._inside and name not in VIEWS and name not in SHAPE_READERS:
+            self.operators.add((self._here, name))
         if self._inside:
             if self._modules[-1:] == self._inside and not all(map(self.parameters.holds, operands)):
                 self.norm_steps[self._inside[-1]].append(name)

@@ -1,9 +1,12 @@
 """What a trace shows of a converted network where the original is not at hand, and what was left on purpose."""
 
 import re
+from collections.abc import Callable
 
 import broken
 import pytest
+import torch
+from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import normswap
@@ -37,3 +40,62 @@ def test_a_norm_left_for_another_reason_is_reported_with_it() -> None:
     )
     with pytest.raises(normswap.CheckFailed, match=f"^{re.escape(message)}$"):
         normswap.convert(model, example_input=broken.X)
+
+
+class Asking(nn.Module):
+    """A network that adds something by what its code finds its layers to be."""
+
+    def __init__(self, asks: Callable[["Asking"], bool]) -> None:
+        super().__init__()
+        self.conv, self.bn, self.asks = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), asks
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(self.conv(x))
+        return y if self.asks(self) else y.sigmoid()
+
+
+ASKING = {
+    "class of a norm": lambda net: isinstance(net.bn, nn.BatchNorm2d),
+    "class of a convolution": lambda net: type(net.conv) is nn.Conv2d,
+    "buffers": lambda net: len(list(net.buffers())) == 3,
+    "text": lambda net: "BatchNorm" in str(net.bn),
+}
+
+
+@pytest.mark.parametrize("asks", ASKING.values(), ids=ASKING)
+def test_other_operators_after_conversion_are_found(asks: Callable[[Asking], bool]) -> None:
+    model = Asking(asks).eval()
+    with pytest.raises(normswap.CheckFailed, match="^shapes: sigmoid in the network did not run before; its code may"):
+        normswap.convert(model, example_input=broken.X)
+    converted = normswap.convert(model, example_input=broken.X, check=False)
+    assert not normswap.check(converted, model).rows[0].ok
+    model.asks = lambda net: not asks(net)  # type: ignore[method-assign]
+    with pytest.raises(normswap.CheckFailed, match="^shapes: sigmoid in the network ran before and does not any more"):
+        normswap.convert(model, example_input=broken.X)
+
+
+def test_layers_that_are_called_past_their_hooks_are_no_other_operators() -> None:
+    class Past(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.bn.forward(self.conv.forward(x))
+
+    assert isinstance(normswap.convert(Past(), example_input=broken.X, over="channels").bn, nn.Module)
+
+
+def test_a_layer_that_is_chosen_by_values_is_no_layer_left_out() -> None:
+    """A second pass takes the other; that a norm besides is never reached is no reason to miss the first."""
+
+    class Choosing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convs = nn.ModuleList([nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)])
+            self.bn, self.unused = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.bn(self.convs[int(x.sum() > 0)](x))  # type: ignore[no-any-return]
+
+    assert isinstance(normswap.convert(Choosing(), example_input=torch.ones(2, 3, 8, 8)).bn, nn.GroupNorm)
