@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import normswap
+from normswap.layers.norms import ChannelScale
 
 
 def test_a_planned_norm_that_met_another_shape_is_found_without_the_original() -> None:
@@ -75,15 +76,18 @@ def test_other_operators_after_conversion_are_found(asks: Callable[[Asking], boo
 
 
 def test_layers_that_are_called_past_their_hooks_are_no_other_operators() -> None:
+    """A norm of one value becomes a scale and a shift, which then run in the network itself."""
+
     class Past(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv, self.bn = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)
+            self.conv, self.bn = nn.Conv2d(3, 1, 8), nn.BatchNorm2d(1)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.bn.forward(self.conv.forward(x))
 
-    assert isinstance(normswap.convert(Past(), example_input=broken.X, over="channels").bn, nn.Module)
+    converted = normswap.convert(Past().eval(), example_input=torch.zeros(2, 3, 8, 8))
+    assert type(converted.bn) is ChannelScale
 
 
 def test_a_layer_that_is_chosen_by_values_is_no_layer_left_out() -> None:
