@@ -95,6 +95,13 @@ def test_factories_that_give_no_network(name: str, message: str, tmp_path: Path)
     must_refuse(1, message, "convert", f"badnets:{name}", "-o", tmp_path / "OUT", folder=tmp_path)
 
 
+@quiet
+def test_a_factory_that_takes_no_number_of_classes(tmp_path: Path) -> None:
+    message = "badnets:raises failed \\(TypeError: .*num_classes'\\); it is called with num_classes alone$"
+    asked = ("convert", "badnets:raises", "--num-classes", "3", "-o", tmp_path / "OUT")
+    must_refuse(1, message, *asked, folder=tmp_path)
+
+
 KEPT = "its kernel is computed in the forward pass, or read outside its own"
 
 WORKS: dict[str, str] = {

@@ -124,6 +124,5 @@ def result_of(name: str, **arguments: int) -> Any:
     try:
         return factory(**arguments)  # type: ignore[operator]
     except (Exception, SystemExit) as error:
-        raise UnsupportedModel(
-            f"{name} failed ({described(error)}); it is called without arguments, but for num_classes where you give it"
-        ) from error
+        given = f"with {', '.join(arguments)} alone" if arguments else "without arguments"
+        raise UnsupportedModel(f"{name} failed ({described(error)}); it is called {given}") from error
