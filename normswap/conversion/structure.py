@@ -85,20 +85,20 @@ def _same_shapes(plan: Plan, after: Trace, before: Trace, others: Iterable[Trace
 
 
 def _otherwise(plan: Plan, after: Trace, before: Trace) -> str | None:
-    """Tell of an operator outside of replaced layers that runs in one of two passes without data, and not in both.
+    """Tell of an operator outside of replaced layers that runs in a pass without data, and did not before conversion.
 
-    Nothing is told where a replaced layer is called past its hooks, or gradients are taken: its own are among them.
+    One that ran before and does not any more may have filled a cache. Nothing is told where a replaced layer is called
+    past its hooks, or gradients are taken: its own are among them.
     """
     ran = {*before.norms, *before.convs} & {entry.name for entry in (*plan.norms, *plan.convs) if entry.changes}
-    differing = before.operators ^ after.operators
+    news = after.operators - before.operators
     stopped = before.stopped_by or after.stopped_by or before.with_data or after.with_data
-    if stopped or ran - before.shapes.keys() or any(operator.endswith("_backward") for _, operator in differing):
+    if stopped or ran - before.shapes.keys() or any(operator.endswith("_backward") for _, operator in news):
         return None
     replaced = tuple(f"{entry.name}.".lstrip(".") for entry in (*plan.norms, *plan.convs))
-    for module, operator in sorted(differing):
+    for module, operator in sorted(news):
         if operator not in OTHER_NORMS and not f"{module}.".lstrip(".").startswith(replaced):
-            did = "ran before and does not any more" if (module, operator) in before.operators else "did not run before"
-            return f"{operator} in {module or 'the network'} {did}"
+            return f"{operator} in {module or 'the network'} did not run before"
     return None
 
 

@@ -1,7 +1,9 @@
 """Run every operator of a forward pass, on meta tensors where any operand is one, and have it noted."""
 
+import dis
 import sys
-from types import FrameType
+from functools import lru_cache
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -34,11 +36,6 @@ PLACES = {getattr(Tensor, f"is_{kind}").__get__: kind for kind in ("meta", "cpu"
 
 DEVICE = Tensor.device.__get__
 """What tells code the device of a tensor, which it may hand on or compare."""
-
-MEMORY = frozenset((Tensor.data_ptr, Tensor.get_device, Tensor.storage, Tensor.type, Tensor.untyped_storage))
-"""What tells more of where a tensor is than another device's can answer."""
-
-META = torch.device("meta")
 
 
 class Endless(BaseException):
@@ -97,43 +94,50 @@ class Dispatch(TorchDispatchMode):
         return result
 
 
-class Home(TorchFunctionMode):
-    """Let code outside torch find tensors of the meta device where the network is, and see those made of numbers.
-
-    The device that it is told is this object's own: whatever is to be made on it is made on the meta device. For a
-    tensor of Python's numbers torch runs no operator there.
+class Numbers(TorchFunctionMode):
+    """See the tensors that torch makes of Python's numbers: on the meta device it runs no operator for them.
 
     Args:
-        recorder: What is told of such tensors.
-        device: Where the network is.
+        recorder: What is told of them.
+        home: Kind of the device that the network is on.
 
     Attributes:
-        asked_where: Whether code outside torch asked for what only a tensor there can tell.
+        asked_where: Whether code outside torch asked for the kind of a tensor's device, and heard another one than at
+            home.
     """
 
-    def __init__(self, recorder: Recorder, device: torch.device) -> None:
+    def __init__(self, recorder: Recorder, home: str) -> None:
         super().__init__()
-        self._recorder, self._device, self.asked_where = recorder, device, False
+        self._recorder, self._home, self.asked_where = recorder, home, False
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Call one function of torch."""
-        kwargs = kwargs or {}
-        if (func == DEVICE or func in PLACES or func in MEMORY) and args[0].is_meta and _is_own(sys._getframe(1)):
-            if func not in MEMORY:
-                return self._device if func == DEVICE else PLACES[func] == self._device.type
-            self.asked_where = True
-        args = tuple(META if value is self._device else value for value in args)
-        if kwargs.get("device") is self._device:
-            kwargs = {**kwargs, "device": META}
-        result = func(*args, **kwargs)
+        if func == DEVICE or func is Tensor.data_ptr or PLACES.get(func) in ("meta", self._home):
+            self.asked_where |= _decides_where(sys._getframe(1), whole=func != DEVICE)
+        result = func(*args, **(kwargs or {}))
         if func in FROM_NUMBERS and not any(tensors_in((args[func is Tensor.new_tensor :], kwargs))):
             self._recorder.note_number(result)
         return result
 
 
-def _is_own(asking: FrameType) -> bool:
-    """Tell whether code is outside torch, and none of this package."""
-    return str(asking.f_globals.get("__name__")).partition(".")[0] not in ("torch", "normswap")
+def _decides_where(asking: FrameType, *, whole: bool) -> bool:
+    """Tell whether code outside torch asks where a tensor is; of its device, whether it asks for the kind."""
+    if str(asking.f_globals.get("__name__")).partition(".")[0] in ("torch", "normswap"):
+        return False
+    return whole or _asks_for_the_kind(asking.f_code, asking.f_lasti)
+
+
+@lru_cache(maxsize=4096)
+def _asks_for_the_kind(code: CodeType, place: int) -> bool:
+    """Tell whether code takes the type of the device it gets, or compares it with what a text names."""
+    later = [step for step in dis.get_instructions(code) if step.offset > place]
+    if later and later[0].argval == "type":
+        return True
+    compared = next((at for at, step in enumerate(later[:10]) if step.opname == "COMPARE_OP"), 0)
+    between = later[:compared]
+    return any(isinstance(step.argval, str) and step.opname == "LOAD_CONST" for step in between) and not any(
+        step.opname.startswith(("STORE", "POP")) for step in between
+    )
 
 
 def _size(tensor: Tensor) -> int:

@@ -145,7 +145,7 @@ class Trace:
         stopped_by: The error that ended the pass after everything that counts had run; None where it ran to its end.
         made_up: Whether nobody gave the example.
         decided: Whether its code decided by values that there are none of.
-        asked_where: Whether its code asked for what only a tensor where the network is can tell, as its memory.
+        asked_where: Whether its code asked for the kind of device of a tensor that was not where the network is.
         asked: Attributes that code outside of each norm asked it for, whether the norm ran or not (`NormFacts.asked`).
     """
 

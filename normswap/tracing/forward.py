@@ -24,7 +24,7 @@ from normswap.networks.recognition import norm_parts
 from normswap.networks.settings import users_settings
 from normswap.networks.surroundings import Surroundings
 from normswap.tracing.candidates import candidates
-from normswap.tracing.dispatch import Dispatch, Endless, Home
+from normswap.tracing.dispatch import Dispatch, Endless, Numbers
 from normswap.tracing.facts import LayerFacts, NormFacts, Trace, layer_facts, norm_facts
 from normswap.tracing.fitted_size import fitted
 from normswap.tracing.modes import Running, branches_on_gradients, branches_on_mode, running
@@ -147,7 +147,7 @@ def _with_other_passes(
     """Add what passes show that go other ways, where the first left wanted modules out or the code asks.
 
     One is told the opposite where the first decided by values without data, one runs with gradients, one in train mode;
-    where code asks for what only a tensor with data can tell, they are run with data.
+    where code asks on what device a tensor is, they are run where the network is.
     """
     run = partial(_run, model, example_input, around, data=first.with_data or first.asked_where, edges=edges)
     found, code = first, running(model.modules()) if edges else Running((), ())
@@ -218,9 +218,9 @@ def _run(
         if not edges:
             _standardize_nothing(copy, stack)
         dispatch = stack.enter_context(Dispatch(recorder, yes=yes))
-        home = Home(recorder, next((t.device for t in model.parameters()), torch.device("cpu")))
-        if not data:
-            stack.enter_context(home)
+        numbers = Numbers(recorder, next((t.device.type for t in model.parameters()), "cpu"))
+        if edges and device.type == "meta":
+            stack.enter_context(numbers)
         if data:
             stack.enter_context(users_settings())
         try:
@@ -246,7 +246,7 @@ def _run(
         graphs=(recorder.graph,) if edges else (),
         stopped_by=stopped_by,
         decided=dispatch.decided,
-        asked_where=had_data and home.asked_where,
+        asked_where=had_data and numbers.asked_where,
         asked=recorder.norm_asked,
     )
 

@@ -90,6 +90,14 @@ class Parameters:
         """Return the parameters that tensors were computed from."""
         return frozenset[str]().union(*map(self._sources_of, tensors))
 
+    def meant(self, tensors: Iterable[Tensor]) -> frozenset[str]:
+        """Return the parameters that tensors are, and those that others were computed from.
+
+        What was averaged into a parameter is a source of it, and not what its reader means.
+        """
+        named = ((tensor, self.leaf(tensor)) for tensor in tensors)
+        return frozenset[str]().union(*(self._sources_of(tensor) if leaf is None else {leaf} for tensor, leaf in named))
+
     def _sources_of(self, tensor: Tensor) -> frozenset[str]:
         found = self._sources.get(id(tensor))
         if found is None:

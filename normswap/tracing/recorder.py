@@ -207,7 +207,8 @@ class Recorder:
             shape = tuple(made[0].shape) if made else ()
             slices = self._slices(operands, made) if name == "cat" and not written else ()
             index = self.graph.add(Node(kind, name, tuple(data), shape, frozenset(steered), slices))
-            elsewhere = {leaf for leaf in sources if kind in LAYERS and self._here not in self.parameters.owners(leaf)}
+            meant = self.parameters.meant(tensor for tensor in operands if not self._reads(tensor))
+            elsewhere = {leaf for leaf in meant if kind in LAYERS and self._here not in self.parameters.owners(leaf)}
             self.parameters.note_reads(name, sources - elsewhere)
             self.parameters.note_reads(f"{name} outside of its layer", elsewhere)
             if kind is Kind.CONV:

@@ -161,8 +161,8 @@ HOLDERS: dict[str, Callable[[Tensor], Any]] = {
     "class with slots": Slots,
     "model output": lambda x: ModelOutput(logits=x),
     "nested": nested,
-    "array": lambda x: x.detach().numpy() if isinstance(x, torch.FloatTensor) else x,
-    "numbers": lambda x: x.tolist() if isinstance(x, torch.FloatTensor) else x,
+    "array": lambda x: x.detach().numpy() if not x.is_meta else x,
+    "numbers": lambda x: x.tolist() if not x.is_meta else x,
     "set": lambda x: {x},
     "nested tensor": lambda x: torch.nested.nested_tensor(list(x)) if not x.is_meta else x,
     "eight bits": lambda x: x.to(torch.float8_e5m2),
@@ -258,7 +258,7 @@ class Counting(nn.Module):
         self.conv, self.bn = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and isinstance(x, torch.FloatTensor) and self.bn.num_batches_tracked > 9:  # type: ignore[operator]
+        if self.training and not x.is_meta and self.bn.num_batches_tracked > 9:  # type: ignore[operator]
             self.bn.momentum = 0.01
         return self.bn(self.conv(x))
 

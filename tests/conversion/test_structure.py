@@ -70,9 +70,6 @@ def test_other_operators_after_conversion_are_found(asks: Callable[[Asking], boo
         normswap.convert(model, example_input=broken.X)
     converted = normswap.convert(model, example_input=broken.X, check=False)
     assert not normswap.check(converted, model).rows[0].ok
-    model.asks = lambda net: not asks(net)  # type: ignore[method-assign]
-    with pytest.raises(normswap.CheckFailed, match="^shapes: sigmoid in the network ran before and does not any more"):
-        normswap.convert(model, example_input=broken.X)
 
 
 def test_layers_that_are_called_past_their_hooks_are_no_other_operators() -> None:
