@@ -246,6 +246,7 @@ def _train_equals_eval(model: nn.Module, plan: Plan, inputs: Any, output: Any, s
     kept = [entry for entry in plan.norms if entry.by_user and not entry.changes]
     trained = in_mode(copy_model(model), True)
     _leave_kept(trained, kept)
+    first: Any = None
     try:
         state, first = _seeded_state(), _output(trained, inputs)
         drew = state != _random_state()  # two passes can look alike where little is dropped at random
@@ -261,7 +262,7 @@ def _train_equals_eval(model: nn.Module, plan: Plan, inputs: Any, output: Any, s
         comparable = False  # its own code does something else in train mode
     if not comparable:
         how = "every layer with parameters; the network itself differs by mode"
-        how += ", and mixes samples in train mode" if _mixes(trained, inputs, samples) else ""
+        how += ", and mixes samples in train mode" if _mixes(trained, inputs, first, samples) else ""
         trained = copy_model(model)  # the passes above may have moved what a layer keeps, as spectral_norm does
         for module in trained.modules():
             if not any(True for _ in module.children()) and any(True for _ in module.parameters()):
@@ -280,12 +281,12 @@ def _train_equals_eval(model: nn.Module, plan: Plan, inputs: Any, output: Any, s
     return Check(name, worst <= TOLERANCE, f"largest difference {worst:.1e} ({how})")
 
 
-def _mixes(model: nn.Module, inputs: Any, samples: Samples) -> bool:
+def _mixes(model: nn.Module, inputs: Any, output: Any, samples: Samples) -> bool:
     """Tell whether the other samples move the first one's outputs; False where the network does not run."""
     if samples.count < 2:
         return False
     try:
-        moved, _ = _moved(model, inputs, _output(model, inputs), samples)
+        moved, _ = _moved(model, inputs, output, samples)
     except Exception:  # detection networks ask for targets in train mode
         return False
     return max(moved, default=0) > TOLERANCE

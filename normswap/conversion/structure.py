@@ -90,12 +90,12 @@ def _otherwise(plan: Plan, after: Trace, before: Trace) -> str | None:
     One that ran before and does not any more may have filled a cache. Nothing is told where a replaced layer is called
     past its hooks, or gradients are taken: its own are among them.
     """
-    ran = {*before.norms, *before.convs} & {entry.name for entry in (*plan.norms, *plan.convs) if entry.changes}
+    ran = {*before.norms, *before.convs} & {entry.name for entry in plan.changes}
     news = after.operators - before.operators
     stopped = before.stopped_by or after.stopped_by or before.with_data or after.with_data
     if stopped or ran - before.shapes.keys() or any(operator.endswith("_backward") for _, operator in news):
         return None
-    replaced = tuple(f"{entry.name}.".lstrip(".") for entry in (*plan.norms, *plan.convs))
+    replaced = tuple(f"{entry.name}.".lstrip(".") for entry in plan.entries)
     for module, operator in sorted(news):
         if operator not in OTHER_NORMS and not f"{module}.".lstrip(".").startswith(replaced):
             return f"{operator} in {module or 'the network'} did not run before"

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from normswap.sources.registry import ENTRYPOINT, Source, plain_argument
+from normswap.sources.registry import ENTRYPOINT, Source, plain_argument, with_rows
 
 
 def source_of(model: nn.Module) -> Source | None:
@@ -54,8 +54,8 @@ def recall(model: nn.Module, config: Mapping[str, Any]) -> None:
 
 def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that are data, as ``out_indices=(1, 3)`` is; classes and functions are left out."""
-    rows = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
-    return {key: value for key, value in rows.items() if isinstance(value, (str, int, float)) or _is_row(value)}
+    rows = with_rows(arguments).items()
+    return {key: value for key, value in rows if isinstance(value, (str, int, float)) or _is_row(value)}
 
 
 def _is_row(value: Any) -> bool:

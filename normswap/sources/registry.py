@@ -80,8 +80,7 @@ class Source:
         fields = {"registry": str, "name": str, "arguments": dict}
         if not isinstance(data, Mapping) or {key: type(value) for key, value in data.items()} != fields:
             raise CheckpointError("the checkpoint's source is damaged; convert the model again")
-        arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in data["arguments"].items()}
-        return cls(data["registry"], data["name"], arguments)
+        return cls(data["registry"], data["name"], with_rows(data["arguments"]))
 
 
 def find(name: str) -> Source:
@@ -124,6 +123,11 @@ def as_built(source: Source, model: nn.Module) -> Source:
     plain = meta_build(source)
     implied = {k: v for k, v in implied.items() if k == "aux_loss" or getattr(plain, k, v) != v}
     return replace(source, arguments=source.arguments | implied)
+
+
+def with_rows(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments with tuples in the place of lists, which are all that JSON has."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
 
 
 def plain_argument(value: Any) -> bool:

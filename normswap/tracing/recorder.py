@@ -191,7 +191,8 @@ class Recorder:
         reading = operands[1:] if name == "copy" and written and len(operands) > 1 else operands
         reads = [found for tensor in reading if (found := self._reads(tensor))]
         data = sorted({index for found in reads for index in found})
-        sources = self.parameters.sources(tensor for tensor in operands if not self._reads(tensor))
+        others = [tensor for tensor in operands if not self._reads(tensor)]
+        sources = self.parameters.sources(others)
         if not data:
             self.parameters.note_constant(name, operands, made, sources)
             return
@@ -207,8 +208,8 @@ class Recorder:
             shape = tuple(made[0].shape) if made else ()
             slices = self._slices(operands, made) if name == "cat" and not written else ()
             index = self.graph.add(Node(kind, name, tuple(data), shape, frozenset(steered), slices))
-            meant = self.parameters.meant(tensor for tensor in operands if not self._reads(tensor))
-            elsewhere = {leaf for leaf in meant if kind in LAYERS and self._here not in self.parameters.owners(leaf)}
+            meant = self.parameters.meant(others) if kind in LAYERS else ()
+            elsewhere = {leaf for leaf in meant if self._here not in self.parameters.owners(leaf)}
             self.parameters.note_reads(name, sources - elsewhere)
             self.parameters.note_reads(f"{name} outside of its layer", elsewhere)
             if kind is Kind.CONV:
