@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -27,7 +27,7 @@ from normswap.tracing.candidates import candidates
 from normswap.tracing.dispatch import Dispatch, Endless, Numbers
 from normswap.tracing.facts import LayerFacts, NormFacts, Trace, layer_facts, norm_facts
 from normswap.tracing.fitted_size import fitted
-from normswap.tracing.modes import Running, branches_on_gradients, branches_on_mode, running
+from normswap.tracing.modes import Running, branches_on_classes, branches_on_gradients, branches_on_mode, running
 from normswap.tracing.recorder import Recorder
 
 Facts = TypeVar("Facts", NormFacts, LayerFacts)
@@ -80,6 +80,7 @@ def trace(
     made_up = example_input is None
     values = list(islice(candidates(model), MOST_TRIES)) if made_up else list(readings(example_input, model))
     around = Surroundings(model) if around is None else around
+    code = running(model.modules()) if edges else Running((), ())
     failures: list[str] = []
     stopped: tuple[Any, Trace] | None = None
     misfit: tuple[Any, Trace] | None = None
@@ -87,15 +88,16 @@ def trace(
         if stopped and enough:
             break
         found = _run(model, value, around, training=False, data=data, edges=edges)
-        if edges and (found.stopped_by is None or not made_up) and (missed := found.left_out(network.norms)):
-            found = _by_classes(model, value, around, found, missed)
+        missed = found.left_out(network.norms) if edges and (found.stopped_by is None or not made_up) else set()
+        if missed or branches_on_classes(code):
+            found = _by_classes(model, value, around, found, missed, asked=branches_on_classes(code))
         found = replace(found, made_up=made_up)
         if made_up and _misfits(network, found):
             misfit = misfit or (value, found)
             failures.append(f"{_describe(value)}: {found.stopped_by or 'a norm met another number of channels'}")
             continue
         if found.stopped_by is None:
-            return _with_other_passes(model, value, found, wanted, edges, around)
+            return _with_other_passes(model, value, found, wanted, edges, around, code)
         if not stopped and wanted and not found.left_out(wanted) and found.stopped_by != ENDLESS:
             stopped = value, found
         failures.append(f"{_describe(value)}: {found.stopped_by}")
@@ -104,7 +106,7 @@ def trace(
     if misfit and not stopped and not misfit[1].left_out(wanted) and misfit[1].stopped_by != ENDLESS:
         stopped = misfit
     if stopped:
-        return _with_other_passes(model, *stopped, wanted, edges, around)
+        return _with_other_passes(model, *stopped, wanted, edges, around, code)
     tried = failures[0] if failures else "no layer tells the input's size"
     another = "" if example_input is None else "another "
     raise NeedsExampleInput(
@@ -113,11 +115,21 @@ def trace(
 
 
 def _by_classes(
-    model: nn.Module, example_input: Any, around: Surroundings, first: Trace, missed: Collection[str]
+    model: nn.Module, example_input: Any, around: Surroundings, first: Trace, missed: Collection[str], *, asked: bool
 ) -> Trace:
-    """Return a pass that runs more norms once they are of their very classes, as code may ask; else the first."""
+    """Return a pass on norms of their very classes, with what those of the first were asked for.
+
+    The first stands where such a pass runs no more norms, and the code does not ask for classes.
+    """
     second = _run(model, example_input, around, training=False, data=first.with_data, edges=True, watched=False)
-    return first if second.left_out(missed) == missed else second
+    if second.left_out(missed) == missed and not asked:
+        return first
+    return replace(_told(second, first.asked), asked=first.asked)
+
+
+def _told(trace: Trace, asked: Mapping[str, Collection[str]]) -> Trace:
+    """Return a trace with what another pass tells of attributes that norms were asked for."""
+    return replace(trace, norms={name: facts.asked_for(asked.get(name, ())) for name, facts in trace.norms.items()})
 
 
 def _misfits(network: Network, found: Trace) -> bool:
@@ -143,14 +155,16 @@ def _with_other_passes(
     wanted: Collection[str],
     edges: bool,
     around: Surroundings,
+    code: Running,
 ) -> Trace:
     """Add what passes show that go other ways, where the first left wanted modules out or the code asks.
 
     One is told the opposite where the first decided by values without data, one runs with gradients, one in train mode;
     where code asks on what device a tensor is, they are run where the network is.
     """
-    run = partial(_run, model, example_input, around, data=first.with_data or first.asked_where, edges=edges)
-    found, code = first, running(model.modules()) if edges else Running((), ())
+    data, watched = first.with_data or first.asked_where, not branches_on_classes(code)
+    run = partial(_run, model, example_input, around, data=data, edges=edges, watched=watched)
+    found = first
     branches, follows = branches_on_mode(code), branches_on_gradients(code)
     if first.asked_where:
         found = _joined(found, run(training=False), wanted, asked=True)
@@ -168,10 +182,9 @@ def _joined(first: Trace, second: Trace, wanted: Collection[str], *, asked: bool
     missing = first.left_out(wanted)
     if second.left_out(missing) == missing and (not asked or second.stopped_by is not None):
         return first
-    norms = _merged(first.norms, second.norms)
+    joined = replace(first, norms=_merged(first.norms, second.norms))
     return replace(
-        first,
-        norms={name: facts.asked_for(second.asked.get(name, ())) for name, facts in norms.items()},
+        _told(joined, second.asked),
         convs=_merged(first.convs, second.convs),
         linears=_merged(first.linears, second.linears),
         shapes=second.shapes | first.shapes if second.left_out(missing) != missing else first.shapes,

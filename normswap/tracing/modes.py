@@ -1,4 +1,4 @@
-"""Whether the code of a network does something else in train mode than in eval mode, or with gradients than without."""
+"""Whether a network's code decides by its mode, by whether gradients are wanted, or by the classes of its layers."""
 
 import dis
 import inspect
@@ -24,6 +24,9 @@ GRADIENTS = "requires_grad", "grad_fn"
 
 ENABLED = "is_grad_enabled"
 """Function of torch that tells whether any are."""
+
+CLASS = "__class__"
+"""What holds the class of anything; Python's function ``type`` tells it, too."""
 
 _HANDS_ON = ("LOAD", "KW_NAMES", "PRECALL", "CALL", "PUSH_NULL", "CACHE")
 """Instructions before which a flag is an argument of a call, as of dropout; before others it decides something."""
@@ -56,6 +59,11 @@ def branches_on_gradients(found: Running) -> bool:
         ENABLED in code.co_names or any(_decides(flag, code, calls) for flag in GRADIENTS)
         for code, calls in found.codes
     )
+
+
+def branches_on_classes(found: Running) -> bool:
+    """Tell whether what runs asks for the very class of anything."""
+    return any(CLASS in code.co_names or _uses_type(code) for code, _ in found.codes)
 
 
 def blocks_branch_on_mode(model: nn.Module) -> bool:
@@ -151,6 +159,14 @@ def words(kind: Any, method: str = "forward") -> frozenset[str]:
 def _decides(flag: str, code: CodeType, calls: bool) -> bool:
     """Tell whether code asks for an attribute, and does more with it than to hand it on to torch."""
     return flag in code.co_consts or (flag in code.co_names and (calls or _decides_itself(flag, code)))
+
+
+@lru_cache(maxsize=4096)
+def _uses_type(code: CodeType) -> bool:
+    """Tell whether code names Python's own ``type``, and not an attribute or a method that is called so."""
+    return "type" in code.co_names and any(
+        step.argval == "type" and step.opname in ("LOAD_GLOBAL", "LOAD_NAME") for step in dis.get_instructions(code)
+    )
 
 
 def _decides_itself(flag: str, code: CodeType) -> bool:

@@ -56,7 +56,9 @@ class Asking(nn.Module):
 
 
 ASKING = {
-    "class of a norm": lambda net: isinstance(net.bn, nn.BatchNorm2d),
+    "class of a norm, or one made of it": lambda net: isinstance(net.bn, nn.BatchNorm2d),
+    "very class of a norm": lambda net: type(net.bn) is nn.BatchNorm2d,
+    "attribute that holds it": lambda net: net.bn.__class__ == nn.BatchNorm2d,
     "class of a convolution": lambda net: type(net.conv) is nn.Conv2d,
     "buffers": lambda net: len(list(net.buffers())) == 3,
     "text": lambda net: "BatchNorm" in str(net.bn),
