@@ -18,7 +18,7 @@ from normswap.conversion.present_plan import present_plan
 from normswap.networks.network import Network
 from normswap.planning.entry import renamed
 from normswap.planning.plan import Plan
-from normswap.sources.pretrained import METHOD
+from normswap.sources.transformers_config import METHOD
 
 MARKER = "running_mean"
 """A tensor of the first norm that a file holds without values: where BatchNorm is built it does not fit."""

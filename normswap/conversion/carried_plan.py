@@ -14,8 +14,8 @@ from normswap.networks.validation import unwrap
 from normswap.planning.choices import Role
 from normswap.planning.entry import NormEntry, renamed
 from normswap.planning.plan import Plan
-from normswap.sources.pretrained import describe_pretrained
 from normswap.sources.provenance import remember
+from normswap.sources.transformers_config import describe_pretrained
 
 PLAN = "_normswap_plan"
 """Attribute of a converted model that holds its plan."""

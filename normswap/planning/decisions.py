@@ -29,13 +29,13 @@ from normswap.networks.recognition import (
 )
 from normswap.planning.choices import WS, Action, Affine, Keep, Over, To
 from normswap.planning.composites import choices
-from normswap.planning.copies import copies
 from normswap.planning.entry import ConvEntry, NormEntry
 from normswap.planning.equalizing import equalize_norms
 from normswap.planning.fitting import fit_norms
 from normswap.planning.freshness import cannot_grow, first_not_initialized, is_fresh
 from normswap.planning.groups import AUTO, num_groups_for
 from normswap.planning.measuring import Images
+from normswap.planning.moving_averages import moving_averages
 from normswap.planning.options import Options
 from normswap.planning.plan import Plan
 from normswap.planning.plan_warnings import plan_warnings
@@ -416,7 +416,7 @@ def _in_the_form_of_copies(convs: Mapping[str, ConvEntry], network: Network) -> 
     """Give a layer and the one that its filters are averaged into one form: the adaptive, where one has that."""
     agreed = dict(convs)
     changed = {name: network.slots[name] for name, entry in convs.items() if entry.changes}
-    for name, other in copies(changed).items():
+    for name, other in moving_averages(changed).items():
         if convs[name].ws is WS.STANDARD and convs[other].ws is WS.ADAPTIVE:
             reason = f"{other} holds nearly the same filters, as a moving average does, and its own are fixed"
             agreed[name] = replace(convs[name], ws=WS.ADAPTIVE, reason=reason)

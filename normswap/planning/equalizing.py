@@ -22,7 +22,7 @@ from normswap.planning.groups import least
 from normswap.planning.measuring import Images, Seen, moments_of
 from normswap.planning.options import Options
 from normswap.planning.response import responses
-from normswap.planning.unseen import TOLERANCE
+from normswap.planning.scaling import TOLERANCE
 from normswap.tracing.facts import Trace
 
 Scales = dict[str, tuple[float, ...]]

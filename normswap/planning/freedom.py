@@ -10,10 +10,10 @@ from normswap.layers.convs import WeightStandardized
 from normswap.networks.network import Network
 from normswap.networks.recognition import rows_of
 from normswap.planning.choices import WS
-from normswap.planning.copies import copies
 from normswap.planning.entry import ConvEntry, NormEntry
+from normswap.planning.moving_averages import moving_averages
 from normswap.planning.options import Options
-from normswap.planning.unseen import layer_follows, network_follows
+from normswap.planning.scaling import layer_follows, network_follows
 from normswap.tracing.facts import LayerFacts, NormFacts, Trace
 from normswap.tracing.graph import LAYERS
 
@@ -69,7 +69,8 @@ def freedoms(
             norm that reads one layer, are free.
     """
     layers: dict[str, str] = {}
-    twins = copies({name: network.slots[name] for name in (*trace.convs, *trace.linears) if name in network.slots})
+    ran = {name: network.slots[name] for name in (*trace.convs, *trace.linears) if name in network.slots}
+    twins = moving_averages(ran)
     places, obstacles = dict[str, tuple[Place, ...]](), dict[str, str]()
     for name, entry in norms.items():
         obstacles[name] = _norm_obstacle(trace.norms.get(name), entry)

@@ -35,6 +35,13 @@ def plan_warnings(network: Network, norms: Mapping[str, NormEntry], trace: Trace
         norms: The norms' entries by name.
         trace: What a forward pass showed.
     """
+    yield from _of_the_pass(network, norms, trace)
+    yield from _of_norms(network, norms)
+    yield from _of_the_rest(network, norms, trace)
+
+
+def _of_the_pass(network: Network, norms: Mapping[str, NormEntry], trace: Trace) -> Iterator[str]:
+    """Yield a line for what norms meet."""
     if trace.stopped_by:
         yield f"the forward pass stopped after the last norm ({trace.stopped_by})"
     batch = trace.batch
@@ -51,6 +58,10 @@ def plan_warnings(network: Network, norms: Mapping[str, NormEntry], trace: Trace
             "positions, so that earlier outputs depend on later inputs and a stream differs from the whole; "
             "over='channels' (--over channels) takes them at each position"
         )
+
+
+def _of_norms(network: Network, norms: Mapping[str, NormEntry]) -> Iterator[str]:
+    """Yield a line for what the plan makes of norms and may not be what was wanted."""
     kept = [name for name, entry in norms.items() if entry.by_user and not entry.changes]
     if live := [name for name in kept if _is_live(network, name)]:
         yield (
@@ -70,6 +81,10 @@ def plan_warnings(network: Network, norms: Mapping[str, NormEntry], trace: Trace
     never = [name for name, entry in norms.items() if entry.shape is None]
     if never:
         yield f"{len(never)} norms were never reached ({never[0]}, …); their convolutions stay plain"
+
+
+def _of_the_rest(network: Network, norms: Mapping[str, NormEntry], trace: Trace) -> Iterator[str]:
+    """Yield a line for what depends on the batch, on BatchNorm or on the original, and is none of its norms."""
     unknown = [name for name, module in network.modules.items() if is_unknown_norm(module)]
     if unknown:
         first = network.slots[unknown[0]]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from normswap.planning.unseen import layer_follows
+from normswap.planning.scaling import layer_follows
 
 
 class Bent(nn.Conv2d):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import normswap
-from normswap.planning.copies import FEWEST, copies
+from normswap.planning.moving_averages import FEWEST, moving_averages
 
 CHANNELS = 16
 
@@ -110,6 +110,6 @@ def test_layers_apart_are_no_copies() -> None:
     layers["alike"].weight = nn.Parameter(layers["small"].weight.detach().clone())  # type: ignore[arg-type, operator]
     for name in ("zero", "also zero"):
         nn.init.zeros_(layers[name].weight)  # type: ignore[arg-type]
-    assert copies(layers) == {}
+    assert moving_averages(layers) == {}
     layers["average"] = copy.deepcopy(layers["3"])
-    assert copies(layers) == {"3": "average", "average": "3"}
+    assert moving_averages(layers) == {"3": "average", "average": "3"}

@@ -15,7 +15,7 @@ FEWEST = 16
 """Values by which layers can be told apart."""
 
 
-def copies(layers: Mapping[str, nn.Module]) -> dict[str, str]:
+def moving_averages(layers: Mapping[str, nn.Module]) -> dict[str, str]:
     """Return, by name, another layer that holds nearly the same filters, for the layers of which there is one.
 
     Whoever averages the one into the other mixes their filters, which must have the same scales and signs.
