@@ -13,7 +13,7 @@ from normswap.planning.choices import WS
 from normswap.planning.entry import ConvEntry, NormEntry
 from normswap.planning.moving_averages import moving_averages
 from normswap.planning.options import Options
-from normswap.planning.scaling import layer_follows, network_follows
+from normswap.planning.scaling import first_astray, layer_follows
 from normswap.tracing.facts import LayerFacts, NormFacts, Trace
 from normswap.tracing.graph import LAYERS
 
@@ -21,6 +21,10 @@ Place = tuple[str, int, int]
 """A layer, and the first channel and the end of the slice of a norm's input that it makes."""
 
 NOT_SHOWN = "a forward pass with scaled filters did not show what its channels are"
+TOGETHER = "filters alone do not tell how to scale a concatenation or what several norms read"
+
+TRIES = 4
+"""Passes that show what channels are, each without what went astray in the one before."""
 
 
 @dataclass(frozen=True)
@@ -93,15 +97,15 @@ def freedoms(
             layers[layer] = f"the output of {layer} does not scale with its filters"
     free = {layer for layer, obstacle in layers.items() if not obstacle}
     reads = Counter(layer for own in places.values() for layer, _, _ in own)
-    wholly = {own[0][0] for name, own in places.items() if [place[1:] for place in own] == [(0, norms[name].channels)]}
-    lone = {layer for layer in wholly & free - unsure if reads[layer] == 1}
+    whole = {
+        own[0][0]: name for name, own in places.items() if [place[1:] for place in own] == [(0, norms[name].channels)]
+    }
+    alone = {layer for layer in free.intersection(whole) if reads[layer] == 1}
     if by_filters:
-        rest, reason = free - lone, "filters alone do not tell how to scale a concatenation or what several norms read"
-    else:
-        wired = {name: own for name, own in places.items() if any(layer in free - lone for layer, _, _ in own)}
-        shown = not wired or network_follows(network, trace, _only(wired, free))
-        rest, reason = set[str]() if shown else free - lone, NOT_SHOWN
-    layers |= dict.fromkeys(rest, reason)
+        layers |= dict.fromkeys(free - alone, TOGETHER)
+        free = alone
+    sure = {layer for layer in alone - unsure if trace.norms[whole[layer]].direct}
+    layers |= dict.fromkeys(free - sure - _shown(network, trace, places, free, sure), NOT_SHOWN)
     return {name: _freedom(own, layers, obstacles[name], norms[name].channels) for name, own in places.items()}
 
 
@@ -113,8 +117,20 @@ def _freedom(places: tuple[Place, ...], layers: Mapping[str, str], obstacle: str
     return Freedom(free, bound or "the others are no layer's own output")
 
 
-def _only(places: Mapping[str, Iterable[Place]], free: Collection[str]) -> dict[str, tuple[Place, ...]]:
-    return {name: tuple(place for place in own if place[0] in free) for name, own in places.items()}
+def _shown(
+    network: Network, trace: Trace, places: Mapping[str, Iterable[Place]], free: set[str], sure: set[str]
+) -> set[str]:
+    """Return those free layers, the sure ones apart, whose factors the norms behind them are shown to undo."""
+    left = free - sure
+    for _ in range(TRIES):
+        kept = left | sure
+        wired = [name for name in trace.norms if any(layer in left for layer, _, _ in places.get(name, ()))]
+        tried = {name: tuple(place for place in places[name] if place[0] in kept) for name in wired}
+        astray = first_astray(network, trace, tried) if tried else None
+        if astray is None:
+            return left
+        left = left - {layer for layer, _, _ in tried.get(astray, ())} if astray in tried else set()
+    return set()
 
 
 def _places(facts: NormFacts) -> tuple[Place, ...]:

@@ -26,6 +26,9 @@ from normswap.planning.statistics import bad_statistics, loud, usable
 SAMPLES = 256
 """Samples of which moments are kept, so that memory does not grow with the number of images."""
 
+ROWS = 4 * SAMPLES
+"""Rows of them at most: to norms behind a flattened batch, as of tokens, a sample is many."""
+
 
 @dataclass
 class Seen:
@@ -36,12 +39,20 @@ class Seen:
     first: list[Tensor] = field(default_factory=list)
     second: list[Tensor] = field(default_factory=list)
     slopes: Tensor | None = None
+    every: int = 1
+    """One row of so many is kept."""
 
     def add(self, values: Tensor) -> None:
         """Count samples (N, C, *) in units of BatchNorm's running deviation; they are overwritten."""
-        flat = values.flatten(2) if values.ndim > 2 else values.unsqueeze(-1)
+        flat = values.flatten(2)[:: self.every] if values.ndim > 2 else values[:: self.every].unsqueeze(-1)
         self.first.append(flat.mean(-1))
         self.second.append(flat.square_().mean(-1))
+
+    def thin(self) -> None:
+        """Drop every second row for as long as there are more than enough."""
+        while sum(map(len, self.first)) > ROWS:
+            self.every *= 2
+            self.first, self.second = [torch.cat(self.first)[::2].clone()], [torch.cat(self.second)[::2].clone()]
 
 
 def must_be_batches(batches: Any) -> None:
@@ -126,6 +137,8 @@ def watch(network: Network, norms: Iterable[NormEntry], batches: Iterable[Any]) 
                         f"no forward pass ran on the images ({described(error)}); pass batches= as the network takes "
                         "them, or leave them out"
                     ) from error
+            for own in seen.values():
+                own.thin()
             count += batch_size(batch)
             if count * processes() >= SAMPLES:
                 break

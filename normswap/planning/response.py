@@ -104,7 +104,8 @@ class _Walk:
         """Go on by one node."""
         before = [self._moves[parent] for parent in node.parents]
         channels = node.shape[1] if len(node.shape) > 1 else 0
-        alike = [move for move in before if move is not None and len(move.slope) == channels]
+        known = [move for move in before if move is not None and len(move.slope) in node.shape[1:]]  # on any axis
+        alike = [move for move in known if len(move.slope) == len(known[0].slope)]
         made: Move | None = None
         if node.kind is Kind.INPUT:
             made = self._drawn(channels)
@@ -146,8 +147,8 @@ class _Walk:
         return self._random(channels).requires_grad_(torch.is_grad_enabled())
 
     def _joined(self, node: Node) -> Move | None:
-        parts = [self._moves[parent] if parent >= 0 else None for parent, _ in node.slices]
-        known = [part for part in parts if part is not None]
+        parts = [(self._moves[parent] if parent >= 0 else None, size) for parent, size in node.slices]
+        known = [part for part, size in parts if part is not None and len(part.slope) == size]
         if len(known) < len(parts):
             return None
         contrasts = [torch.zeros_like(part.channels) + part.contrast for part in known]

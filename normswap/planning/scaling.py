@@ -26,6 +26,8 @@ from normswap.tracing.facts import Trace
 TOLERANCE = 1e-5
 """Largest difference, relative to the largest value."""
 
+NO_NORM = "<network>"
+"""What stands for the network's own outputs beside the names of norms."""
 
 SIZES = frozenset("in_channels out_channels in_features out_features".split())
 """Attributes of torch's own layers by which their forward decides nothing."""
@@ -86,16 +88,19 @@ def _follows(layer: nn.Module) -> bool | None:
 
 
 @torch.no_grad()
-def network_follows(network: Network, trace: Trace, places: Mapping[str, Iterable[tuple[str, int, int]]]) -> bool:
-    """Tell whether norms undo the factors of filters by the slices of their channels, and nothing else moves.
+def first_astray(network: Network, trace: Trace, places: Mapping[str, Iterable[tuple[str, int, int]]]) -> str | None:
+    """Return the first norm that does not undo the factors of filters, by the slices of its channels; None for none.
 
     Two passes of a copy on one sample of random values: as it is; and with scaled filters, with what norms read divided
-    slice by slice. The norms' outputs and the network's must be the same. A network that does not run shows nothing.
+    slice by slice. The norms' outputs and the network's must be the same.
 
     Args:
         network: The unconverted network.
         trace: What a forward pass of it showed.
-        places: Layer, first channel and end of every slice of a norm that is to be scaled, by norm.
+        places: Layer, first channel and end of every slice of a norm that is to be scaled, by norm in their order.
+
+    Returns:
+        The norm's name; NO_NORM where the network does not run, or all norms do and something else moves.
     """
     layers = dict.fromkeys(layer for own in places.values() for layer, _, _ in own)
     factors = {layer: _factors(rows_of(network.slots[layer]), seed) for seed, layer in enumerate(layers)}
@@ -111,20 +116,24 @@ def network_follows(network: Network, trace: Trace, places: Mapping[str, Iterabl
                 _divide(copy.slots[norm], slices, factors)
             after = _outputs(copy, places, example)
         except (Exception, SystemExit):  # whatever the network's own code does with them
-            return False
-    shown = all(before[norm] for norm in places) and before.keys() == after.keys()
-    return shown and all(
-        len(before[key]) == len(after[key]) and all(map(_close, after[key], before[key])) for key in before
-    )
+            return NO_NORM
+    for norm, expected in before.items():
+        if (norm != NO_NORM and not expected) or not _are_close(after[norm], expected):
+            return norm
+    return None
 
 
-def _outputs(network: Network, norms: Iterable[str], example: Any) -> dict[str | None, list[Tensor]]:
-    """Return the norms' last outputs by name, and the network's without one."""
+def _are_close(found: list[Tensor], expected: list[Tensor]) -> bool:
+    return len(found) == len(expected) and all(map(_close, found, expected))
+
+
+def _outputs(network: Network, norms: Iterable[str], example: Any) -> dict[str, list[Tensor]]:
+    """Return the norms' last outputs by name, then the network's under NO_NORM."""
     torch.manual_seed(0)
     with outputs_of({name: network.slots[name] for name in norms}) as found:
         whole = call(network.model, fresh(example))
-        made: dict[str | None, list[Tensor]] = {name: _floats(found.get(name)) for name in norms}
-    return made | {None: _floats(whole)}
+        made = {name: _floats(found.get(name)) for name in norms}
+    return made | {NO_NORM: _floats(whole)}
 
 
 def _floats(output: Any) -> list[Tensor]:

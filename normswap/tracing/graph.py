@@ -34,11 +34,29 @@ NAMED = frozenset({Kind.CONV, Kind.LINEAR, Kind.NORM})
 TIMES = frozenset("mul div neg dropout native_dropout".split())
 """Operators that multiply values by constants, each where it is; noise is one, too, as dropout's."""
 
+MOVES = frozenset(
+    """view reshape reshape_alias unsafe_view view_as view_copy flatten unflatten squeeze unsqueeze transpose t permute
+    permute_copy movedim swapaxes contiguous clone to_copy alias detach constant_pad_nd""".split()
+)
+"""Operators behind which all of a channel's values are in one channel again, on whatever axis, with zeros at most."""
+
+AVERAGES = frozenset(
+    """avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d mean
+    upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_nearest_exact1d upsample_nearest_exact2d
+    upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d upsample_bilinear2d_aa upsample_bicubic2d
+    upsample_bicubic2d_aa upsample_trilinear3d""".split()
+)
+"""Operators that add up values of a channel, each times a constant."""
+
 MANY = 256
 """Slices of a concatenation that are told apart: a network that collects all it made holds their square otherwise."""
 
 FEW = 8
 """Ends of a walk that are kept: along a residual stream every layer reads what all before it made."""
+
+
+Slices = tuple[tuple[int, int], ...]
+"""What a node's channels are: nodes, −1 for none, and how many channels each makes."""
 
 
 @dataclass(slots=True)
@@ -51,8 +69,8 @@ class Node:
     shape: tuple[int, ...] = ()
     steered_by: frozenset[int] = frozenset()
     """Parents that say where values come from, or by what they are weighed: scaling them does not scale the result."""
-    slices: tuple[tuple[int, int], ...] = ()
-    """Of a concatenation along axis 1: node, −1 for none, and channels of every operand."""
+    slices: Slices = ()
+    """Of a concatenation along axis 1: its operands."""
 
 
 Select = Callable[[Node], bool]
@@ -142,39 +160,35 @@ class Graph:
                 found[parent] |= ends.get(index, NOTHING) if parent in node.steered_by else met
         return found
 
-    def slices(self) -> dict[int, tuple[tuple[int, int], ...]]:
-        """Return what the channels of each layer and of each concatenation are: slices as `Node.slices` has them.
+    def slices(self) -> dict[int, Slices]:
+        """Return what the channels of each layer and of each concatenation are.
 
-        A concatenation in another is spelled out; what is multiplied by constants counts as what it was; a node that
-        is none of these, is not there.
+        A concatenation in another is spelled out; what is multiplied by constants, averaged or moved channel by channel
+        counts as what it was; a node that is none of these, is not there.
         """
-        found: dict[int, tuple[tuple[int, int], ...]] = {}
+        found: dict[int, Slices] = {}
         for index, node in enumerate(self.nodes):
             if node.kind in LAYERS and len(node.shape) > 1:
                 found[index] = ((index, node.shape[1]),)
             elif node.slices:
-                parts = [
-                    found[parent]
-                    if parent >= 0 and self.nodes[parent].slices and parent in found
-                    else ((parent, size),)
-                    for parent, size in node.slices
-                ]
+                parts = [_spelled_out(parent, size, found) for parent, size in node.slices]
                 if sum(map(len, parts)) <= MANY:
                     found[index] = tuple(chain.from_iterable(parts))
-            elif self._is_multiple(node) and node.parents[0] in found:
+            elif self._follows(node) and node.parents[0] in found:
                 found[index] = found[node.parents[0]]
         return found
 
-    def _is_multiple(self, node: Node) -> bool:
-        """Tell whether a node is another one times constants, value by value."""
-        if node.name not in TIMES or node.kind not in (Kind.SCALE, Kind.VIEW) or len(node.parents) != 1:
+    def _follows(self, node: Node) -> bool:
+        """Tell whether a node is another one whose channels it multiplies, averages or moves, each by itself."""
+        if len(node.parents) != 1 or node.parents[0] in node.steered_by:
             return False
-        return node.steered_by.isdisjoint(node.parents) and node.shape == self.nodes[node.parents[0]].shape
+        times = node.name in TIMES and node.kind in (Kind.SCALE, Kind.VIEW)
+        return (times and node.shape == self.nodes[node.parents[0]].shape) or node.name in MOVES | AVERAGES
 
     def norms_alone(self) -> dict[int, frozenset[int] | None]:
         """Return for each layer and concatenation the norms that read it; None where anything else does, too.
 
-        What the norms of a concatenation read, or of a multiple, its operands' do.
+        What the norms of a concatenation read, or of what follows another node's channels, its operands' do.
         """
         found: dict[int, frozenset[int] | None] = {}
         known = self.slices()
@@ -189,7 +203,7 @@ class Graph:
             for reader in readers.get(index, ()):
                 node = self.nodes[reader]
                 read = frozenset([reader]) if node.kind is Kind.NORM and len(node.parents) == 1 else found.get(reader)
-                if read is None or not (node.kind is Kind.NORM or node.slices or self._is_multiple(node)):
+                if read is None or not (node.kind is Kind.NORM or node.slices or self._follows(node)):
                     break
                 norms |= read
             else:
@@ -247,3 +261,9 @@ class Graph:
 
 def _label(node: Node) -> tuple[Kind, str]:
     return node.kind, "" if node.kind in NAMED else node.name
+
+
+def _spelled_out(index: int, channels: int, known: Mapping[int, Slices]) -> Slices:
+    """Return a node as slices of what makes its channels, where that is known of all of them, else as one slice."""
+    found = known.get(index, ())
+    return found if sum(size for _, size in found) == channels else ((index, channels),)

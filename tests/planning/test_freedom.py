@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -48,7 +49,7 @@ class Woven(nn.Module):
         if layer is not None:
             self.layers[name] = layer
         channels = sum(size for _, size in origins[0])
-        made: dict[str, Origin] = {"cat": tuple(chain.from_iterable(origins))}
+        made: dict[str, Origin] = {"cat": tuple(chain.from_iterable(origins)), "mean": origins[0], "turn": origins[0]}
         if kind == "layer":
             made[kind] = (
                 (f"layers.{name}", layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels),
@@ -69,6 +70,12 @@ class Woven(nn.Module):
                 made.append(read[0] + read[1])
             elif kind == "relu":
                 made.append(read[0].relu())
+            elif kind == "mean":
+                flat = read[0].ndim == 2
+                made.append(read[0] * 1 if flat else nn.functional.avg_pool2d(read[0], 3, stride=1, padding=1))
+            elif kind == "turn":
+                flat = read[0].ndim == 2
+                made.append(read[0][None].flatten(0, 1) if flat else read[0].flatten(2).unflatten(2, (5, 5)).mT)
             else:
                 made.append(self.layers[name](read[0]))
         return [made[index] for index in self.outputs]
@@ -90,7 +97,8 @@ class Woven(nn.Module):
 
         def alone(index: int) -> bool:
             read = [(reader, v) for reader, v in enumerate(self.values) if index in v.parts]
-            fits = all(v.step[0] == "norm" or (v.step[0] == "cat" and alone(reader)) for reader, v in read)
+            follows = ("cat", "mean", "turn")
+            fits = all(v.step[0] == "norm" or (v.step[0] in follows and alone(reader)) for reader, v in read)
             return fits and index not in self.outputs
 
         made = {v.origin[0][0]: index for index, v in enumerate(self.values) if v.step[0] == "layer"}
@@ -123,10 +131,11 @@ def woven(draw: st.DrawFn) -> Woven:
     flat, inputs = draw(st.booleans()), draw(st.integers(2, 4))
     net = Woven(inputs)
     for _ in range(draw(st.integers(4, 12))):
-        kind = draw(st.sampled_from(["layer", "layer", "layer", "cat", "cat", "norm", "norm", "relu", "add"]))
-        apart = [i for i, value in enumerate(net.values) if value.step[0] not in ("layer", "cat")]
-        linear = [i for i, value in enumerate(net.values) if value.step[0] in ("layer", "cat")] or apart
-        mixing = linear if kind in ("norm", "cat") else apart
+        kinds = ["layer", "layer", "layer", "cat", "cat", "norm", "norm", "relu", "add", "mean", "turn"]
+        kind, follows = draw(st.sampled_from(kinds)), ("layer", "cat", "mean", "turn")
+        apart = [i for i, value in enumerate(net.values) if value.step[0] not in follows]
+        linear = [i for i, value in enumerate(net.values) if value.step[0] in follows] or apart
+        mixing = linear if kind in ("norm", "cat", "mean", "turn") else apart
         at = draw(st.sampled_from(range(len(net.values)) if draw(st.integers(0, 7)) == 0 else mixing))
         channels = net.values[at].channels
         if kind == "layer":
@@ -140,7 +149,7 @@ def woven(draw: st.DrawFn) -> Woven:
             others = draw(st.lists(st.sampled_from([*linear, *linear, *apart]), min_size=1, max_size=2))
             if channels + sum(net.values[other].channels for other in others) < 40:
                 net.step(kind, at, *others)
-        elif kind == "relu":
+        elif kind in ("relu", "mean", "turn"):
             net.step(kind, at)
         elif kind == "add":
             same = [i for i, value in enumerate(net.values) if value.channels == channels]
@@ -218,7 +227,7 @@ class DenseBlock(nn.Module):
         self.convs = nn.ModuleList(nn.Conv2d(size, growth, 3, padding=1) for size in sizes[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        made = [nn.functional.avg_pool2d(self.stem(x), 2)]
+        made = [nn.functional.max_pool2d(self.stem(x), 2)]
         for norm, conv in zip(self.norms, self.convs, strict=False):
             made.append(conv(norm(torch.cat(made, 1)).relu()))
         return self.norms[-1](torch.cat(made, 1)).relu().mean((2, 3))
@@ -353,3 +362,92 @@ def test_what_a_pass_does_not_bear_out_is_left_alone(build: Any, said: str) -> N
     plan = normswap.inspect(model.eval(), groups=1, batches=[x], example_input=x[:2])
     assert said in plan.norms[0].not_equalized
     assert "first" not in plan.scales
+
+
+class Between(nn.Module):
+    """A layer, something that each channel goes through by itself, and a norm; and a concatenation before another."""
+
+    def __init__(self, layer: nn.Module, between: Callable[[Tensor], Tensor], norm: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.between, self.norm = layer, between, norm
+        self.one, self.two, self.last = nn.Linear(8, 6), nn.Linear(8, 6), nn.BatchNorm1d(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.between(self.layer(x))).relu()
+        y = y.reshape(len(x), -1)[:, :8]
+        return self.last(torch.cat([self.one(y), self.two(y)], 1))
+
+
+Way = tuple[tuple[int, ...], Callable[[], nn.Module], Callable[[Tensor], Tensor], Callable[[], nn.Module]]
+"""Shape of a sample, layer, what is between, norm."""
+
+MAP, TOKENS = (3, 6, 6), (5, 3)
+BETWEEN: dict[str, Way] = {
+    "tokens as samples": (TOKENS, lambda: nn.Linear(3, 8), lambda y: y.flatten(0, 1), lambda: nn.BatchNorm1d(8)),
+    "tokens behind channels": (TOKENS, lambda: nn.Linear(3, 8), lambda y: y.mT, lambda: nn.BatchNorm1d(8)),
+    "tokens in a row": (
+        TOKENS, lambda: nn.Linear(3, 8), lambda y: y.permute(0, 2, 1).unsqueeze(-1), lambda: nn.BatchNorm2d(8)
+    ),
+    "averages": (MAP, lambda: nn.Conv2d(3, 8, 3), nn.AvgPool2d(2), lambda: nn.BatchNorm2d(8)),
+    "one average": (MAP, lambda: nn.Conv2d(3, 8, 3), lambda y: y.mean((2, 3)), lambda: nn.BatchNorm1d(8)),
+    "larger": (MAP, lambda: nn.Conv2d(3, 8, 3), nn.UpsamplingBilinear2d(scale_factor=2), lambda: nn.BatchNorm2d(8)),
+    "border": (MAP, lambda: nn.Conv2d(3, 8, 3), nn.ZeroPad2d(1), lambda: nn.BatchNorm2d(8)),
+    "line": (MAP, lambda: nn.Conv2d(3, 8, 3), lambda y: y.flatten(2), lambda: nn.BatchNorm1d(8)),
+}  # fmt: skip
+
+
+def trained_between(name: str) -> tuple[Between, Tensor]:
+    shape, layer, between, norm = BETWEEN[name]
+    torch.manual_seed(0)
+    model, x = Between(layer(), between, norm()).double().train(), torch.randn(64, *shape).double()
+    x = x + 2 * torch.randn(64, *(1 for _ in shape)).double()
+    with torch.no_grad():
+        for norm in (model.norm, model.last):
+            norm.momentum = None
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+        model(x)
+    return model.eval(), x
+
+
+@pytest.mark.parametrize("images", [True, False], ids=["images", "filters alone"])
+@pytest.mark.parametrize("name", BETWEEN)
+def test_what_each_channel_goes_through_by_itself_leaves_its_scale_free(name: str, images: bool) -> None:
+    model, x = trained_between(name)
+    source = {"batches": [x]} if images else {}
+    plan = normswap.inspect(model, groups=1, example_input=x[:2], **source)
+    entry = plan.norms[0]
+    assert (entry.name, entry.not_equalized) == ("norm", "")
+    assert entry.drift < 0.8 * entry.drift_before
+    assert ("one" in plan.scales) == images  # filters alone do not tell how to scale a concatenation
+    scaled, s = copy.deepcopy(model), torch.tensor(plan.scales["layer"]).double()
+    with torch.no_grad():
+        scaled.layer.weight.mul_(s.view(-1, *(1 for _ in model.layer.weight.shape[1:])))
+        scaled.layer.bias.mul_(s)
+        var = scaled.norm.running_var * s**2
+        scaled.norm.weight.mul_(((var + scaled.norm.eps) / (model.norm.running_var + model.norm.eps)).sqrt() / s)
+        scaled.norm.running_mean.mul_(s)
+        scaled.norm.running_var.copy_(var)
+        torch.testing.assert_close(scaled(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+ASTRAY: dict[str, Way] = {
+    "tokens for channels": ((8, 3), lambda: nn.Linear(3, 8), lambda y: y * 1, lambda: nn.BatchNorm1d(8)),
+    "rows for channels": (
+        (3, 10, 5), lambda: nn.Conv2d(3, 8, 3), lambda y: y.transpose(1, 2), lambda: nn.BatchNorm2d(8)
+    ),
+    "largest": (MAP, lambda: nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), lambda: nn.BatchNorm2d(8)),
+    "rectified": (MAP, lambda: nn.Conv2d(3, 8, 3), nn.ReLU(), lambda: nn.BatchNorm2d(8)),
+    "mean of channels": ((3, 10, 10), lambda: nn.Conv2d(3, 8, 3), lambda y: y.mean(1), lambda: nn.BatchNorm1d(8)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ASTRAY)
+def test_channels_that_are_no_filters_keep_their_scale_and_cost_others_nothing(name: str) -> None:
+    shape, layer, between, norm = ASTRAY[name]
+    torch.manual_seed(0)
+    model, x = Between(layer(), between, norm()).train(), torch.randn(64, *shape)
+    with torch.no_grad():
+        model(x + torch.randn(64, *(1 for _ in shape)))
+    plan = normswap.inspect(model.eval(), groups=1, example_input=x[:2], batches=[x])
+    assert plan.norms[0].not_equalized
+    assert set(plan.scales) == {"one", "two"}

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import normswap
+from normswap.planning.measuring import ROWS, Seen
 
 
 def trained(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
@@ -33,3 +34,17 @@ def test_auto_measures_on_images() -> None:
     fresh = nn.BatchNorm2d(32)
     with pytest.raises(normswap.InvalidOption, match="batches= are for trained norms; there are none here"):
         normswap.inspect(fresh, batches=[alternating], example_input=alternating[:2])
+
+
+def test_of_many_rows_as_of_tokens_some_are_kept_from_all_batches() -> None:
+    seen = Seen()
+    for start in range(0, 8 * ROWS, ROWS // 2):
+        values = torch.arange(start, start + ROWS // 2).float()
+        seen.add(values.unsqueeze(1).expand(-1, 3).clone())
+        seen.thin()
+        assert sum(map(len, seen.first)) <= ROWS
+    first, second = torch.cat(seen.first), torch.cat(seen.second)
+    assert len(first) > ROWS // 2
+    assert torch.equal(second, first.square())
+    gaps = first[:, 0].diff()
+    assert gaps.unique().tolist() == [8.0]
