@@ -5,6 +5,7 @@ from functools import cache
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from normswap.errors import CheckpointError
 from normswap.layers.convs import WeightStandardized
@@ -26,9 +27,16 @@ def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
         CheckpointError: A tensor has no data, no name that is UTF-8, or is of a kind that the file cannot hold, or an
             entry of the state is no tensor.
     """
+    state = model.state_dict()
+    for name, value in state.items():
+        if is_traceable_wrapper_subclass(value):
+            raise CheckpointError(
+                f"{name}: is a {type(value).__name__}, whose values are in other tensors (sharded or quantized); fill "
+                "a network that is not with its full state dict, and save that"
+            )
     moved = _moved_filters(model)
     tensors, held = dict[str, Tensor](), set[int]()
-    for name, value in model.state_dict().items():
+    for name, value in state.items():
         if not name.isprintable() and name.encode("utf-8", "replace") != name.encode("utf-8", "surrogatepass"):
             raise CheckpointError(f"{name!a}: no file can hold this name, it is no UTF-8; rename the module first")
         if not isinstance(value, Tensor):

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from normswap.conversion.hub_class import describe_hub_class
+from normswap.conversion.loaded_state import describe_state
 from normswap.errors import PlanMismatch
 from normswap.networks.network import Network
 from normswap.networks.recognition import has_kernel, is_batch_norm, norm_parts, out_channels, rows_of
@@ -27,6 +28,7 @@ def carry_plan(model: nn.Module, plan: Plan) -> None:
     remember(model, plan.to_dict())
     describe_pretrained(model, partial(_below, plan))
     describe_hub_class(model)
+    describe_state(model)
 
 
 def _below(plan: Plan, holder: str) -> dict[str, Any] | None:

@@ -65,7 +65,7 @@ class WeightStandardized(nn.Module):
 
         Tools that add to a network (LoRA) build layers with ``type(conv)(…)`` and want convolutions.
         """
-        if not args and not kwargs:
+        if not (args or kwargs) or cls not in _CLASSES.values():  # a tool's own subclass has a constructor of its own
             return super().__new__(cls)
         return cast(Self, conv_class(cls)(*args, **kwargs))
 

@@ -11,6 +11,7 @@ import torch
 from badnets import small, trained
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 import normswap
 from normswap.layers.norms import ChannelScale, GroupNormAct
@@ -272,8 +273,12 @@ def test_tensors_of_every_type_that_files_hold(dtype: torch.dtype, tmp_path: Pat
     [
         (torch.ones(3, dtype=torch.complex128), "more: is strided complex128, which safetensors cannot hold"),
         (torch.eye(3).to_sparse(), "more: is sparse_coo float32, which safetensors cannot hold"),
+        (
+            TwoTensor(torch.ones(3), torch.ones(3)),
+            "more: is a TwoTensor, whose values are in other tensors .* fill a network that is not with its full state",
+        ),
     ],
-    ids=["complex", "sparse"],
+    ids=["complex", "sparse", "sharded or quantized"],
 )
 def test_tensors_that_no_file_holds_are_refused(tensor: Tensor, says: str, tmp_path: Path) -> None:
     model = normswap.convert(small(), example_input=X)

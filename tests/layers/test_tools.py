@@ -217,6 +217,20 @@ def test_called_as_torchs_class_it_makes_torchs_class(kind: type[nn.Module]) -> 
 
 
 @KINDS
+def test_a_class_that_a_tool_makes_of_it_has_a_constructor_of_its_own(kind: type[nn.Module]) -> None:
+    class Patched(nn.Module):  # as `higher` makes one of every layer
+        def __init__(self, names: list[str], root: Any = None) -> None:
+            nn.Module.__init__(self)
+            self.names, self.root = names, [root]
+
+    _, ws = both(kind)
+    made = type("Patched", (Patched, type(ws)), {})(["weight"], root=ws)
+    assert isinstance(made, type(ws))
+    assert made.names == ["weight"]
+    assert made.root == [ws]
+
+
+@KINDS
 def test_a_compiled_layer_forgets_that_and_compiles_again(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
     conv = kind(4, 6, 3)
