@@ -4,14 +4,15 @@ import dis
 import inspect
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, pairwise
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeGuard
 
-from torch import nn
+from torch import Tensor, nn
 
 from normswap.layers.norms import HOOKS
+from normswap.networks.copying import PLAIN
 from normswap.networks.overrides import codes
 from normswap.networks.recognition import has_kernel, is_batch_norm
 from normswap.networks.references import closed_over
@@ -19,7 +20,7 @@ from normswap.networks.references import closed_over
 FLAG = "training"
 """What torch calls the mode of a module."""
 
-GRADIENTS = "requires_grad", "grad_fn"
+GRADIENTS = "requires_grad", "grad_fn", "is_leaf"
 """What tells code whether gradients are wanted of a tensor."""
 
 ENABLED = "is_grad_enabled"
@@ -27,6 +28,17 @@ ENABLED = "is_grad_enabled"
 
 CLASS = "__class__"
 """What holds the class of anything; Python's function ``type`` tells it, too."""
+ADDING = frozenset(("alpha_dropout", "feature_alpha_dropout"))
+"""Functions of torch that add to values where they are told of train mode; what others add grows with these."""
+
+UNNAMED = frozenset(("__call__", "forward"))
+"""Methods that run though no code names them."""
+
+TORCHS = frozenset(vars(nn.Module()))
+"""Attributes of a module that torch keeps."""
+
+DEPTH = 3
+"""Containers and partials, one in another, that functions are looked for in."""
 
 _HANDS_ON = ("LOAD", "KW_NAMES", "PRECALL", "CALL", "PUSH_NULL", "CACHE")
 """Instructions before which a flag is an argument of a call, as of dropout; before others it decides something."""
@@ -48,9 +60,11 @@ class Running:
 def branches_on_mode(found: Running) -> bool:
     """Tell whether what runs decides anything by the mode: by ``training``, or as it is set.
 
-    Handing the mode on to one of torch's functions decides nothing.
+    Handing the mode on to one of torch's functions decides nothing, but for those that add.
     """
-    return "train" in found.methods or any(_decides(FLAG, code, calls) for code, calls in found.codes)
+    return "train" in found.methods or any(
+        _decides(FLAG, code, calls) or not ADDING.isdisjoint(code.co_names) for code, calls in found.codes
+    )
 
 
 def branches_on_gradients(found: Running) -> bool:
@@ -85,9 +99,34 @@ def _put_on(module: nn.Module) -> Iterator[tuple[str, FunctionType]]:
 
 @lru_cache(maxsize=1024)
 def _own_methods(kind: Any) -> tuple[tuple[str, FunctionType], ...]:
-    """Return the functions of a class of modules, and of its bases', by name; torch's apart."""
-    own = (cls for cls in kind.__mro__ if issubclass(cls, nn.Module) and not _is_torchs(cls))
-    return tuple((name, f) for cls in own for name, value in vars(cls).items() for f in _functions_of(value))
+    """Return the functions of a class, and of its bases', by name; torch's apart, but for a forward that adds."""
+    own = (cls for cls in kind.__mro__ if not _is_torchs(cls))
+    methods = [(name, f) for cls in own for name, value in vars(cls).items() for f in _functions_of(value)]
+    forward = getattr(kind, "forward", None)
+    if isinstance(forward, FunctionType) and not ADDING.isdisjoint(forward.__code__.co_names):
+        methods.append(("forward", forward))
+    return tuple(methods)
+
+
+def _reached(value: Any, names: Collection[str], depth: int = DEPTH) -> Iterator[FunctionType]:
+    """Yield the functions outside torch that a value is, wraps or holds; of an object or a class, those that are named.
+
+    Its type tells what it is: an object may answer anything for its class, and a dict for its values.
+    """
+    kind = type(value)
+    if kind in PLAIN or issubclass(kind, (Tensor, ModuleType)) or depth < 0:
+        return
+    if container := next((base for base in (dict, list, tuple) if issubclass(kind, base)), None):
+        for item in dict.values(value) if container is dict else container.__iter__(value):
+            yield from _reached(item, names, depth - 1)
+    elif issubclass(kind, partial):
+        for item in (value.func, *value.args, *value.keywords.values()):
+            yield from _reached(item, names, depth - 1)
+    elif issubclass(kind, (FunctionType, MethodType)):
+        yield from _functions_of(value)
+    else:
+        methods = _own_methods(value if issubclass(kind, type) else kind)
+        yield from (function for name, function in methods if name in names or name in UNNAMED)
 
 
 def _functions_of(member: Any) -> Iterator[FunctionType]:
@@ -103,6 +142,7 @@ def running(modules: Iterable[nn.Module]) -> Running:
     methods, found = dict[str, set[FunctionType]](), list[tuple[CodeType, bool]]()
     for name, function in chain(*map(_own_methods, set(map(type, modules))), *map(_put_on, modules)):
         methods.setdefault(name, set()).add(function)
+    held = _held(modules)
     ahead = [function for name in ("forward", "__call__", *HOOKS) for function in methods.get(name, ())]
     seen = set[FunctionType]()
     while ahead:
@@ -112,23 +152,32 @@ def running(modules: Iterable[nn.Module]) -> Running:
         seen.add(function)
         for code in codes(function.__code__):
             named = {*code.co_names, *(text for text in code.co_consts if isinstance(text, str))}
-            called = [value for value in _named(code, function) if _is_own(value)]
+            values = [*_named(code, function), *(value for name in named & held.keys() for value in held[name])]
+            called = [reached for value in values for reached in _reached(value, named)]
             called += [value for name in named & methods.keys() for value in methods[name]]
             found.append((code, bool(called)))
             ahead += called
     return Running(methods, found)
 
 
+def _held(modules: Iterable[nn.Module]) -> dict[str, list[Any]]:
+    """Return what modules hold beside tensors, modules and hooks, by name: objects, containers, partials."""
+    found: dict[str, dict[int, Any]] = {}
+    for module in modules:
+        for name, value in vars(module).items():
+            if type(value) not in PLAIN and name not in TORCHS:
+                found.setdefault(name, {})[id(value)] = value
+    return {name: list(values.values()) for name, values in found.items()}
+
+
 def _named(code: CodeType, function: FunctionType) -> Iterator[Any]:
-    """Yield what code may mean by its names: what its file and its closure hold, and what modules hold for it."""
-    held = [function.__globals__[name] for name in code.co_names if name in function.__globals__]
-    held += closed_over(function)
-    for value in held:
-        kind = type(value)  # an object may answer anything for its class, and a dict for its values
-        if issubclass(kind, ModuleType):
+    """Yield what code may mean by its names: what its file, its closure and its defaults hold, and modules for it."""
+    yield from closed_over(function)
+    yield from function.__defaults__ or ()
+    yield from (function.__kwdefaults__ or {}).values()
+    for value in [function.__globals__[name] for name in code.co_names if name in function.__globals__]:
+        if issubclass(type(value), ModuleType):
             yield from (vars(value)[name] for name in code.co_names if name in vars(value))
-        elif base := next((base for base in (dict, list, tuple) if issubclass(kind, base)), None):
-            yield from dict.values(value) if base is dict else base.__iter__(value)
         else:
             yield value
 

@@ -163,6 +163,38 @@ def noise_of(net: Any, x: Tensor) -> Tensor:
     return x + torch.randn_like(x) if net.training else x
 
 
+class Told:
+    """Adds noise where it is told to, and is no module."""
+
+    def __call__(self, x: Tensor, yes: bool) -> Tensor:
+        return noisy(x, yes)
+
+    def apply(self, x: Tensor, yes: bool) -> Tensor:
+        return self(x, yes)
+
+
+class ToldFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor, yes: bool) -> Tensor:
+        return x + torch.randn_like(x) if yes else x.clone()
+
+
+class Mixed:
+    """Adds noise in train mode, as a base of a network that is no module itself."""
+
+    training: bool
+
+    def noisy(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x) if self.training else x
+
+
+class MixedNet(Mixed, Base):
+    pass
+
+
+TOLD = Told()
+
+
 class SetsFlag(Base):
     more = False
 
@@ -189,10 +221,31 @@ BY_MODE: dict[str, Callable[[], nn.Module]] = {
     "of any module": lambda: Base(nothing, lambda net, x: both(net, x, any(m.training for m in net.modules()))),
     "a flag that is set with it": lambda: SetsFlag(nothing, lambda net, x: both(net, x, net.more)),
     "a property": lambda: SetsFlag(nothing, lambda net, x: both(net, x, net.trains)),
+    "an object": lambda: Base(holding(Told()), lambda net, x: net.bn(net.layer(net.conv(x), net.training))),
+    "an object's method": lambda: Base(
+        holding([Told()]), lambda net, x: net.bn(net.layer[0].apply(net.conv(x), net.training))
+    ),
+    "an object of the file": lambda: Base(nothing, lambda net, x: net.bn(TOLD(net.conv(x), net.training))),
+    "an object that is made": lambda: Base(nothing, lambda net, x: net.bn(Told()(net.conv(x), net.training))),
+    "a function in a list": lambda: Base(
+        holding([noisy]), lambda net, x: net.bn(net.layer[0](net.conv(x), net.training))
+    ),
+    "a partial in a dict": lambda: Base(
+        holding({0: functools.partial(noisy)}), lambda net, x: net.bn(net.layer[0](net.conv(x), net.training))
+    ),
+    "a default": lambda: Base(nothing, lambda net, x, add=noisy: net.bn(add(net.conv(x), net.training))),
+    "a function of autograd": lambda: Base(
+        nothing, lambda net, x: net.bn(ToldFunction.apply(net.conv(x), net.training))
+    ),
+    "a base that is no module": lambda: MixedNet(nothing, lambda net, x: net.bn(net.noisy(net.conv(x)))),
+    "dropout that adds": lambda: Base(holding(nn.AlphaDropout()), lambda net, x: net.bn(net.layer(net.conv(x)))),
+    "dropout of channels that adds": lambda: Base(
+        nothing, lambda net, x: net.bn(F.feature_alpha_dropout(net.conv(x), 0.5, net.training))
+    ),
 }
 
 
-def holding(layer: nn.Module) -> Callable[[Any], None]:
+def holding(layer: Any) -> Callable[[Any], None]:
     return lambda net: setattr(net, "layer", layer)
 
 
