@@ -125,8 +125,8 @@ def _reached(value: Any, names: Collection[str], depth: int = DEPTH) -> Iterator
     elif issubclass(kind, (FunctionType, MethodType)):
         yield from _functions_of(value)
     else:
-        methods = _own_methods(value if issubclass(kind, type) else kind)
-        yield from (function for name, function in methods if name in names or name in UNNAMED)
+        own: Any = value if issubclass(kind, type) else kind
+        yield from (function for name, function in _own_methods(own) if name in names or name in UNNAMED)
 
 
 def _functions_of(member: Any) -> Iterator[FunctionType]:

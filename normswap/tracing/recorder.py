@@ -229,6 +229,11 @@ class Recorder:
                 self.past.add(leaf)
                 self.parameters.note_reads(PAST, [leaf])
 
+    def note_handed_on(self, tensor: Tensor) -> None:
+        """Note a tensor whose values code outside of torch gets."""
+        self.graph.outputs.update(self._reads(tensor))
+        self.parameters.note_reads("code outside of torch", self.parameters.sources([tensor]))
+
     def note_number(self, tensor: Tensor) -> None:
         """Note a tensor that is made of numbers of Python's."""
         self._keep(tensor)

@@ -1,12 +1,14 @@
 """Convolutions that something else reads, runs or holds stay plain; what leaves and what runs is what it was."""
 
 import copy
+import ctypes
 import functools
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -92,6 +94,17 @@ def filled(h: Tensor) -> Tensor:
     return h
 
 
+@torch.library.custom_op("normswap_tests::mul", mutates_args=())
+def clipped(h: Tensor, factor: float) -> Tensor:
+    """An operator with the name of one of torch's that does something else."""
+    return factor * h.clamp(-1, 1)
+
+
+@clipped.register_fake
+def _(h: Tensor, factor: float) -> Tensor:
+    return torch.empty_like(h)
+
+
 SEEN: list[Tensor] = []
 READERS: dict[str, Callable[[Any, Tensor], Any]] = {
     "attribute": through(lambda net, h: setattr(net, "kept", h)),
@@ -100,6 +113,10 @@ READERS: dict[str, Callable[[Any, Tensor], Any]] = {
     "object": through(lambda net, h: Holder(inner=Holder(h=h))),
     "iterator": through(lambda net, h: iter([h])),
     "generator": through(lambda net, h: (item for item in [h])),
+    "list": through(lambda net, h: float(np.tanh(h.tolist()).sum())),
+    "dlpack": through(lambda net, h: float(np.from_dlpack(h).sum())),
+    "address": through(lambda net, h: ctypes.c_void_p(h.data_ptr())),
+    "operator of another's": after(lambda net, h, o: clipped(h, 2.0)),
     "numpy": through(lambda net, h: h.detach().numpy().copy()),
     "weight": through(lambda net, h: net.conv.weight),
     "weight, detached": through(lambda net, h: Holder(w=net.conv.weight.detach())),
