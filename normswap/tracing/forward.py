@@ -80,7 +80,7 @@ def trace(
     made_up = example_input is None
     values = list(islice(candidates(model), MOST_TRIES)) if made_up else list(readings(example_input, model))
     around = Surroundings(model) if around is None else around
-    code = running(model.modules()) if edges else Running((), ())
+    code = running(model.modules()) if edges else Running({}, ())
     failures: list[str] = []
     stopped: tuple[Any, Trace] | None = None
     misfit: tuple[Any, Trace] | None = None

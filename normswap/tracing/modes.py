@@ -2,7 +2,7 @@
 
 import dis
 import inspect
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain, pairwise
@@ -23,8 +23,11 @@ FLAG = "training"
 GRADIENTS = "requires_grad", "grad_fn", "is_leaf"
 """What tells code whether gradients are wanted of a tensor."""
 
-ENABLED = "is_grad_enabled"
-"""Function of torch that tells whether any are."""
+BACKWARD = "_backward_hooks", "_backward_pre_hooks"
+"""Where modules keep hooks that get gradients."""
+
+WITH_GRADIENTS = frozenset(("is_grad_enabled", "register_hook", "retain_grad"))
+"""Functions of torch that tell whether any are, and methods of tensors of which they are."""
 
 CLASS = "__class__"
 """What holds the class of anything; Python's function ``type`` tells it, too."""
@@ -49,11 +52,11 @@ class Running:
     """What a forward pass may run outside torch.
 
     Attributes:
-        methods: Names of the modules' own methods, and of functions that were put on them.
+        methods: The modules' own methods, and functions that were put on them, by name.
         codes: Code that runs modules, and that of what it names; each with whether it names any of the program's own.
     """
 
-    methods: Collection[str]
+    methods: Mapping[str, Collection[FunctionType]]
     codes: Sequence[tuple[CodeType, bool]]
 
 
@@ -68,9 +71,9 @@ def branches_on_mode(found: Running) -> bool:
 
 
 def branches_on_gradients(found: Running) -> bool:
-    """Tell whether what runs decides by whether gradients are wanted, as by the mode."""
-    return any(
-        ENABLED in code.co_names or any(_decides(flag, code, calls) for flag in GRADIENTS)
+    """Tell whether what runs decides by whether gradients are wanted, as by the mode, or reads them in a hook."""
+    return not found.methods.keys().isdisjoint(BACKWARD) or any(
+        not WITH_GRADIENTS.isdisjoint(code.co_names) or any(_decides(flag, code, calls) for flag in GRADIENTS)
         for code, calls in found.codes
     )
 

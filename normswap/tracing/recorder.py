@@ -139,7 +139,8 @@ class Recorder:
             del outlive
             gc.collect()
             outlive = self._held_elsewhere()
-        for tensor in (*outputs, *outlive, *self._buffers):
+        hooked = [tensor for tensor in self._alive.values() if tensor._backward_hooks]  # they get its gradient
+        for tensor in (*outputs, *outlive, *hooked, *self._buffers):
             self.graph.outputs.update(self._reads(tensor))
         if stopped or not self._on_meta:  # numpy has no operators
             self.parameters.note_reads("code outside of torch", self.parameters.unread.values())

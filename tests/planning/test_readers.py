@@ -665,6 +665,7 @@ def test_a_layer_that_is_found_past_the_modules_stays_plain(keep: Any, found: Ca
 WITH_GRADIENTS = {
     "enabled": lambda net, x: (net.bn(net.conv(x)), net.conv(x)) if torch.is_grad_enabled() else net.bn(net.conv(x)),
     "wanted": lambda net, x: penalized(net, net.conv(x)),
+    "of a result": lambda net, x: net.bn(h) if (h := net.conv(x)).is_leaf else (net.bn(h), h),
 }
 
 
@@ -681,6 +682,37 @@ def test_what_reads_a_convolution_with_gradients_alone_is_seen(run: Callable[[An
     result = normswap.convert(net, example_input=X)
     assert type(result.conv) is nn.Conv2d
     assert torch.equal(result(X)[1], wanted)
+
+
+def clipping(net: Any, h: Tensor, yes: bool) -> Tensor:
+    if yes:
+        h.register_hook(lambda gradient: gradient.clamp(-1, 1))
+    return net.bn(h)  # type: ignore[no-any-return]
+
+
+def clipping_after(net: Any) -> None:
+    net.conv.register_full_backward_hook(lambda conv, inputs, outputs: inputs)
+
+
+def clipping_before(net: Any) -> None:
+    net.conv.register_full_backward_pre_hook(lambda conv, outputs: tuple(gradient.clamp(-1, 1) for gradient in outputs))
+
+
+GRADIENT_HOOKS: dict[str, Callable[[], Base]] = {
+    "of a tensor": lambda: Base(nothing, lambda net, x: clipping(net, h := net.conv(x), h.requires_grad)),
+    "of a tensor in train mode": lambda: Base(nothing, lambda net, x: clipping(net, net.conv(x), net.training)),
+    "of a layer": lambda: Base(clipping_after, lambda net, x: net.bn(net.conv(x))),
+    "before a layer": lambda: Base(clipping_before, lambda net, x: net.bn(net.conv(x))),
+}
+
+
+@pytest.mark.parametrize("build", GRADIENT_HOOKS.values(), ids=GRADIENT_HOOKS)
+def test_a_hook_that_gets_gradients_of_a_convolution_gets_them_as_they_were(build: Callable[[], Base]) -> None:
+    net = build().eval()
+    nn.init.uniform_(net.bn.running_var, 0.5, 2)
+    plan = normswap.inspect(net, example_input=X)
+    assert plan.norms[0].not_equalized
+    assert not plan.scales
 
 
 ON_THE_CPU = {
