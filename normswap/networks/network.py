@@ -93,7 +93,7 @@ class Network:
         """How many modules hold each parameter, or another in its memory, by ``id(parameter)``."""
         held = [p for module in self.modules.values() for p in module._parameters.values() if p is not None]
         count = Counter(map(_memory_of, held))
-        return {id(p): count[_memory_of(p)] for p in held}
+        return Counter({id(p): count[_memory_of(p)] for p in held})
 
     @cached_property
     def pinned(self) -> Mapping[int, str]:
