@@ -34,8 +34,17 @@ CLASS = "__class__"
 ADDING = frozenset(("alpha_dropout", "feature_alpha_dropout"))
 """Functions of torch that add to values where they are told of train mode; what others add grows with these."""
 
-UNNAMED = frozenset(("__call__", "forward"))
-"""Methods that run though no code names them."""
+STARTS = "forward", "__call__", "__getattr__", "__getattribute__", "__setattr__", *HOOKS
+"""What a pass may run of a module though no code of the network names it."""
+
+OF_DATA = frozenset(
+    """__init__ __new__ __post_init__ __init_subclass__ __class_getitem__ __repr__ __str__ __format__ __hash__ __eq__
+    __dir__ __del__ __copy__ __deepcopy__ __reduce__ __reduce_ex__ __getstate__ __setstate__""".split()
+)
+"""Methods of Python's own by which an object is made, shown, compared or copied."""
+
+STORES = frozenset(("setattr", "bool", "int", "float"))
+"""Functions of Python's own that hand a flag back, or keep it."""
 
 TORCHS = frozenset(vars(nn.Module()))
 """Attributes of a module that torch keeps."""
@@ -129,7 +138,12 @@ def _reached(value: Any, names: Collection[str], depth: int = DEPTH) -> Iterator
         yield from _functions_of(value)
     else:
         own: Any = value if issubclass(kind, type) else kind
-        yield from (function for name, function in _own_methods(own) if name in names or name in UNNAMED)
+        yield from (function for name, function in _own_methods(own) if name in names or _is_unnamed(name))
+
+
+def _is_unnamed(method: str) -> bool:
+    """Tell whether a method may run though no code names it: in an operator, a loop, a ``with``, as an attribute."""
+    return method == "forward" or (method.startswith("__") and method not in OF_DATA)
 
 
 def _functions_of(member: Any) -> Iterator[FunctionType]:
@@ -146,7 +160,7 @@ def running(modules: Iterable[nn.Module]) -> Running:
     for name, function in chain(*map(_own_methods, set(map(type, modules))), *map(_put_on, modules)):
         methods.setdefault(name, set()).add(function)
     held = _held(modules)
-    ahead = [function for name in ("forward", "__call__", *HOOKS) for function in methods.get(name, ())]
+    ahead = [function for name in STARTS for function in methods.get(name, ())]
     seen = set[FunctionType]()
     while ahead:
         function = ahead.pop()
@@ -164,11 +178,13 @@ def running(modules: Iterable[nn.Module]) -> Running:
 
 
 def _held(modules: Iterable[nn.Module]) -> dict[str, list[Any]]:
-    """Return what modules hold beside tensors, modules and hooks, by name: objects, containers, partials."""
+    """Return what modules and their classes hold beside tensors, modules and hooks, by name: objects, containers."""
     found: dict[str, dict[int, Any]] = {}
-    for module in modules:
-        for name, value in vars(module).items():
-            if type(value) not in PLAIN and name not in TORCHS:
+    modules = list(modules)
+    own = (cls for kind in set(map(type, modules)) for cls in kind.__mro__ if not _is_torchs(cls))
+    for attributes in map(vars, chain(modules, own)):
+        for name, value in attributes.items():
+            if type(value) not in PLAIN and name not in TORCHS and not name.startswith("__"):
                 found.setdefault(name, {})[id(value)] = value
     return {name: list(values.values()) for name, values in found.items()}
 
@@ -222,9 +238,18 @@ def _uses_type(code: CodeType) -> bool:
 
 
 def _decides_itself(flag: str, code: CodeType) -> bool:
-    """Tell whether code does more with a flag than to hand it on."""
-    loads = pairwise(dis.get_instructions(code))
-    return any(
-        one.argval == flag and one.opname == "LOAD_ATTR" and not then.opname.startswith(_HANDS_ON)
-        for one, then in loads
-    )
+    """Tell whether code does more with a flag than to hand it on to a function that neither keeps nor returns it."""
+    called = ""
+    for one, then in pairwise(dis.get_instructions(code)):
+        if one.opname == "LOAD_GLOBAL":
+            called = one.argval
+        elif not one.opname.startswith("LOAD"):
+            called = ""
+        elif one.argval == flag and one.opname == "LOAD_ATTR" and not _is_handed_on(called, then.opname):
+            return True
+    return False
+
+
+def _is_handed_on(called: str, then: str) -> bool:
+    """Tell whether a flag is no more than an argument, by the function it is loaded for and the next instruction."""
+    return called not in STORES and then.startswith(_HANDS_ON)

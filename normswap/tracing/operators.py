@@ -79,6 +79,8 @@ def spelled(name: str, func: Any, args: tuple[Any, ...]) -> str:
     if name == "div" and func._overloadname.endswith("_mode"):
         return "rounding division"
     if name in ("constant_pad_nd", "fill") and len(args) > 1:
+        if isinstance(args[-1], Tensor):
+            return f"{name} with a tensor"
         value = args[-1] if isinstance(args[-1], (bool, int, float, complex)) else 0
         return f"{name} with {value:g}" if value and not math.isinf(abs(value)) else name
     return name

@@ -89,8 +89,8 @@ def in_a_thread(function: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
         return pool.submit(function, h).result()
 
 
-def filled(h: Tensor) -> Tensor:
-    h[..., 0].fill_(1)
+def filled(h: Tensor, value: Any = 1) -> Tensor:
+    h[..., 0].fill_(value)
     return h
 
 
@@ -129,6 +129,7 @@ READERS: dict[str, Callable[[Any, Tensor], Any]] = {
     "rounding division": after(lambda net, h, o: torch.div(h, 0.1, rounding_mode="floor")),
     "padded with ones": after(lambda net, h, o: F.pad(h, (1, 1), value=1.0)),
     "filled with ones": after(lambda net, h, o: filled(h)),
+    "filled with a tensor": after(lambda net, h, o: filled(h, torch.tensor(1.0))),
     "noise": after(lambda net, h, o: h + torch.randn_like(h)),
     "position": after(lambda net, h, o: h + torch.arange(6.0)),
     "position kept as a buffer": after(lambda net, h, o: h + net.queue.flatten()[:36].view(6, 6)),
@@ -212,6 +213,45 @@ class MixedNet(Mixed, Base):
 TOLD = Told()
 
 
+class Computed(Base):
+    """Has attributes that are computed, in ways that no code names."""
+
+    class Flag:
+        def __get__(self, net: Any, _kind: Any) -> bool:
+            return bool(net.training)
+
+    described = Flag()
+
+    def __getattr__(self, name: str) -> Any:
+        return self.training if name == "asked" else super().__getattr__(name)
+
+
+class Watching:
+    """Tells of the mode in a ``with`` and a loop."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+
+    def __enter__(self) -> bool:
+        return self.net.training
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __iter__(self) -> Any:
+        return iter([True] if self.net.training else [])
+
+
+def entered(net: Any) -> bool:
+    with Watching(net) as yes:
+        return yes
+
+
+def flagged(net: Any) -> None:
+    net.flag = False
+    net.register_forward_pre_hook(lambda own, args: setattr(own, "flag", own.training))
+
+
 class SetsFlag(Base):
     more = False
 
@@ -237,6 +277,12 @@ BY_MODE: dict[str, Callable[[], nn.Module]] = {
     "by its name": lambda: Base(nothing, lambda net, x: both(net, x, getattr(net, "training"))),  # noqa: B009
     "of any module": lambda: Base(nothing, lambda net, x: both(net, x, any(m.training for m in net.modules()))),
     "a flag that is set with it": lambda: SetsFlag(nothing, lambda net, x: both(net, x, net.more)),
+    "a flag that a hook sets": lambda: Base(flagged, lambda net, x: both(net, x, net.flag)),
+    "a number made of it": lambda: Base(nothing, lambda net, x: [net.bn(h := net.conv(x)), h][: 1 + int(net.training)]),
+    "a descriptor": lambda: Computed(nothing, lambda net, x: both(net, x, net.described)),
+    "an attribute that is not there": lambda: Computed(nothing, lambda net, x: both(net, x, net.asked)),
+    "a context": lambda: Base(nothing, lambda net, x: both(net, x, entered(net))),
+    "a loop": lambda: Base(nothing, lambda net, x: both(net, x, len([*Watching(net)]) > 0)),
     "a property": lambda: SetsFlag(nothing, lambda net, x: both(net, x, net.trains)),
     "an object": lambda: Base(holding(Told()), lambda net, x: net.bn(net.layer(net.conv(x), net.training))),
     "an object's method": lambda: Base(
