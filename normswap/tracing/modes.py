@@ -39,9 +39,10 @@ STARTS = "forward", "__call__", "__getattr__", "__getattribute__", "__setattr__"
 
 OF_DATA = frozenset(
     """__init__ __new__ __post_init__ __init_subclass__ __class_getitem__ __repr__ __str__ __format__ __hash__ __eq__
-    __dir__ __del__ __copy__ __deepcopy__ __reduce__ __reduce_ex__ __getstate__ __setstate__""".split()
+    __dir__ __del__ __delattr__ __delitem__ __instancecheck__ __subclasscheck__ __copy__ __deepcopy__
+    __reduce__ __reduce_ex__ __getstate__ __setstate__""".split()
 )
-"""Methods of Python's own by which an object is made, shown, compared or copied."""
+"""Methods of Python's own by which an object is made, shown, compared, emptied or copied."""
 
 STORES = frozenset(("setattr", "bool", "int", "float"))
 """Functions of Python's own that hand a flag back, or keep it."""
@@ -126,7 +127,7 @@ def _reached(value: Any, names: Collection[str], depth: int = DEPTH) -> Iterator
     Its type tells what it is: an object may answer anything for its class, and a dict for its values.
     """
     kind = type(value)
-    if kind in PLAIN or issubclass(kind, (Tensor, ModuleType)) or depth < 0:
+    if kind in PLAIN or issubclass(kind, (Tensor, ModuleType)) or kind.__module__ == "typing" or depth < 0:
         return
     if container := next((base for base in (dict, list, tuple) if issubclass(kind, base)), None):
         for item in dict.values(value) if container is dict else container.__iter__(value):
