@@ -17,7 +17,7 @@ from normswap.errors import CheckpointError, PlanMismatch, described
 from normswap.networks.copying import copy_model, in_mode
 from normswap.networks.inputs import call, fresh, materialize, rebuild, reference, tensors_in
 from normswap.networks.network import Network
-from normswap.networks.randomness import normal, same_randomness
+from normswap.networks.randomness import normal, same_randomness, seed_all
 from normswap.networks.sharing import sparing
 from normswap.networks.surroundings import undisturbed
 from normswap.planning.schema import number, text
@@ -131,7 +131,7 @@ def _traits(model: nn.Module, inputs: Any, *, seed: int, moved: bool = False) ->
     for name, module in copy.modules.items():
         module.register_forward_hook(partial(_note, found, name))
     with torch.no_grad(), same_randomness(like.device), _Bounded():
-        torch.manual_seed(seed)
+        seed_all(seed)
         call(copy.model, fresh(example))
     return {name: traits for name, traits in found.items() if all(map(math.isfinite, traits))}
 

@@ -29,7 +29,7 @@ from normswap.networks.inputs import (
     tensors_in,
     vary,
 )
-from normswap.networks.randomness import uniform
+from normswap.networks.randomness import RandomState, seed_all, uniform
 from normswap.networks.sharing import sparing
 from normswap.networks.surroundings import undisturbed
 from normswap.networks.validation import unwrap
@@ -120,7 +120,7 @@ def _output(model: nn.Module, inputs: Any) -> Any:
     """
     args, kwargs = as_call(_copied(inputs))
     twin = copy_model(model)
-    torch.manual_seed(0)
+    seed_all(0)
     with torch.no_grad():
         return twin(*args, **kwargs)
 
@@ -332,13 +332,15 @@ def _leave_kept(model: nn.Module, kept: list[NormEntry]) -> None:
 
 
 def _seeded_state() -> bytes:
-    torch.manual_seed(0)
+    seed_all(0)
     return _random_state()
 
 
 def _random_state() -> bytes:
-    states = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else ())]
-    return b"".join(state.numpy().tobytes() for state in states)
+    now = RandomState.now()
+    states = [now.cpu, *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else ())]
+    others = str((hash(now.python), now.numpy and now.numpy[2:])).encode()  # numpy's position among its numbers
+    return b"".join([*(state.numpy().tobytes() for state in states), others])
 
 
 @dataclass(frozen=True)
@@ -414,7 +416,7 @@ def _passed(model: nn.Module, plan: Plan, inputs: Any, *, training: bool, lean: 
             parameter.grad = None
 
     args, kwargs = as_call(_copied(inputs))
-    torch.manual_seed(0)
+    seed_all(0)
     try:
         with torch.enable_grad(), recomputing(model) if lean else nullcontext():
             outputs = [t for t in _floats(model(*args, **kwargs)) if t.requires_grad]

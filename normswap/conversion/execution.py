@@ -15,7 +15,7 @@ from normswap.layers.convs import WeightStandardized
 from normswap.layers.norms import ChannelScale
 from normswap.networks.copying import copy_model, in_mode
 from normswap.networks.inputs import call, fresh, tensors_in
-from normswap.networks.randomness import normal
+from normswap.networks.randomness import normal, seed_all
 from normswap.networks.surroundings import undisturbed
 
 
@@ -84,7 +84,7 @@ def executed(model: nn.Module, example: Any) -> tuple[list[Layer], Any]:
         if own_tensors(module) or isinstance(module, nn.GroupNorm)
     ]
     with undisturbed(model):
-        torch.manual_seed(0)
+        seed_all(0)
         try:
             output = call(copy, fresh(example))
         except Exception as error:  # whatever the network's own code does with it

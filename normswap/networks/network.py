@@ -1,7 +1,7 @@
 """One read-only look at a model: its modules and their names, its norms and convolutions."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import chain
 
@@ -30,6 +30,12 @@ def _sharing_memory(held: Iterable[tuple[Tensor, list[str]]]) -> Iterator[list[s
         last, end, together = device, max(end, stop), [*together, *owners]
     if together:
         yield together
+
+
+def _memory_of(tensor: Tensor) -> Hashable:
+    """Return what tensors have in common whose values begin at one place; one that has no such place is by itself."""
+    has_memory = not tensor.is_meta and tensor.layout is torch.strided and tensor.numel() > 0
+    return (str(tensor.device), tensor.data_ptr()) if has_memory else id(tensor)
 
 
 class Network:
@@ -84,8 +90,10 @@ class Network:
 
     @cached_property
     def owners(self) -> Mapping[int, int]:
-        """How many modules hold each parameter, by ``id(parameter)``."""
-        return Counter(id(p) for module in self.modules.values() for p in module._parameters.values() if p is not None)
+        """How many modules hold each parameter, or another in its memory, by ``id(parameter)``."""
+        held = [p for module in self.modules.values() for p in module._parameters.values() if p is not None]
+        count = Counter(map(_memory_of, held))
+        return Counter({id(p): count[_memory_of(p)] for p in held})
 
     @cached_property
     def pinned(self) -> Mapping[int, str]:

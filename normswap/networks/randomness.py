@@ -62,6 +62,14 @@ def same_randomness(device: torch.device | None = None) -> Iterator[None]:
         before.restore()
 
 
+def seed_all(seed: int) -> None:
+    """Have torch, Python and numpy draw the same numbers whenever they are given this seed."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    if _numpy():
+        _numpy().seed(seed)
+
+
 def _numpy() -> Any:
     return sys.modules.get("numpy.random")
 

@@ -33,6 +33,13 @@ COPIED = frozenset(("_parameters", "_buffers", "_modules"))
 CODE = (FunctionType, property, staticmethod, classmethod, type)
 """Attributes of a class that are followed only where its forward names them, and those of Python's modules never."""
 
+GLOBAL_HOOKS = tuple(
+    hooks
+    for name, hooks in vars(nn.modules.module).items()
+    if name.startswith("_global_forward") and isinstance(hooks, dict)
+)
+"""Hooks that torch calls for every module of the program."""
+
 MISSING = object()
 
 
@@ -58,6 +65,8 @@ class Surroundings:
         self._seen: dict[int, Any] = {id(sys.modules): sys.modules}  # held, so that an id stays a name
         for module in model.modules():
             self._walk_module(module)
+        for hooks in GLOBAL_HOOKS:
+            self._walk(hooks)
         self._device = next((p.device for p in model.parameters()), None)
 
     @contextmanager

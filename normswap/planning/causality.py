@@ -15,7 +15,7 @@ from normswap.networks.copying import copy_model, in_mode
 from normswap.networks.hooks import watching
 from normswap.networks.inputs import call, first_sample, fresh, materialize, reference, tensors_in
 from normswap.networks.network import Network
-from normswap.networks.randomness import normal
+from normswap.networks.randomness import normal, seed_all
 from normswap.networks.surroundings import undisturbed
 from normswap.tracing.facts import Trace
 
@@ -88,7 +88,7 @@ def _inputs(network: Network, names: list[str], example: Any, *, to_the_end: boo
     def look(name: str, _norm: nn.Module, x: Tensor) -> None:
         seen.setdefault(name, x.clone())
 
-    torch.manual_seed(0)
+    seed_all(0)
     with watching({name: copy.slots[name] for name in names}, look):
         try:
             call(copy.model, fresh(example))

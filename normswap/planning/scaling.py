@@ -18,7 +18,7 @@ from normswap.networks.hooks import outputs_of
 from normswap.networks.inputs import call, first_sample, fresh, materialize, reference, tensors_in
 from normswap.networks.network import Network
 from normswap.networks.probing import FRAMEWORK
-from normswap.networks.randomness import normal
+from normswap.networks.randomness import normal, seed_all
 from normswap.networks.recognition import rows_of
 from normswap.networks.surroundings import undisturbed
 from normswap.tracing.facts import Trace
@@ -129,7 +129,7 @@ def _are_close(found: list[Tensor], expected: list[Tensor]) -> bool:
 
 def _outputs(network: Network, norms: Iterable[str], example: Any) -> dict[str, list[Tensor]]:
     """Return the norms' last outputs by name, then the network's under NO_NORM."""
-    torch.manual_seed(0)
+    seed_all(0)
     with outputs_of({name: network.slots[name] for name in norms}) as found:
         whole = call(network.model, fresh(example))
         made = {name: _floats(found.get(name)) for name in norms}

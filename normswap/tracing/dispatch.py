@@ -31,6 +31,9 @@ MOST_BYTES = 2**29
 FROM_NUMBERS = frozenset((torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor))
 """Functions that make a tensor of what Python holds."""
 
+HANDS_ON = frozenset((Tensor.tolist, Tensor.__dlpack__))
+"""What gives a tensor's values to code outside of torch, and runs no operator; where they are does the same."""
+
 PLACES = {getattr(Tensor, f"is_{kind}").__get__: kind for kind in ("meta", "cpu", "cuda", "mps", "xpu")}
 """What tells code whether a tensor is on a kind of device."""
 
@@ -95,36 +98,44 @@ class Dispatch(TorchDispatchMode):
 
 
 class Numbers(TorchFunctionMode):
-    """See the tensors that torch makes of Python's numbers: on the meta device it runs no operator for them.
+    """See what passes between torch and Python without an operator: numbers, and on a device that has none.
 
     Args:
         recorder: What is told of them.
-        home: Kind of the device that the network is on.
+        home: Kind of the device that the network is on; None where it runs there.
 
     Attributes:
         asked_where: Whether code outside torch asked for the kind of a tensor's device, and heard another one than at
             home.
     """
 
-    def __init__(self, recorder: Recorder, home: str) -> None:
+    def __init__(self, recorder: Recorder, home: str | None) -> None:
         super().__init__()
         self._recorder, self._home, self.asked_where = recorder, home, False
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Call one function of torch."""
-        if func == DEVICE or func is Tensor.data_ptr or PLACES.get(func) in ("meta", self._home):
-            self.asked_where |= _decides_where(sys._getframe(1), whole=func != DEVICE)
+        asking = sys._getframe(1)
+        if self._home is not None and (
+            func == DEVICE or func is Tensor.data_ptr or PLACES.get(func) in ("meta", self._home)
+        ):
+            self.asked_where |= _decides_where(asking, whole=func != DEVICE)
+        if func in HANDS_ON or (func is Tensor.data_ptr and not _is_known(asking)):
+            self._recorder.note_handed_on(args[0])
         result = func(*args, **(kwargs or {}))
         if func in FROM_NUMBERS and not any(tensors_in((args[func is Tensor.new_tensor :], kwargs))):
             self._recorder.note_number(result)
         return result
 
 
+def _is_known(asking: FrameType) -> bool:
+    """Tell whether code is torch's, or our own."""
+    return str(asking.f_globals.get("__name__")).partition(".")[0] in ("torch", "normswap")
+
+
 def _decides_where(asking: FrameType, *, whole: bool) -> bool:
     """Tell whether code outside torch asks where a tensor is; of its device, whether it asks for the kind."""
-    if str(asking.f_globals.get("__name__")).partition(".")[0] in ("torch", "normswap"):
-        return False
-    return whole or _asks_for_the_kind(asking.f_code, asking.f_lasti)
+    return not _is_known(asking) and (whole or _asks_for_the_kind(asking.f_code, asking.f_lasti))
 
 
 @lru_cache(maxsize=4096)

@@ -12,7 +12,7 @@ from normswap.tracing.graph import FEW, LAYERS, NAMED, Graph, Kind, Node, Reach,
 from normswap.tracing.recorder import Recorder, Shapes
 
 OWN_READS = {
-    Kind.CONV: frozenset(("convolution", "deform_conv2d")),
+    Kind.CONV: frozenset(("convolution", "torchvision::deform_conv2d")),
     Kind.LINEAR: frozenset("t addmm mm linear".split()),
 }
 """Operators by which a convolution or a linear layer reads its own weight."""

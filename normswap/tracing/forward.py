@@ -80,7 +80,7 @@ def trace(
     made_up = example_input is None
     values = list(islice(candidates(model), MOST_TRIES)) if made_up else list(readings(example_input, model))
     around = Surroundings(model) if around is None else around
-    code = running(model.modules()) if edges else Running((), ())
+    code = running(model.modules()) if edges else Running({}, ())
     failures: list[str] = []
     stopped: tuple[Any, Trace] | None = None
     misfit: tuple[Any, Trace] | None = None
@@ -231,8 +231,9 @@ def _run(
         if not edges:
             _standardize_nothing(copy, stack)
         dispatch = stack.enter_context(Dispatch(recorder, yes=yes))
-        numbers = Numbers(recorder, next((t.device.type for t in model.parameters()), "cpu"))
-        if edges and device.type == "meta":
+        home = next((t.device.type for t in model.parameters()), "cpu") if device.type == "meta" else None
+        numbers = Numbers(recorder, home)
+        if edges:
             stack.enter_context(numbers)
         if data:
             stack.enter_context(users_settings())

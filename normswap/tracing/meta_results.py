@@ -121,7 +121,7 @@ ANSWERS: dict[str, Callable[..., Any]] = {
     "nonzero": lambda tensor: _rows(tensor, ROWS, tensor.ndim, dtype=torch.long),
     "masked_select": lambda tensor, _: _rows(tensor, ROWS),
     "index": _index,
-    "nms": lambda boxes, *_: _rows(boxes, min(ROWS, boxes.shape[0]), dtype=torch.long),
+    "torchvision::nms": lambda boxes, *_: _rows(boxes, min(ROWS, boxes.shape[0]), dtype=torch.long),
     "unique2": _unique,
     "unique_dim": _unique,
     "unique_consecutive": _unique,

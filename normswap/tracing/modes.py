@@ -2,16 +2,17 @@
 
 import dis
 import inspect
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, pairwise
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeGuard
 
-from torch import nn
+from torch import Tensor, nn
 
 from normswap.layers.norms import HOOKS
+from normswap.networks.copying import PLAIN
 from normswap.networks.overrides import codes
 from normswap.networks.recognition import has_kernel, is_batch_norm
 from normswap.networks.references import closed_over
@@ -19,14 +20,39 @@ from normswap.networks.references import closed_over
 FLAG = "training"
 """What torch calls the mode of a module."""
 
-GRADIENTS = "requires_grad", "grad_fn"
+GRADIENTS = "requires_grad", "grad_fn", "is_leaf"
 """What tells code whether gradients are wanted of a tensor."""
 
-ENABLED = "is_grad_enabled"
-"""Function of torch that tells whether any are."""
+BACKWARD = "_backward_hooks", "_backward_pre_hooks"
+"""Where modules keep hooks that get gradients."""
+
+WITH_GRADIENTS = frozenset(("is_grad_enabled", "register_hook", "retain_grad"))
+"""Functions of torch that tell whether any are, and methods of tensors of which they are."""
 
 CLASS = "__class__"
 """What holds the class of anything; Python's function ``type`` tells it, too."""
+
+ADDING = frozenset(("alpha_dropout", "feature_alpha_dropout"))
+"""Functions of torch that add to values where they are told of train mode; what others add grows with these."""
+
+STARTS = "forward", "__call__", "__getattr__", "__getattribute__", "__setattr__", *HOOKS
+"""What a pass may run of a module though no code of the network names it."""
+
+OF_DATA = frozenset(
+    """__init__ __new__ __post_init__ __init_subclass__ __class_getitem__ __repr__ __str__ __format__ __hash__ __eq__
+    __dir__ __del__ __delattr__ __delitem__ __instancecheck__ __subclasscheck__ __copy__ __deepcopy__
+    __reduce__ __reduce_ex__ __getstate__ __setstate__""".split()
+)
+"""Methods of Python's own by which an object is made, shown, compared, emptied or copied."""
+
+STORES = frozenset(("setattr", "bool", "int", "float"))
+"""Functions of Python's own that hand a flag back, or keep it."""
+
+TORCHS = frozenset(vars(nn.Module()))
+"""Attributes of a module that torch keeps."""
+
+DEPTH = 3
+"""Containers and partials, one in another, that functions are looked for in."""
 
 _HANDS_ON = ("LOAD", "KW_NAMES", "PRECALL", "CALL", "PUSH_NULL", "CACHE")
 """Instructions before which a flag is an argument of a call, as of dropout; before others it decides something."""
@@ -37,26 +63,28 @@ class Running:
     """What a forward pass may run outside torch.
 
     Attributes:
-        methods: Names of the modules' own methods, and of functions that were put on them.
+        methods: The modules' own methods, and functions that were put on them, by name.
         codes: Code that runs modules, and that of what it names; each with whether it names any of the program's own.
     """
 
-    methods: Collection[str]
+    methods: Mapping[str, Collection[FunctionType]]
     codes: Sequence[tuple[CodeType, bool]]
 
 
 def branches_on_mode(found: Running) -> bool:
     """Tell whether what runs decides anything by the mode: by ``training``, or as it is set.
 
-    Handing the mode on to one of torch's functions decides nothing.
+    Handing the mode on to one of torch's functions decides nothing, but for those that add.
     """
-    return "train" in found.methods or any(_decides(FLAG, code, calls) for code, calls in found.codes)
+    return "train" in found.methods or any(
+        _decides(FLAG, code, calls) or not ADDING.isdisjoint(code.co_names) for code, calls in found.codes
+    )
 
 
 def branches_on_gradients(found: Running) -> bool:
-    """Tell whether what runs decides by whether gradients are wanted, as by the mode."""
-    return any(
-        ENABLED in code.co_names or any(_decides(flag, code, calls) for flag in GRADIENTS)
+    """Tell whether what runs decides by whether gradients are wanted, as by the mode, or reads them in a hook."""
+    return not found.methods.keys().isdisjoint(BACKWARD) or any(
+        not WITH_GRADIENTS.isdisjoint(code.co_names) or any(_decides(flag, code, calls) for flag in GRADIENTS)
         for code, calls in found.codes
     )
 
@@ -85,9 +113,39 @@ def _put_on(module: nn.Module) -> Iterator[tuple[str, FunctionType]]:
 
 @lru_cache(maxsize=1024)
 def _own_methods(kind: Any) -> tuple[tuple[str, FunctionType], ...]:
-    """Return the functions of a class of modules, and of its bases', by name; torch's apart."""
-    own = (cls for cls in kind.__mro__ if issubclass(cls, nn.Module) and not _is_torchs(cls))
-    return tuple((name, f) for cls in own for name, value in vars(cls).items() for f in _functions_of(value))
+    """Return the functions of a class, and of its bases', by name; torch's apart, but for a forward that adds."""
+    own = (cls for cls in kind.__mro__ if not _is_torchs(cls))
+    methods = [(name, f) for cls in own for name, value in vars(cls).items() for f in _functions_of(value)]
+    forward = getattr(kind, "forward", None)
+    if isinstance(forward, FunctionType) and not ADDING.isdisjoint(forward.__code__.co_names):
+        methods.append(("forward", forward))
+    return tuple(methods)
+
+
+def _reached(value: Any, names: Collection[str], depth: int = DEPTH) -> Iterator[FunctionType]:
+    """Yield the functions outside torch that a value is, wraps or holds; of an object or a class, those that are named.
+
+    Its type tells what it is: an object may answer anything for its class, and a dict for its values.
+    """
+    kind = type(value)
+    if kind in PLAIN or issubclass(kind, (Tensor, ModuleType)) or kind.__module__ == "typing" or depth < 0:
+        return
+    if container := next((base for base in (dict, list, tuple) if issubclass(kind, base)), None):
+        for item in dict.values(value) if container is dict else container.__iter__(value):
+            yield from _reached(item, names, depth - 1)
+    elif issubclass(kind, partial):
+        for item in (value.func, *value.args, *value.keywords.values()):
+            yield from _reached(item, names, depth - 1)
+    elif issubclass(kind, (FunctionType, MethodType)):
+        yield from _functions_of(value)
+    else:
+        own: Any = value if issubclass(kind, type) else kind
+        yield from (function for name, function in _own_methods(own) if name in names or _is_unnamed(name))
+
+
+def _is_unnamed(method: str) -> bool:
+    """Tell whether a method may run though no code names it: in an operator, a loop, a ``with``, as an attribute."""
+    return method == "forward" or (method.startswith("__") and method not in OF_DATA)
 
 
 def _functions_of(member: Any) -> Iterator[FunctionType]:
@@ -103,7 +161,8 @@ def running(modules: Iterable[nn.Module]) -> Running:
     methods, found = dict[str, set[FunctionType]](), list[tuple[CodeType, bool]]()
     for name, function in chain(*map(_own_methods, set(map(type, modules))), *map(_put_on, modules)):
         methods.setdefault(name, set()).add(function)
-    ahead = [function for name in ("forward", "__call__", *HOOKS) for function in methods.get(name, ())]
+    held = _held(modules)
+    ahead = [function for name in STARTS for function in methods.get(name, ())]
     seen = set[FunctionType]()
     while ahead:
         function = ahead.pop()
@@ -112,23 +171,34 @@ def running(modules: Iterable[nn.Module]) -> Running:
         seen.add(function)
         for code in codes(function.__code__):
             named = {*code.co_names, *(text for text in code.co_consts if isinstance(text, str))}
-            called = [value for value in _named(code, function) if _is_own(value)]
+            values = [*_named(code, function), *(value for name in named & held.keys() for value in held[name])]
+            called = [reached for value in values for reached in _reached(value, named)]
             called += [value for name in named & methods.keys() for value in methods[name]]
             found.append((code, bool(called)))
             ahead += called
     return Running(methods, found)
 
 
+def _held(modules: Iterable[nn.Module]) -> dict[str, list[Any]]:
+    """Return what modules and their classes hold beside tensors, modules and hooks, by name: objects, containers."""
+    found: dict[str, dict[int, Any]] = {}
+    modules = list(modules)
+    own = (cls for kind in set(map(type, modules)) for cls in kind.__mro__ if not _is_torchs(cls))
+    for attributes in map(vars, chain(modules, own)):
+        for name, value in attributes.items():
+            if type(value) not in PLAIN and name not in TORCHS and not name.startswith("__"):
+                found.setdefault(name, {})[id(value)] = value
+    return {name: list(values.values()) for name, values in found.items()}
+
+
 def _named(code: CodeType, function: FunctionType) -> Iterator[Any]:
-    """Yield what code may mean by its names: what its file and its closure hold, and what modules hold for it."""
-    held = [function.__globals__[name] for name in code.co_names if name in function.__globals__]
-    held += closed_over(function)
-    for value in held:
-        kind = type(value)  # an object may answer anything for its class, and a dict for its values
-        if issubclass(kind, ModuleType):
+    """Yield what code may mean by its names: what its file, its closure and its defaults hold, and modules for it."""
+    yield from closed_over(function)
+    yield from function.__defaults__ or ()
+    yield from (function.__kwdefaults__ or {}).values()
+    for value in [function.__globals__[name] for name in code.co_names if name in function.__globals__]:
+        if issubclass(type(value), ModuleType):
             yield from (vars(value)[name] for name in code.co_names if name in vars(value))
-        elif base := next((base for base in (dict, list, tuple) if issubclass(kind, base)), None):
-            yield from dict.values(value) if base is dict else base.__iter__(value)
         else:
             yield value
 
@@ -170,9 +240,18 @@ def _uses_type(code: CodeType) -> bool:
 
 
 def _decides_itself(flag: str, code: CodeType) -> bool:
-    """Tell whether code does more with a flag than to hand it on."""
-    loads = pairwise(dis.get_instructions(code))
-    return any(
-        one.argval == flag and one.opname == "LOAD_ATTR" and not then.opname.startswith(_HANDS_ON)
-        for one, then in loads
-    )
+    """Tell whether code does more with a flag than to hand it on to a function that neither keeps nor returns it."""
+    called = ""
+    for one, then in pairwise(dis.get_instructions(code)):
+        if one.opname == "LOAD_GLOBAL":
+            called = one.argval
+        elif not one.opname.startswith("LOAD"):
+            called = ""
+        elif one.argval == flag and one.opname == "LOAD_ATTR" and not _is_handed_on(called, then.opname):
+            return True
+    return False
+
+
+def _is_handed_on(called: str, then: str) -> bool:
+    """Tell whether a flag is no more than an argument, by the function it is loaded for and the next instruction."""
+    return called not in STORES and then.startswith(_HANDS_ON)

@@ -35,7 +35,7 @@ ADDS = frozenset("add sub rsub lerp".split())
 SCALES = frozenset("mul div neg addcmul".split())
 CATS = frozenset("cat stack slice_scatter select_scatter index_put index_copy scatter masked_scatter".split())
 CONVS = frozenset(
-    """convolution convolution_overrideable deform_conv2d mkldnn_convolution cudnn_convolution
+    """convolution convolution_overrideable torchvision::deform_conv2d mkldnn_convolution cudnn_convolution
     cudnn_convolution_transpose slow_conv3d conv_depthwise3d conv_depthwise2d""".split()
 )
 LINEARS = frozenset("mm addmm bmm baddbmm linear mv addmv matmul dot".split())
@@ -62,8 +62,12 @@ def steers(name: str, func: Any, operands: list[Tensor]) -> list[Tensor]:
 
 
 def base_name(func: Any) -> str:
-    """Return the operator's name without namespace, overload and the underscores of private and in-place forms."""
-    return str(func._schema.name).rpartition("::")[2].strip("_")
+    """Return the operator's name without overload and the underscores of private and in-place forms.
+
+    Operators that are not torch's own keep their namespace: they may be of the same name, and do something else.
+    """
+    space, _, name = str(func._schema.name).rpartition("::")
+    return name.strip("_") if space == "aten" else f"{space}::{name.strip('_')}"
 
 
 def spelled(name: str, func: Any, args: tuple[Any, ...]) -> str:
@@ -75,6 +79,8 @@ def spelled(name: str, func: Any, args: tuple[Any, ...]) -> str:
     if name == "div" and func._overloadname.endswith("_mode"):
         return "rounding division"
     if name in ("constant_pad_nd", "fill") and len(args) > 1:
+        if isinstance(args[-1], Tensor):
+            return f"{name} with a tensor"
         value = args[-1] if isinstance(args[-1], (bool, int, float, complex)) else 0
         return f"{name} with {value:g}" if value and not math.isinf(abs(value)) else name
     return name

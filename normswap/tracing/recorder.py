@@ -139,7 +139,8 @@ class Recorder:
             del outlive
             gc.collect()
             outlive = self._held_elsewhere()
-        for tensor in (*outputs, *outlive, *self._buffers):
+        hooked = [tensor for tensor in self._alive.values() if tensor._backward_hooks]  # they get its gradient
+        for tensor in (*outputs, *outlive, *hooked, *self._buffers):
             self.graph.outputs.update(self._reads(tensor))
         if stopped or not self._on_meta:  # numpy has no operators
             self.parameters.note_reads("code outside of torch", self.parameters.unread.values())
@@ -228,6 +229,11 @@ class Recorder:
             if (leaf := self._original.get(id(tensor))) is not None:
                 self.past.add(leaf)
                 self.parameters.note_reads(PAST, [leaf])
+
+    def note_handed_on(self, tensor: Tensor) -> None:
+        """Note a tensor whose values code outside of torch gets."""
+        self.graph.outputs.update(self._reads(tensor))
+        self.parameters.note_reads("code outside of torch", self.parameters.sources([tensor]))
 
     def note_number(self, tensor: Tensor) -> None:
         """Note a tensor that is made of numbers of Python's."""

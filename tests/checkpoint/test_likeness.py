@@ -1,10 +1,12 @@
 """A network that `load` is given computes what the saved one did, or is refused with the layer that does not."""
 
 import copy
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -139,6 +141,19 @@ def test_what_is_drawn_tells_nothing(tmp_path: Path) -> None:
     normswap.save(net, tmp_path)
     assert (net.calls, torch.get_rng_state().tolist()) == (before, state.tolist())
     normswap.load(tmp_path, model=Restless())
+
+
+@pytest.mark.parametrize("drawn", [random.random, np.random.rand], ids=["Python's", "numpy's"])
+def test_what_python_or_numpy_draws_tells_nothing(drawn: Callable[[], float], tmp_path: Path) -> None:
+    class Drawing(Small):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x * (0.5 + drawn()))
+
+    normswap.save(normswap.convert(Drawing().eval(), example_input=X), tmp_path)
+    state = random.getstate(), np.random.get_state()[2]
+    drawn()
+    normswap.load(tmp_path, model=Drawing())
+    assert state != (random.getstate(), np.random.get_state()[2])
 
 
 class Ranked(Small):

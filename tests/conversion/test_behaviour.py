@@ -1,11 +1,13 @@
 """Checks by numbers where a network is random, has no numbers, or gives something else by mode."""
 
+import random
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import broken
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -358,6 +360,17 @@ def test_noise_in_eval_mode_is_no_dependence_on_the_batch() -> None:
 class Noise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.dropout(x, 0.5, training=True)
+
+
+@pytest.mark.parametrize("drawn", [random.random, np.random.rand], ids=["Python's", "numpy's"])
+def test_a_network_for_which_python_or_numpy_draws_passes(drawn: Callable[[], float]) -> None:
+    class Drawing(broken.Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * (0.5 + drawn())
+
+    model = Drawing()
+    checks = normswap.check(normswap.convert(model, example_input=broken.X), model)
+    assert checks, checks
 
 
 def test_torchs_random_numbers_stay_as_they_were() -> None:

@@ -44,6 +44,14 @@ def test_what_becomes_of_a_copy_counts_as_no_change_of_the_model(tmp_path: Path)
     loss.backward()
 
 
+def test_norms_in_one_memory_are_left() -> None:
+    """One was matched in place over the other, which computed something else then."""
+    model = warm(small())
+    model[4].weight.data, model[4].bias.data = model[1].weight.data, model[1].bias.data  # type: ignore[union-attr]
+    with pytest.raises(normswap.NothingToConvert, match="others hold its weight, too"):
+        normswap.convert(model, inplace=True)
+
+
 def test_in_place_keeps_parameter_objects_and_the_optimizer() -> None:
     model = small()
     parameters = list(model.parameters())

@@ -322,6 +322,20 @@ def test_what_hooks_close_over() -> None:
     assert all(cell.cell_contents != 1 for cell in hook.__closure__ if isinstance(cell.cell_contents, int))
 
 
+def test_what_hooks_of_the_whole_program_keep() -> None:
+    model, seen = type("Net", (Base,), {"step": lambda self, x: None})(), list[Any]()
+    handles = [
+        nn.modules.module.register_module_forward_hook(lambda module, args, output: seen.append(output)),
+        nn.modules.module.register_module_forward_pre_hook(lambda module, args: seen.append(args)),
+    ]
+    try:
+        normswap.check(normswap.convert(model, example_input=torch.zeros(2, 3, 9, 9)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert seen == []
+
+
 def test_a_pass_that_fails_leaves_nothing_either() -> None:
     def step(self: Any, x: Tensor) -> None:
         LOG.append(x)

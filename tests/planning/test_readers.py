@@ -1,12 +1,14 @@
 """Convolutions that something else reads, runs or holds stay plain; what leaves and what runs is what it was."""
 
 import copy
+import ctypes
 import functools
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -87,9 +89,20 @@ def in_a_thread(function: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
         return pool.submit(function, h).result()
 
 
-def filled(h: Tensor) -> Tensor:
-    h[..., 0].fill_(1)
+def filled(h: Tensor, value: Any = 1) -> Tensor:
+    h[..., 0].fill_(value)
     return h
+
+
+@torch.library.custom_op("normswap_tests::mul", mutates_args=())
+def clipped(h: Tensor, factor: float) -> Tensor:
+    """An operator with the name of one of torch's that does something else."""
+    return factor * h.clamp(-1, 1)
+
+
+@clipped.register_fake
+def _(h: Tensor, factor: float) -> Tensor:
+    return torch.empty_like(h)
 
 
 SEEN: list[Tensor] = []
@@ -100,6 +113,10 @@ READERS: dict[str, Callable[[Any, Tensor], Any]] = {
     "object": through(lambda net, h: Holder(inner=Holder(h=h))),
     "iterator": through(lambda net, h: iter([h])),
     "generator": through(lambda net, h: (item for item in [h])),
+    "list": through(lambda net, h: float(np.tanh(h.tolist()).sum())),
+    "dlpack": through(lambda net, h: float(np.from_dlpack(h).sum())),
+    "address": through(lambda net, h: ctypes.c_void_p(h.data_ptr())),
+    "operator of another's": after(lambda net, h, o: clipped(h, 2.0)),
     "numpy": through(lambda net, h: h.detach().numpy().copy()),
     "weight": through(lambda net, h: net.conv.weight),
     "weight, detached": through(lambda net, h: Holder(w=net.conv.weight.detach())),
@@ -112,6 +129,7 @@ READERS: dict[str, Callable[[Any, Tensor], Any]] = {
     "rounding division": after(lambda net, h, o: torch.div(h, 0.1, rounding_mode="floor")),
     "padded with ones": after(lambda net, h, o: F.pad(h, (1, 1), value=1.0)),
     "filled with ones": after(lambda net, h, o: filled(h)),
+    "filled with a tensor": after(lambda net, h, o: filled(h, torch.tensor(1.0))),
     "noise": after(lambda net, h, o: h + torch.randn_like(h)),
     "position": after(lambda net, h, o: h + torch.arange(6.0)),
     "position kept as a buffer": after(lambda net, h, o: h + net.queue.flatten()[:36].view(6, 6)),
@@ -163,6 +181,77 @@ def noise_of(net: Any, x: Tensor) -> Tensor:
     return x + torch.randn_like(x) if net.training else x
 
 
+class Told:
+    """Adds noise where it is told to, and is no module."""
+
+    def __call__(self, x: Tensor, yes: bool) -> Tensor:
+        return noisy(x, yes)
+
+    def apply(self, x: Tensor, yes: bool) -> Tensor:
+        return self(x, yes)
+
+
+class ToldFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor, yes: bool) -> Tensor:
+        return x + torch.randn_like(x) if yes else x.clone()
+
+
+class Mixed:
+    """Adds noise in train mode, as a base of a network that is no module itself."""
+
+    training: bool
+
+    def noisy(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x) if self.training else x
+
+
+class MixedNet(Mixed, Base):
+    pass
+
+
+TOLD = Told()
+
+
+class Computed(Base):
+    """Has attributes that are computed, in ways that no code names."""
+
+    class Flag:
+        def __get__(self, net: Any, _kind: Any) -> bool:
+            return bool(net.training)
+
+    described = Flag()
+
+    def __getattr__(self, name: str) -> Any:
+        return self.training if name == "asked" else super().__getattr__(name)
+
+
+class Watching:
+    """Tells of the mode in a ``with`` and a loop."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+
+    def __enter__(self) -> bool:
+        return self.net.training
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __iter__(self) -> Any:
+        return iter([True] if self.net.training else [])
+
+
+def entered(net: Any) -> bool:
+    with Watching(net) as yes:
+        return yes
+
+
+def flagged(net: Any) -> None:
+    net.flag = False
+    net.register_forward_pre_hook(lambda own, args: setattr(own, "flag", own.training))
+
+
 class SetsFlag(Base):
     more = False
 
@@ -188,11 +277,38 @@ BY_MODE: dict[str, Callable[[], nn.Module]] = {
     "by its name": lambda: Base(nothing, lambda net, x: both(net, x, getattr(net, "training"))),  # noqa: B009
     "of any module": lambda: Base(nothing, lambda net, x: both(net, x, any(m.training for m in net.modules()))),
     "a flag that is set with it": lambda: SetsFlag(nothing, lambda net, x: both(net, x, net.more)),
+    "a flag that a hook sets": lambda: Base(flagged, lambda net, x: both(net, x, net.flag)),
+    "a number made of it": lambda: Base(nothing, lambda net, x: [net.bn(h := net.conv(x)), h][: 1 + int(net.training)]),
+    "a descriptor": lambda: Computed(nothing, lambda net, x: both(net, x, net.described)),
+    "an attribute that is not there": lambda: Computed(nothing, lambda net, x: both(net, x, net.asked)),
+    "a context": lambda: Base(nothing, lambda net, x: both(net, x, entered(net))),
+    "a loop": lambda: Base(nothing, lambda net, x: both(net, x, len([*Watching(net)]) > 0)),
     "a property": lambda: SetsFlag(nothing, lambda net, x: both(net, x, net.trains)),
+    "an object": lambda: Base(holding(Told()), lambda net, x: net.bn(net.layer(net.conv(x), net.training))),
+    "an object's method": lambda: Base(
+        holding([Told()]), lambda net, x: net.bn(net.layer[0].apply(net.conv(x), net.training))
+    ),
+    "an object of the file": lambda: Base(nothing, lambda net, x: net.bn(TOLD(net.conv(x), net.training))),
+    "an object that is made": lambda: Base(nothing, lambda net, x: net.bn(Told()(net.conv(x), net.training))),
+    "a function in a list": lambda: Base(
+        holding([noisy]), lambda net, x: net.bn(net.layer[0](net.conv(x), net.training))
+    ),
+    "a partial in a dict": lambda: Base(
+        holding({0: functools.partial(noisy)}), lambda net, x: net.bn(net.layer[0](net.conv(x), net.training))
+    ),
+    "a default": lambda: Base(nothing, lambda net, x, add=noisy: net.bn(add(net.conv(x), net.training))),
+    "a function of autograd": lambda: Base(
+        nothing, lambda net, x: net.bn(ToldFunction.apply(net.conv(x), net.training))
+    ),
+    "a base that is no module": lambda: MixedNet(nothing, lambda net, x: net.bn(net.noisy(net.conv(x)))),
+    "dropout that adds": lambda: Base(holding(nn.AlphaDropout()), lambda net, x: net.bn(net.layer(net.conv(x)))),
+    "dropout of channels that adds": lambda: Base(
+        nothing, lambda net, x: net.bn(F.feature_alpha_dropout(net.conv(x), 0.5, net.training))
+    ),
 }
 
 
-def holding(layer: nn.Module) -> Callable[[Any], None]:
+def holding(layer: Any) -> Callable[[Any], None]:
     return lambda net: setattr(net, "layer", layer)
 
 
@@ -595,6 +711,7 @@ def test_a_layer_that_is_found_past_the_modules_stays_plain(keep: Any, found: Ca
 WITH_GRADIENTS = {
     "enabled": lambda net, x: (net.bn(net.conv(x)), net.conv(x)) if torch.is_grad_enabled() else net.bn(net.conv(x)),
     "wanted": lambda net, x: penalized(net, net.conv(x)),
+    "of a result": lambda net, x: net.bn(h) if (h := net.conv(x)).is_leaf else (net.bn(h), h),
 }
 
 
@@ -611,6 +728,37 @@ def test_what_reads_a_convolution_with_gradients_alone_is_seen(run: Callable[[An
     result = normswap.convert(net, example_input=X)
     assert type(result.conv) is nn.Conv2d
     assert torch.equal(result(X)[1], wanted)
+
+
+def clipping(net: Any, h: Tensor, yes: bool) -> Tensor:
+    if yes:
+        h.register_hook(lambda gradient: gradient.clamp(-1, 1))
+    return net.bn(h)  # type: ignore[no-any-return]
+
+
+def clipping_after(net: Any) -> None:
+    net.conv.register_full_backward_hook(lambda conv, inputs, outputs: inputs)
+
+
+def clipping_before(net: Any) -> None:
+    net.conv.register_full_backward_pre_hook(lambda conv, outputs: tuple(gradient.clamp(-1, 1) for gradient in outputs))
+
+
+GRADIENT_HOOKS: dict[str, Callable[[], Base]] = {
+    "of a tensor": lambda: Base(nothing, lambda net, x: clipping(net, h := net.conv(x), h.requires_grad)),
+    "of a tensor in train mode": lambda: Base(nothing, lambda net, x: clipping(net, net.conv(x), net.training)),
+    "of a layer": lambda: Base(clipping_after, lambda net, x: net.bn(net.conv(x))),
+    "before a layer": lambda: Base(clipping_before, lambda net, x: net.bn(net.conv(x))),
+}
+
+
+@pytest.mark.parametrize("build", GRADIENT_HOOKS.values(), ids=GRADIENT_HOOKS)
+def test_a_hook_that_gets_gradients_of_a_convolution_gets_them_as_they_were(build: Callable[[], Base]) -> None:
+    net = build().eval()
+    nn.init.uniform_(net.bn.running_var, 0.5, 2)
+    plan = normswap.inspect(net, example_input=X)
+    assert plan.norms[0].not_equalized
+    assert not plan.scales
 
 
 ON_THE_CPU = {

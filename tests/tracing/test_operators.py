@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision  # noqa: F401  (its operators)
 
 from normswap.tracing.graph import Kind
 from normswap.tracing.operators import base_name, kind_of
@@ -34,6 +35,7 @@ def test_kinds(name: str, data: int, parameters: int, kind: Kind) -> None:
 NAMES = {
     "overload": (aten.add.Tensor, "add"),
     "in place": (aten.relu_.default, "relu"),
+    "another's": (torch.ops.torchvision.nms.default, "torchvision::nms"),
     "private": (aten._unsafe_view.default, "unsafe_view"),
 }
 
