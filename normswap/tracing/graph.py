@@ -119,8 +119,8 @@ class Graph:
 
     nodes: list[Node] = field(default_factory=list)
     outputs: set[int] = field(default_factory=set)
-    places: set[int] = field(default_factory=set)
-    """Nodes whose results were written over."""
+    fixed: set[int] = field(default_factory=set)
+    """Nodes whose results were written over, or whose gradients a hook gets: these are to stay as large as they are."""
 
     def add(self, node: Node) -> int:
         """Append a node and return its index."""
@@ -148,7 +148,7 @@ class Graph:
             select: Which of those count.
         """
         ends, found = self._ends(select), [NOTHING] * len(self.nodes)
-        known = {parent for node in self.nodes for parent in node.parents} | self.outputs | self.places
+        known = {parent for node in self.nodes for parent in node.parents} | self.outputs | self.fixed
         for index in range(len(self.nodes) - 1, -1, -1):
             node = self.nodes[index]
             if index in self.outputs:
@@ -207,7 +207,7 @@ class Graph:
                     break
                 norms |= read
             else:
-                found[index] = None if index in self.outputs or index in self.places else norms
+                found[index] = None if index in self.outputs or index in self.fixed else norms
                 continue
             found[index] = None
         return found

@@ -97,6 +97,8 @@ class Recorder:
             self.norm_asked.setdefault(norm, set()).add(key)
 
     def _hook(self, name: str, module: nn.Module, *, is_norm: bool) -> None:
+        gives_gradients = bool(module._backward_hooks or module._backward_pre_hooks)
+
         def entering(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._inside and self._modules[-1] == self._inside[-1]:
                 self.norm_steps[self._inside[-1]].append(f"module:{name}")
@@ -115,6 +117,8 @@ class Recorder:
                 self._inside.pop()
                 for tensor in made:
                     self._name(tensor, self.norm_nodes[name][-1])
+            for tensor in (*tensors_in((args, kwargs)), *made) if gives_gradients else ():
+                self.graph.fixed.update(self._reads(tensor))
 
         module.register_forward_pre_hook(entering, with_kwargs=True)
         # what the user's own hooks compute is no part of the module: they stay on what replaces it
@@ -219,7 +223,7 @@ class Recorder:
         before = {self._node[id(tensor)] for tensor in written if id(tensor) in self._node}
         for tensor in [*made, *written]:
             self._name(tensor, index)
-        self.graph.places.update(before)
+        self.graph.fixed.update(before)
         for tensor in written:
             self._writers.setdefault(storage_of(tensor), []).append(index)
 

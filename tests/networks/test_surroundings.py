@@ -194,7 +194,8 @@ class Counting(nn.BatchNorm2d):
         return super().forward(x)
 
 
-HELD = ("_parameters", "_buffers", "_modules", "_normswap_plan")
+HELD = ("_parameters", "_buffers", "_modules", "_normswap_plan", "_state_dict_hooks", "_load_state_dict_pre_hooks")
+"""Attributes of a network that its conversion is there to change."""
 
 STEPS: dict[str, Callable[[Any, Tensor], None]] = {
     "a global variable": a_global,

@@ -62,7 +62,7 @@ def test_a_layer_that_runs_often_is_one_end() -> None:
 def walked(graph: Graph, start: int, back: bool) -> tuple[set[int], set[Kind], bool]:
     """Walk from one node alone, way by way; forward, what is steered ends a way, and what nothing is known of."""
     ends, via, leaves, stack, seen = set[int](), set[Kind](), not back and start in graph.outputs, [start], {start}
-    known = graph.outputs | graph.places
+    known = graph.outputs | graph.fixed
     while stack:
         here = stack.pop()
         ahead = graph.nodes[here].parents if back else [i for i, n in enumerate(graph.nodes) if here in n.parents]
@@ -94,7 +94,7 @@ def test_all_walks_at_once_are_each_walk_alone(seed: int) -> None:
         kind = drawn.choice(sorted(kinds)) if index else Kind.INPUT
         found.add(Node(kind, str(index), parents, steered_by=steered))
     found.outputs = {drawn.randrange(60) for _ in range(3)}
-    found.places = {drawn.randrange(60) for _ in range(9)}
+    found.fixed = {drawn.randrange(60) for _ in range(9)}
     for back, reaches in ((True, found.upstream()), (False, found.downstream())):
         norms = (found.upstream if back else found.downstream)(lambda node: node.kind is Kind.NORM)
         for start in range(60):
