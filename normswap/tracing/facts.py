@@ -8,7 +8,7 @@ from operator import or_
 from typing import Any
 
 from normswap.networks.inputs import Samples, samples_in
-from normswap.tracing.graph import FEW, LAYERS, NAMED, Graph, Kind, Node, Reach, Select
+from normswap.tracing.graph import FEW, LAYERS, NAMED, Graph, Kind, Node, Reach, Select, Slices
 from normswap.tracing.recorder import Recorder, Shapes
 
 OWN_READS = {
@@ -230,7 +230,7 @@ def _positions(shape: tuple[int, ...]) -> int:
     return math.prod(shape[2:])
 
 
-def _named(graph: Graph, slices: tuple[tuple[int, int], ...]) -> tuple[Slice, ...]:
+def _named(graph: Graph, slices: Slices) -> tuple[Slice, ...]:
     """Return slices with the names of their layers; what is no layer's is one slice with what is beside it."""
     found = list[Slice]()
     for index, channels in slices:

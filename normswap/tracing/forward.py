@@ -81,6 +81,7 @@ def trace(
     values = list(islice(candidates(model), MOST_TRIES)) if made_up else list(readings(example_input, model))
     around = Surroundings(model) if around is None else around
     code = running(model.modules()) if edges else Running({}, ())
+    by_class = branches_on_classes(code)
     failures: list[str] = []
     stopped: tuple[Any, Trace] | None = None
     misfit: tuple[Any, Trace] | None = None
@@ -89,8 +90,8 @@ def trace(
             break
         found = _run(model, value, around, training=False, data=data, edges=edges)
         missed = found.left_out(network.norms) if edges and (found.stopped_by is None or not made_up) else set()
-        if missed or branches_on_classes(code):
-            found = _by_classes(model, value, around, found, missed, asked=branches_on_classes(code))
+        if missed or by_class:
+            found = _by_classes(model, value, around, found, missed, asked=by_class)
         found = replace(found, made_up=made_up)
         if made_up and _misfits(network, found):
             misfit = misfit or (value, found)

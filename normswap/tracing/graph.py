@@ -183,7 +183,9 @@ class Graph:
         if len(node.parents) != 1 or node.parents[0] in node.steered_by:
             return False
         times = node.name in TIMES and node.kind in (Kind.SCALE, Kind.VIEW)
-        return (times and node.shape == self.nodes[node.parents[0]].shape) or node.name in MOVES | AVERAGES
+        return (
+            (times and node.shape == self.nodes[node.parents[0]].shape) or node.name in MOVES or node.name in AVERAGES
+        )
 
     def norms_alone(self) -> dict[int, frozenset[int] | None]:
         """Return for each layer and concatenation the norms that read it; None where anything else does, too.

@@ -5,25 +5,19 @@ from typing import Any
 
 from torch import Tensor
 
-from normswap.tracing.graph import Kind
+from normswap.tracing.graph import AVERAGES, MOVES, Kind
 
-VIEWS = frozenset(
-    """view reshape unsafe_view reshape_alias permute transpose t expand slice select split split_with_sizes
-        unsafe_split unsafe_split_with_sizes chunk unsafe_chunk unbind unsqueeze squeeze clone contiguous to_copy
-    detach alias as_strided
-    flatten unflatten roll flip rot90 index_select gather index take pixel_shuffle pixel_unshuffle unfold im2col col2im
-    native_dropout dropout constant_pad_nd pad reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d
-    replication_pad2d replication_pad3d repeat copy copy_ lift lift_fresh movedim narrow channel_shuffle
-    native_channel_shuffle view_as swapaxes tile diagonal repeat_interleave conj resolve_conj view_as_real
-    view_as_complex fill real view_copy expand_copy permute_copy slice_copy""".split()
+VIEWS = MOVES | frozenset(
+    """expand slice select split split_with_sizes unsafe_split unsafe_split_with_sizes chunk unsafe_chunk unbind
+    as_strided roll flip rot90 index_select gather index take pixel_shuffle pixel_unshuffle unfold im2col col2im
+    native_dropout dropout pad reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d
+    replication_pad2d replication_pad3d repeat copy copy_ lift lift_fresh narrow channel_shuffle
+    native_channel_shuffle tile diagonal repeat_interleave conj resolve_conj view_as_real view_as_complex fill
+    real expand_copy slice_copy""".split()
 )
-POOLS = frozenset(
-    """avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d_with_indices max_pool3d_with_indices max_pool2d max_pool3d
-    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
-    adaptive_max_pool3d mean upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_nearest_exact1d
-    upsample_nearest_exact2d upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d upsample_bilinear2d_aa
-    upsample_bicubic2d upsample_bicubic2d_aa upsample_trilinear3d max_unpool2d grid_sampler_2d
-    grid_sampler_3d""".split()
+POOLS = AVERAGES | frozenset(
+    """max_pool1d max_pool2d_with_indices max_pool3d_with_indices max_pool2d max_pool3d adaptive_max_pool1d
+    adaptive_max_pool2d adaptive_max_pool3d max_unpool2d grid_sampler_2d grid_sampler_3d""".split()
 )
 SHAPE_READERS = frozenset(
     """zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty new_full

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from normswap.networks.inputs import tensors_in
 from normswap.networks.network import Network
 from normswap.tracing.asking import watch
-from normswap.tracing.graph import LAYERS, Graph, Kind, Node
+from normswap.tracing.graph import LAYERS, Graph, Kind, Node, Slices
 from normswap.tracing.operators import ADDS, SHAPE_READERS, VIEWS, kind_of, steers, varies
 from normswap.tracing.parameters import Parameters, storage_of
 
@@ -257,7 +257,7 @@ class Recorder:
         constants = [tensor for tensor in operands if not self._reads(tensor)]
         return any(varies(constant, tuple(made[0].shape), channels_first=first) for constant in constants)
 
-    def _slices(self, operands: list[Tensor], made: list[Tensor]) -> tuple[tuple[int, int], ...]:
+    def _slices(self, operands: list[Tensor], made: list[Tensor]) -> Slices:
         """Return node and channels of every operand of a concatenation along axis 1; nothing of another one.
 
         The shapes tell the axis: channels add up, and all else agrees.
